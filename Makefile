@@ -1,0 +1,61 @@
+# Everything runs in .venv, which is made on demand from constraints.txt. `make help` lists the targets.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --prefer-binary
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint format test test-own test-smoke demo test-versions bench faults outside clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP)  ## make .venv with everything that the other targets need
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=... setup" if sys.version_info < (3, 11) else 0)'
+	@echo "installing into $(VENV) (once; about two minutes)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[smoke,dev]'
+	touch $@
+
+lint: $(STAMP)  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+test: test-own test-smoke  ## our own tests, then the smoke tests on a local cluster
+
+test-own: $(STAMP)
+	$(BIN)/python -m pytest --timeout 300 --junitxml=test-results/own.xml
+
+test-smoke: $(STAMP) | images
+	$(BIN)/python -m pytest --gpu-cluster gpu_tests -m smoke --junitxml=test-results/smoke.xml
+
+.PHONY: images
+images: $(STAMP)
+	$(BIN)/python -m gpu_tests.fetch
+
+demo: $(STAMP) | images  ## the main job: all of gpu_tests on a local cluster
+	$(BIN)/python -m pytest --gpu-cluster gpu_tests --junitxml=test-results/demo.xml
+
+test-versions: $(STAMP)  ## what depends on pytest's version, on 8.4, 9.0, 9.1 and 9.2
+	$(BIN)/python -m tests.versions 8.4 9.0 9.1 9.2
+
+bench: $(STAMP)  ## measure the figures of the README into bench.json (about half an hour)
+	$(BIN)/python -m tests.benchmarks.bench
+
+faults: $(STAMP)  ## kill every process in turn; what is left goes into faults.json
+	$(BIN)/python -m tests.faults.run
+
+outside: $(STAMP)  ## other projects' suites: pytest and pytest --gpu-cluster must agree
+	$(BIN)/python -m tests.outside.run
+
+clean:  ## remove what make made; a warm cluster is ended first
+	-test ! -x $(BIN)/gpu-cluster || $(BIN)/gpu-cluster down
+	rm -rf $(VENV) .venv-* test-results build dist .mypy_cache .ruff_cache .pytest_cache

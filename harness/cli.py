@@ -1,0 +1,207 @@
+"""`gpu-cluster`: what is there, what was said, and how to end it.
+
+    gpu-cluster ls               sessions and clusters
+    gpu-cluster logs SESSION     what happened in a session, a line per event
+    gpu-cluster down [CLUSTER …] close clusters of this store (all of them when none is named)
+    gpu-cluster sweep            end what no client and no keeper holds any more
+    gpu-cluster doctor           what would go wrong, before anything is spent
+
+Each takes --json. The store is that of [tool.gpu-cluster] in the nearest pyproject.toml, or GPU_CLUSTER_STORE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import clusters, environment, options
+from harness.errors import HarnessError, RequestError
+from harness.journal import JournalReader
+from harness.model import Settings
+from harness.providers import ClusterRef, provider
+from harness.remote.gpu import by_nvml
+from harness.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the command was given: the project, its settings and its store."""
+
+    root: Path
+    settings: Settings
+    store: Store
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="gpu-cluster", description="Sessions and clusters of pytest --gpu-cluster.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add: Callable[[str, str], argparse.ArgumentParser] = lambda name, text: commands.add_parser(name, help=text, description=text)  # noqa: E731
+    made = {
+        "ls": add("ls", "List the sessions and the clusters of the store."),
+        "logs": add("logs", "Say what happened in a session, a line per event."),
+        "down": add("down", "Close clusters of the store, idle or busy."),
+        "sweep": add("sweep", "End what no client and no keeper holds any more."),
+        "doctor": add("doctor", "Say what would go wrong, before anything is spent."),
+    }
+    made["logs"].add_argument("session", help="a session's id, its beginning, or 'last'")
+    made["down"].add_argument("cluster", nargs="*", help="cluster ids as ls shows them; none: every cluster of the store")
+    for each in made.values():
+        each.add_argument("--json", action="store_true", help="one JSON document instead of text")
+    chosen = parser.parse_args(arguments)
+    try:
+        answer, text, code = {"ls": ls, "logs": logs, "down": down, "sweep": sweep, "doctor": doctor}[chosen.command](chosen)
+    except HarnessError as problem:
+        print(f"gpu-cluster: {problem}", file=sys.stderr)
+        return problem.exit_code
+    print(json.dumps(answer, indent=2) if chosen.json else text)
+    return code
+
+
+def place() -> Place:
+    """The nearest pyproject.toml upwards decides; without one, this directory and the defaults."""
+    here = Path.cwd()
+    root = next((p for p in (here, *here.parents) if (p / "pyproject.toml").exists()), here)
+    settings = options.read_settings(root / "pyproject.toml", profile=None, environ=os.environ)
+    if "://" not in settings.store and not (root / settings.store).exists():
+        raise RequestError(
+            f"there is no store at {root / settings.store}", remedy="run pytest --gpu-cluster once, or set GPU_CLUSTER_STORE"
+        )
+    return Place(root=root, settings=settings, store=Store.open(settings.store, base=root))
+
+
+def session_ids(store: Store) -> list[str]:
+    """Oldest first: an id begins with its time."""
+    return sorted(store.names("sessions"))
+
+
+def ls(_: argparse.Namespace) -> tuple[Any, str, int]:
+    at = place()
+    sessions = []
+    for name in session_ids(at.store)[-20:]:
+        result = at.store.get(f"sessions/{name}/result.json")
+        sessions.append(
+            {"session": name, **(json.loads(result) if result else {"closed_by": None, "exitstatus": None, "message": "not final"})}
+        )
+    found = []
+    for record, state in clusters.records(at.store):
+        there = provider(record["provider"]).state(ClusterRef(provider=record["provider"], id=record["id"]))
+        found.append(
+            {
+                "cluster": record["id"],
+                "provider": record["provider"],
+                "state": state["state"] if there.state == "running" else "gone",
+                "session": state["session"],
+                "idle_left_s": state.get("idle_left_s"),
+                "nodes": record["shape"]["nodes"],
+            }
+        )
+    lines = [f"{s['session']}  exit {s['exitstatus']}  {s.get('failure_class') or ''}  {s['message']}".rstrip() for s in sessions] or [
+        "no session"
+    ]
+    lines += [f"cluster {c['cluster']}  {c['provider']}  {c['state']}  {c['session'] or ''}".rstrip() for c in found] or ["no cluster"]
+    return {"store": at.store.url, "sessions": sessions, "clusters": found}, "\n".join(lines), 0
+
+
+def logs(chosen: argparse.Namespace) -> tuple[Any, str, int]:
+    at = place()
+    known = session_ids(at.store)
+    match = known[-1:] if chosen.session == "last" else [name for name in known if name.startswith(chosen.session)]
+    if len(match) != 1:
+        raise RequestError(f"{len(match)} sessions match {chosen.session!r}", remedy="take an id from: gpu-cluster ls")
+    events = JournalReader(at.store, f"sessions/{match[0]}/events").poll()
+    return events, "\n".join(line(event) for event in events), 0
+
+
+def line(event: dict[str, Any]) -> str:
+    """An event for a reader: who, what, and the words that matter."""
+    shown = ("name", "detail", "seconds", "nodeid", "when", "attempt", "worker", "failure_class", "status", "exitstatus", "message", "text")
+    said = " ".join(
+        f"{key}={round(event[key], 3) if isinstance(event[key], float) else event[key]}"
+        for key in shown
+        if event.get(key) not in (None, "")
+    )
+    return f"{event['seq']:>6} {event['writer']:8} {event['kind']:18} {said}"
+
+
+def down(chosen: argparse.Namespace) -> tuple[Any, str, int]:
+    at = place()
+    known = {record["id"]: record for record, _ in clusters.records(at.store)}
+    if unknown := [name for name in chosen.cluster if name not in known]:
+        raise RequestError(f"no cluster {', '.join(unknown)} in {at.store.url}", remedy="take an id from: gpu-cluster ls")
+    closed = []
+    for name in chosen.cluster or known:
+        ref = ClusterRef(provider=known[name]["provider"], id=name)
+        provider(ref.provider).close(ref)
+        at.store.delete(list(at.store.list(f"clusters/{name}/")))
+        closed.append(name)
+    return {"closed": closed}, "\n".join(f"cluster {name} closed" for name in closed) or "no cluster", 0
+
+
+def sweep(_: argparse.Namespace) -> tuple[Any, str, int]:
+    try:
+        at: Place | None = place()
+    except RequestError:
+        at = None  # without a store, what the provider owns can still be swept
+    done = clusters.sweep(at.store if at else None, provider(at.settings.provider if at else "local"))
+    return {"done": done}, "\n".join(done) or "nothing to sweep", 0
+
+
+def doctor(_: argparse.Namespace) -> tuple[Any, str, int]:
+    found = list(examine())
+    text = "\n".join(
+        f"{'ok  ' if f['ok'] else 'FAIL'} {f['check']}: {f['said']}" + ("" if f["ok"] else f"\n     remedy: {f['remedy']}") for f in found
+    )
+    return found, text, 0 if all(f["ok"] for f in found) else 4
+
+
+def examine() -> Iterator[dict[str, Any]]:
+    """Each check on its own, so that one failure hides no other."""
+    import pytest
+
+    here = Path.cwd()
+    root = next((p for p in (here, *here.parents) if (p / "pyproject.toml").exists()), here)
+    settings = Settings(local_python=sys.executable)
+
+    def check(name: str, act: Callable[[], str]) -> dict[str, Any]:
+        try:
+            return {"check": name, "ok": True, "said": act(), "remedy": ""}
+        except HarnessError as problem:
+            return {"check": name, "ok": False, "said": problem.what, "remedy": problem.remedy}
+
+    def read() -> str:
+        nonlocal settings
+        settings = options.read_settings(root / "pyproject.toml", profile=None, environ=os.environ)
+        return f"{root / 'pyproject.toml'}"
+
+    def writable() -> str:
+        store = Store.open(settings.store, base=root)
+        store.check_writable()
+        return store.url
+
+    def installed() -> str:
+        there = environment.describe(settings.local_python)
+        environment.check(there, pytest_version=pytest.__version__)
+        return (
+            f"{there.python}: ray {there.versions['ray']}, pytest {there.versions['pytest']}, torch {there.versions.get('torch', 'absent')}"
+        )
+
+    def gpus() -> str:
+        real, driver = by_nvml(os.environ)
+        if settings.require_gpu and not real:
+            raise RequestError("require-gpu is set, and NVML finds no GPU", remedy="set require-gpu = false, or use a machine with a GPU")
+        return f"{len(real)} x {real[0].name}, driver {driver}" if real else f"none; {settings.simulated_gpus} would be simulated"
+
+    yield check("settings", read)
+    yield check("store", writable)
+    yield check("environment", installed)
+    yield check("GPUs", gpus)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

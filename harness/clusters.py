@@ -1,0 +1,177 @@
+"""A cluster for one session: a warm one that agrees, or a new one; a heartbeat while it is ours; given back or closed."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.environment import own_code
+from harness.errors import HarnessError, InfrastructureError
+from harness.providers import BootScript, ClusterRef, ClusterSpec, Provider
+from harness.store import Store
+
+PROTOCOL = 1  # of the keeper: a warm cluster must speak it
+HEARTBEAT_S = 5.0
+DECISION_S = 4.0  # a warm cluster that has not answered by then is not waited for
+GRACE_S = 45.0  # a keeper ends a local session whose client is silent for so long
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lent:
+    """A cluster that has taken the session, or is starting with the session in its inbox."""
+
+    ref: ClusterRef
+    warm: bool
+    note: str
+
+
+def owner() -> str:
+    """Who may reuse a cluster: this user on this machine since its last start."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{getpass.getuser()}@{socket.gethostname()}/{boot.read_text().strip()[:8] if boot.exists() else ''}"
+
+
+def new_id() -> str:
+    return f"c{secrets.token_hex(3)}"
+
+
+def records(store: Store) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each cluster's record and its last announced state, as the store has them."""
+    for key in store.list("clusters/"):
+        if key.endswith("/cluster.json"):
+            raw, state = store.get(key), store.get(key.replace("/cluster.json", "/state.json"))
+            if raw is not None:
+                yield json.loads(raw), json.loads(state) if state else {"state": "starting", "session": None}
+
+
+def acquire(store: Store, provider: Provider, spec: ClusterSpec, session: str, values: Mapping[str, str]) -> Lent:
+    """Ask the warm clusters of this shape, else launch one. Raises InfrastructureError, RequestError."""
+    busy = ""
+    for record, state in records(store):
+        if record["provider"] != provider.name or record["shape"] != spec.shape() or record["protocol"] != PROTOCOL:
+            continue
+        ref = ClusterRef(provider=provider.name, id=record["id"])
+        if provider.state(ref).state == "gone":
+            store.delete(list(store.list(f"clusters/{ref.id}/")))
+        elif soon_idle(store, state) and ask(store, provider, ref, session, values):
+            return Lent(ref=ref, warm=True, note="warm")
+        else:
+            busy = (
+                f"cluster {ref.id} serves session {state['session']}; " if state["session"] else f"cluster {ref.id} is {state['state']}; "
+            )
+    ref = launch(store, provider, spec, session, values)
+    return Lent(ref=ref, warm=False, note=f"{busy}starting one of our own")
+
+
+def soon_idle(store: Store, state: Mapping[str, Any]) -> bool:
+    """Idle, or still putting away a session whose record is final already."""
+    return state["state"] == "idle" or (state["session"] is not None and store.get(f"sessions/{state['session']}/result.json") is not None)
+
+
+def ask(store: Store, provider: Provider, ref: ClusterRef, session: str, values: Mapping[str, str]) -> bool:
+    """Whether a warm cluster has taken the session. The keeper decides; after a wait the question is withdrawn, once."""
+    with contextlib.suppress(InfrastructureError):
+        provider.hand_over(ref, session, values)
+        store.put(f"clusters/{ref.id}/inbox/{session}", session.encode())
+        decision = f"clusters/{ref.id}/decision/{session}"
+        deadline = time.monotonic() + DECISION_S
+        while time.monotonic() < deadline:
+            if store.get(decision) is not None:
+                return True
+            time.sleep(0.01 if store.is_local else 0.3)
+        withdrawn = json.dumps({"taken": False, "nonce": secrets.token_hex(8)}).encode()
+        return not store.create(decision, withdrawn)
+    return False
+
+
+def launch(store: Store, provider: Provider, spec: ClusterSpec, session: str, values: Mapping[str, str]) -> ClusterRef:
+    """Record first, then rent: whatever happens, the next reader knows what to look for."""
+    plan = provider.plan(spec)
+    record = {
+        "v": 1,
+        "id": spec.token,
+        "provider": provider.name,
+        "protocol": PROTOCOL,
+        "shape": spec.shape(),
+        "deadline_s": spec.deadline_s,
+    }
+    store.put(f"clusters/{spec.token}/cluster.json", json.dumps(record).encode())
+    store.put(f"clusters/{spec.token}/inbox/{session}", session.encode())
+    boot = {
+        "cluster": spec.token,
+        "store": store.url,
+        "ray_token": secrets.token_hex(24),
+        "nodes": spec.nodes,
+        "gpus_per_node": spec.gpus_per_node,
+        "simulated_gpus": spec.simulated_gpus,
+        "idle_s": spec.idle_s,
+        "deadline_s": spec.deadline_s,
+        "grace_s": GRACE_S,
+    }
+    ref = provider.launch(plan, BootScript(code=own_code(), spec=boot))
+    provider.hand_over(ref, session, values)
+    return ref
+
+
+@contextlib.contextmanager
+def heartbeat(store: Store, session: str) -> Iterator[None]:
+    """Say that this client lives, until the block ends. The value is a counter: no clock crosses machines."""
+    over = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while True:
+            count += 1
+            with contextlib.suppress(HarnessError):
+                store.put(f"sessions/{session}/control/heartbeat", f"{os.getpid()} {count}".encode())
+            if over.wait(HEARTBEAT_S):
+                return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=2)
+
+
+def sweep(store: Store | None, provider: Provider) -> list[str]:
+    """End what nobody holds: clusters whose keeper is gone, and what a double kill left of them. Returns what was done, a line each."""
+    done = []
+    for ref in provider.owned():
+        if provider.state(ref).state == "gone":
+            provider.close(ref)
+            done.append(f"cluster {ref.id}: its keeper was gone; what was left of it is ended and removed")
+    for record, state in records(store) if store is not None else ():
+        ref = ClusterRef(provider=record["provider"], id=record["id"])
+        if store is not None and record["provider"] == provider.name and provider.state(ref).state == "gone":
+            if state["session"] is not None and close_record(store, state["session"]):
+                done.append(f"session {state['session']}: its record is final; it was lost with its cluster and its client")
+            store.delete(list(store.list(f"clusters/{ref.id}/")))
+            done.append(f"cluster {ref.id}: struck off the store's list")
+    return done
+
+
+def close_record(store: Store, session: str) -> bool:
+    """Make the record of a session final whose keeper is gone, unless its client is still there to do it. Whether that was done."""
+    result, beat = f"sessions/{session}/result.json", f"sessions/{session}/control/heartbeat"
+    if store.get(result) is not None:
+        return False
+    before = store.get(beat)
+    time.sleep(HEARTBEAT_S + 1)
+    if store.get(beat) != before:
+        return False
+    said = {"v": 1, "closed_by": "sweep", "exitstatus": None, "failure_class": "infrastructure",
+            "message": "client and keeper were lost; what had finished is in the journal", "nonce": secrets.token_hex(8)}  # fmt: skip
+    return store.create(result, json.dumps(said).encode())

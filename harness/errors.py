@@ -1,0 +1,52 @@
+"""What can go wrong, each with a remedy and an exit code.
+
+HarnessError                 1
+├── RequestError             4   what was asked cannot be done; nothing was spent
+├── InfrastructureError     10   not your tests: Ray, a node, the agent, or the store failed
+│   └── StoreError          10   the object store refused, vanished or lied
+├── LimitError              13   the session's deadline was reached
+└── TeardownError           14   results stand, but something may still be running
+
+pytest's own exit codes 0 to 5 keep their meaning; 10 to 19 always mean "not your tests".
+"""
+
+
+class HarnessError(Exception):
+    """A failure with a remedy: a command or an edit the reader can make now."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, remedy: str) -> None:
+        super().__init__(what)
+        self.what, self.remedy = what, remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  remedy: {self.remedy}"
+
+
+class RequestError(HarnessError):
+    """What was asked cannot be done; nothing was spent."""
+
+    exit_code = 4
+
+
+class InfrastructureError(HarnessError):
+    """Not the tests: Ray, a node, the agent or the store failed."""
+
+    exit_code = 10
+
+
+class StoreError(InfrastructureError):
+    """The object store refused, vanished or returned something that is not what was written."""
+
+
+class LimitError(HarnessError):
+    """The session's deadline was reached."""
+
+    exit_code = 13
+
+
+class TeardownError(HarnessError):
+    """Results stand, but something of the cluster may still be running."""
+
+    exit_code = 14

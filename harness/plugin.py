@@ -1,0 +1,194 @@
+"""The pytest side: options, and the run in the place of pytest's own collection and test loop.
+
+Without --gpu-cluster this module declares options, marks and fixtures and does nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness import options
+from harness.errors import HarnessError, RequestError
+from harness.remote.fixtures import MARKERS, artifacts, cluster, device, gpus, testrun_uid, worker_id  # noqa: F401 - fixtures
+
+if TYPE_CHECKING:
+    from harness.remote.wire import Event
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    options.add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
+    if early_config.known_args_namespace.gpu_cluster:
+        from harness import replay
+
+        replay.thin_client(early_config, parser, args)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    if not config.getoption("gpu_plan"):
+        return None
+    from harness.session import Session
+
+    try:
+        plan = Session(options.build_request(config, os.environ), pytest.__version__, {}).plan()
+    except HarnessError as problem:
+        raise pytest.UsageError(str(problem)) from problem
+    for line in (*plan.lines, f"price     at most {plan.price_ceiling_usd:.2f} USD; nothing was started"):
+        print(line)
+    return 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in MARKERS:
+        config.addinivalue_line("markers", line)
+    if config.getoption("gpu_cluster"):
+        from harness import replay
+
+        replay.configure(config)
+        try:
+            request = options.build_request(config, os.environ)
+            config.pluginmanager.register(Host(config, request), "gpu_cluster_host")
+        except HarnessError as problem:
+            raise pytest.UsageError(str(problem)) from problem
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the same orderly way out as Ctrl-C."""
+
+
+class Host:
+    """Runs one session in the place of pytest's collection and loop."""
+
+    def __init__(self, config: pytest.Config, request: Any) -> None:
+        from harness.progress import Progress
+        from harness.replay import Replay
+        from harness.session import Session
+
+        self.config = config
+        self.replay = Replay(config)
+        self.session = Session(request, pytest.__version__, self.replay.facts())
+        self.progress = Progress(self.write, quiet=config.get_verbosity() < -1)
+        self.events: Generator[Event, None, None] | None = None
+        self.failure_class: str | None = None
+        self.message = ""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self.terminate)
+
+    def write(self, line: str) -> None:
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            if reporter._tw._current_line:  # private: a line of dots, whose end ensure_newline does not know with many workers
+                reporter._tw.line()
+            reporter.write_line(line)
+
+    @staticmethod
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated(signal.Signals(number).name)
+
+    def pytest_report_header(self) -> str:
+        return f"gpu-cluster: session {self.session.id}  {self.session.record}"
+
+    def stream(self) -> Iterator[Event]:
+        """The run's events, each shown to the terminal's progress on its way to the replay."""
+        assert self.events is not None
+        for event in self.events:
+            self.progress.show(event)
+            if event.kind == "session_finished":
+                self.failure_class, self.message = event.data.get("failure_class"), event.data.get("message", "")
+            yield event
+
+    def pytest_collection(self, session: pytest.Session) -> bool:
+        self.events = self.session.events()
+        self.guarded(self.replay.collect, session)
+        return True
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.guarded(self.replay.run, session)
+        if self.failure_class is not None:
+            self.replay.lose(session, self.message, failure_class=self.failure_class)
+        self.bring_coverage()
+        return True
+
+    def bring_coverage(self) -> None:
+        """What pytest-cov measured there, before it reports here."""
+        ended = self.replay.ended
+        keys = ended.get("coverage", []) if ended is not None else []
+        parts = [data for key in keys if (data := self.session.store.get(key)) is not None]
+        if parts:
+            from harness.combine import bring_coverage
+
+            bring_coverage(self.config, parts, self.replay.path_here)
+
+    def guarded(self, stage: Any, session: pytest.Session) -> None:
+        """A stage of the replay; what goes wrong on our side becomes the exit code that its class has."""
+        try:
+            stage(self.stream(), session)
+        except RequestError as problem:
+            self.replay.lose(session, str(problem), failure_class="request")
+            raise pytest.UsageError(str(problem)) from problem
+        except HarnessError as problem:
+            self.failure_class, self.message = "infrastructure", str(problem)
+            self.replay.lose(session, str(problem), failure_class="infrastructure")
+        except (KeyboardInterrupt, pytest.exit.Exception):
+            if not self.session.over:  # else a test raised it, which does not cost the warm cluster
+                self.session.interrupted = True
+                self.replay.expect_no_end()
+            raise
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Teardown comes before the report, so that a cluster that would not die is in it."""
+        if self.events is None:  # a command of pytest's own that collects nothing, such as --cache-show
+            return
+        try:
+            self.events.close()
+        except HarnessError as problem:
+            self.session.failure = problem
+        self.describe_suite()
+        self.replay.finish(session)
+        session.exitstatus = self.exit_code(int(session.exitstatus))
+        if self.session.lent is not None:
+            self.seal(int(session.exitstatus))
+
+    def describe_suite(self) -> None:
+        """The session among JUnit's suite properties."""
+        from _pytest.junitxml import xml_key
+
+        if (xml := self.config.stash.get(xml_key, None)) is not None:
+            xml.add_global_property("gpu-cluster.session", self.session.id)
+            xml.add_global_property("gpu-cluster.record", self.session.record)
+            xml.add_global_property("gpu-cluster.simulated-gpus", str(self.progress.simulated).lower())
+
+    def exit_code(self, pytest_code: int) -> int:
+        """pytest's own code, unless what failed was not a test."""
+        codes = {"request": 4, "infrastructure": 10, "limit": 13}
+        if self.failure_class in codes and pytest_code in (0, 1, 5) and not self.replay.own_failures:
+            return codes[self.failure_class]
+        if self.session.failure is not None and pytest_code in (0, 5):
+            return self.session.failure.exit_code
+        return pytest_code
+
+    def seal(self, code: int) -> None:
+        try:
+            self.session.finish(exitstatus=code, failure_class=self.failure_class, message=self.message)
+        except HarnessError as problem:
+            self.write(f"gpu-cluster: the record could not be finished: {problem}")
+
+    def pytest_unconfigure(self) -> None:
+        """The very last lines: what went wrong with machines, where the record is, what is still there."""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        lines = [f"{self.failure_class}: {self.message}"] if self.message and self.failure_class else []
+        lines += [str(self.session.failure)] if self.session.failure is not None else []
+        lines += self.session.farewell(simulated=self.progress.simulated) if self.session.lent is not None else []
+        for line in lines:
+            self.write(f"gpu-cluster: {line}")

@@ -1,0 +1,232 @@
+"""One session, in the order it happens.
+
+`Session.events` is the whole run: it yields every event for the sinks to show, and its `with` blocks put out what it lit,
+also when the consumer stops listening (`close()`), is interrupted, or fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import bundle, clusters, environment
+from harness.errors import HarnessError, InfrastructureError, RequestError, StoreError, TeardownError
+from harness.journal import JournalReader
+from harness.model import RunRequest, Settings, Tree
+from harness.providers import ClusterSpec, LaunchPlan, Provider, provider
+from harness.remote.wire import Event
+from harness.store import Store, prune
+
+SILENCE_S = 2.0  # this long without an event, the provider is asked whether the cluster is still there
+STORE_PATIENCE_S = 30.0  # the store may be away for so long before the session is given up
+STOP_GRACE_S = 20.0  # for the agent to end a session that is no longer wanted
+CLUSTER_MARGIN_S = 600.0  # a cluster outlives the deadline of its first session by this and the idle time
+
+
+@dataclass
+class Session:
+    """A run: what was asked, what it holds while it goes on, and what is to be said of it at the end."""
+
+    request: RunRequest
+    pytest_version: str
+    facts: dict[str, Any]  # of the local pytest that the cluster needs: colour, columns, cache, arguments
+    id: str = field(default_factory=lambda: f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}")
+    lent: clusters.Lent | None = None
+    interrupted: bool = False
+    over: bool = False  # the session's last event has arrived
+    fit: bool = False  # and says that the cluster can be lent again
+    failure: HarnessError | None = None
+
+    def __post_init__(self) -> None:
+        self.settings: Settings = self.request.settings
+        self.provider: Provider = provider(self.settings.provider)  # before the store, which a refused request must not create
+        self.store = Store.open(self.settings.store, base=self.request.root)
+
+    @property
+    def record(self) -> str:
+        """Where the record of this session is."""
+        return f"{self.store.url.rstrip('/')}/sessions/{self.id}"
+
+    def events(self) -> Generator[Event, None, None]:
+        """THE RUN: ship, rent, ask, follow, give back. Raises HarnessError; a failure after launch is an event first."""
+        began = time.monotonic()
+        try:
+            self.store.check_writable()
+        except StoreError as problem:
+            raise RequestError(problem.what, remedy=problem.remedy) from problem
+        installed = environment.describe(self.settings.local_python)
+        environment.check(installed, pytest_version=self.pytest_version)
+        yield self.phase("environment", f"{installed.python} ({installed.digest})", began)
+
+        began = time.monotonic()
+        tree, code = self.ship()
+        yield self.phase("tree", f"{tree.files} files, {tree.sent_blobs} sent", began)
+
+        began = time.monotonic()
+        spec = self.cluster_spec(installed)
+        self.store.put(f"sessions/{self.id}/request.json", json.dumps(self.described(tree, code, spec)).encode())
+        with clusters.heartbeat(self.store, self.id), self.cluster(spec):
+            assert self.lent is not None
+            yield self.phase("cluster", f"{self.lent.ref.id}, {self.lent.note}", began)
+            yield from self.follow()
+
+    def plan(self) -> LaunchPlan:
+        """What would be launched; spends nothing. Raises RequestError."""
+        installed = environment.describe(self.settings.local_python)
+        environment.check(installed, pytest_version=self.pytest_version)
+        return self.provider.plan(self.cluster_spec(installed))
+
+    def farewell(self, *, simulated: bool) -> list[str]:
+        """The last lines: where the record is, on what it ran, until when the cluster stays and how to end it."""
+        ran = "; on SIMULATED GPUs" if simulated else ""
+        lines = [f"session {self.id}  {self.record}{ran}"]
+        if self.lent is not None and self.fit and not self.interrupted and self.settings.idle_minutes > 0:
+            until = time.strftime("%H:%M:%S", time.localtime(time.time() + self.settings.idle_minutes * 60))
+            lines.append(f"cluster {self.lent.ref.id} stays warm until {until}; to end it now: gpu-cluster down {self.lent.ref.id}")
+        return lines
+
+    # -- stages --------------------------------------------------------------------------------------------------------
+
+    def ship(self) -> tuple[Tree, Tree]:
+        """The working tree, and this package's own code for the cluster."""
+        s = self.settings
+        tree = bundle.ship(self.store, self.request.root, include=s.include, exclude=s.exclude, allow_files=s.allow_files)
+        return tree, bundle.ship_files(self.store, environment.own_code())
+
+    def cluster_spec(self, installed: environment.Environment) -> ClusterSpec:
+        s = self.settings
+        return ClusterSpec(
+            token=clusters.new_id(), owner=clusters.owner(), python=installed.python, environment=installed.digest, nodes=s.nodes,
+            gpus_per_node=s.gpus_per_node, simulated_gpus=s.simulated_gpus, require_gpu=s.require_gpu, idle_s=s.idle_minutes * 60,
+            deadline_s=s.max_minutes * 60 + s.idle_minutes * 60 + CLUSTER_MARGIN_S,
+        )  # fmt: skip
+
+    def described(self, tree: Tree, code: Tree, spec: ClusterSpec) -> dict[str, Any]:
+        """The request as the record holds it: no value of a passed variable, no secret."""
+        s = self.settings
+        limits = {"max_s": s.max_minutes * 60, "idle_s": s.idle_minutes * 60, "test_timeout_s": s.test_timeout_s,
+                  "infra_retries": s.infra_retries, "default_gpus": s.default_gpus}  # fmt: skip
+        request = self.request
+        return {
+            "v": 1,
+            "session": self.id,
+            "asked_at": time.time(),
+            "tree": tree.digest,
+            "code": code.digest,
+            "root_name": tree_name(request.root, request.invocation_dir),
+            "origin": str(request.root),
+            "cwd": os.path.relpath(request.invocation_dir, request.root),
+            "args": list(request.pytest_args),
+            "passed": sorted(request.passed_env),
+            "limits": limits,
+            "shape": spec.shape(),
+            **self.facts,
+        }
+
+    @contextlib.contextmanager
+    def cluster(self, spec: ClusterSpec) -> Iterator[None]:
+        """Hold a cluster; put it out unless it may stay warm. No way out of the block leaves it unattended."""
+        try:
+            self.lent = clusters.acquire(self.store, self.provider, spec, self.id, self.request.passed_env)
+        except BaseException:
+            for ref in self.provider.owned():
+                if ref.id == spec.token:
+                    self.provider.close(ref)
+            raise
+        try:
+            yield
+        except KeyboardInterrupt:  # the user's: a test's own arrives as an event
+            self.interrupted = True
+            raise
+        finally:
+            if not self.over and not self.interrupted:
+                self.stop()
+            if self.interrupted or not self.fit or self.settings.idle_minutes <= 0:
+                self.close()
+
+    def follow(self) -> Iterator[Event]:
+        """The journal, to the agent's last event; when it falls silent, the provider is asked why."""
+        reader = JournalReader(self.store, f"sessions/{self.id}/events")
+        heard = read = time.monotonic()
+        while not self.over:
+            try:
+                events, read = reader.poll(), time.monotonic()
+            except StoreError:  # away is not dead: nothing is lost, and the next poll goes on from here
+                if time.monotonic() - read > STORE_PATIENCE_S:
+                    raise
+                events = []
+            for event in events:
+                heard = time.monotonic()
+                self.hear(event)
+                yield Event.of(event)
+            if not events:
+                reader.wait()
+            if time.monotonic() - heard > SILENCE_S:
+                heard = time.monotonic()
+                self.ask_why(reader)
+
+    def ask_why(self, reader: JournalReader) -> None:
+        """Silence: a long test, or a cluster that is gone. Raises InfrastructureError when it is gone."""
+        assert self.lent is not None
+        state = self.provider.state(self.lent.ref)
+        if state.state == "gone" and not reader.poll():
+            raise InfrastructureError(
+                f"cluster {self.lent.ref.id} is gone: {state.why}", remedy="run again; what had finished is kept in the record"
+            )
+
+    def stop(self) -> None:
+        """Ask the agent to end the session, and wait a while for its last event, so that the cluster can be lent again."""
+        with contextlib.suppress(HarnessError):
+            self.store.put(f"sessions/{self.id}/control/stop", json.dumps({"why": "the client needs no more results"}).encode())
+            reader = JournalReader(self.store, f"sessions/{self.id}/events")
+            deadline = time.monotonic() + STOP_GRACE_S
+            while not self.over and time.monotonic() < deadline:
+                for event in reader.poll():
+                    self.hear(event)
+                reader.wait()
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """The last event says whether the cluster is whole: one that has lost something must not serve the next session."""
+        if event["kind"] == "session_finished":
+            self.over, self.fit = True, bool(event.get("fit"))
+
+    def close(self) -> None:
+        assert self.lent is not None
+        try:
+            try:
+                self.provider.close(self.lent.ref)
+            except KeyboardInterrupt:  # asked a second time: at once, then
+                self.interrupted = True
+                self.provider.close(self.lent.ref, now=True)
+        except TeardownError as problem:
+            self.failure = problem
+        with contextlib.suppress(HarnessError):
+            self.store.delete(list(self.store.list(f"clusters/{self.lent.ref.id}/")))
+
+    def finish(self, *, exitstatus: int, failure_class: str | None, message: str) -> None:
+        """Make the record final, once; forget the oldest sessions of a local store."""
+        result = {"v": 1, "closed_by": "client", "exitstatus": exitstatus, "failure_class": failure_class, "message": message,
+                  "nonce": secrets.token_hex(8)}  # fmt: skip
+        self.store.create(f"sessions/{self.id}/result.json", json.dumps(result).encode())
+        if self.store.is_local:
+            prune(self.store, keep_sessions=self.settings.keep_sessions)
+
+    def phase(self, name: str, detail: str, began: float) -> Event:
+        return Event.of({"kind": "phase", "writer": "client", "name": name, "detail": detail, "seconds": time.monotonic() - began})
+
+
+def tree_name(root: Path, invocation_dir: Path) -> str:
+    """Where a tree lies on a node, so that its place relative to the invocation directory is the same as here.
+
+    >>> tree_name(Path("/a/project"), Path("/a/project/tests")), tree_name(Path("/a/b/c"), Path("/a"))
+    ('project', 'a/b/c')
+    """
+    common = Path(os.path.commonpath([root, invocation_dir]))
+    return str(Path(common.name, root.relative_to(common)))

@@ -1,0 +1,304 @@
+"""Crashes, stops and live output: what plain pytest cannot show, because it has died by then, is promised here instead."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import CLUSTERS, eventually, left_of
+from tests.behaviours.conftest import Bench, Outcome
+from tests.behaviours.listed import scenarios
+from tests.replay_rig import Scenario
+from tests.replay_scenarios import PASS
+
+CRASHES = """
+import ctypes, os, signal, sys, time, pytest
+def test_before(): pass
+def test_segfault():
+    print("last words", flush=True); print("last errors", file=sys.stderr); time.sleep(0.3)
+    ctypes.string_at(0)
+def test_exits(): os._exit(0)
+def test_killed(): os.kill(os.getpid(), signal.SIGKILL)
+@pytest.fixture
+def aborts(): os.abort()
+def test_setup(aborts): pass
+@pytest.fixture
+def dies():
+    yield
+    os._exit(3)
+def test_teardown(dies): pass
+def test_after(): pass
+"""
+
+
+def cases(outcome: Outcome) -> dict[str, tuple[str, str]]:
+    """By test: its outcome, and the first line of its message."""
+    found = {}
+    for case in ET.fromstring(outcome.junit).iter("testcase"):
+        name = str(case.get("name"))
+        assert name not in found, f"{name} is there twice"
+        child = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+        found[name] = ("passed", "") if child is None else (child.tag, str(child.get("message")).partition("\n")[0])
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_b61_a_crash_is_one_report_with_phase_signal_and_last_words(bench: Bench, workers: int) -> None:
+    """In call a failure, in setup or teardown an error (the design's class, crash): never a hang, never a green run."""
+    ours = bench.ours(Scenario(files={"test_c.py": CRASHES}), workers=workers)
+    found = cases(ours)
+
+    assert ours.code == 1
+    assert {name: outcome for name, (outcome, _) in found.items()} == {
+        "test_before": "passed", "test_segfault": "failure", "test_exits": "failure", "test_killed": "failure", "test_setup": "error",
+        "test_teardown": "error", "test_after": "passed",
+    }  # fmt: skip
+    for name, begins, phase in (
+        ("test_segfault", "crash: SIGSEGV", "call"), ("test_exits", "crash: exit 0", "call"), ("test_killed", "crash: SIGKILL", "call"),
+        ("test_setup", "crash: SIGABRT", "setup"), ("test_teardown", "crash: exit 3", "teardown"),
+    ):  # fmt: skip
+        assert begins in found[name][1], found[name]
+        assert phase in found[name][1], found[name]
+    for words in ("last words", "last errors", "Segmentation fault", "in test_segfault"):
+        assert words in ours.out, ours.out
+
+
+def test_b61_the_duration_of_a_crash_is_true(bench: Bench) -> None:
+    """`time=0` tells nobody that the test had run for minutes."""
+    ours = bench.ours(Scenario(files={"test_c.py": CRASHES}), "-k", "segfault", "--durations=1")
+
+    (seconds,) = re.findall(r"^(\d+\.\d+)s call +test_c.py::test_segfault", ours.raw, re.MULTILINE)
+    assert 0.3 <= float(seconds) < 10
+
+
+ONCE = """
+import os, pathlib
+where = pathlib.Path(os.environ["PYTEST_MARKS"])
+def test_a(): pass
+def test_crash():
+    with open(where, "a") as file: file.write("x")
+    os._exit(1)
+def test_b(): pass
+def test_c(): pass
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_b62_a_crashed_test_is_not_run_again_and_the_others_are_run(bench: Bench, workers: int) -> None:
+    """A crash is the test's; only lost machines are tried again."""
+    marks = bench.beside(f"marks{workers}")
+    ours = bench.ours(Scenario(files={"test_c.py": ONCE}), workers=workers, PYTEST_MARKS=str(marks))
+
+    assert marks.read_text() == "x"
+    assert "1 failed, 3 passed" in ours.counts
+
+
+def test_b63_a_crash_at_import_is_a_collection_error_of_that_file(bench: Bench) -> None:
+    """Exit code 2 and nothing runs, as for an exception at import; told to go on, the others run."""
+    scenario = Scenario(files={**PASS, "test_zz.py": "import ctypes\nctypes.string_at(0)\n"})
+    stopped, went_on = bench.ours(scenario), bench.ours(scenario, "--continue-on-collection-errors")
+
+    assert stopped.code == 2
+    assert "ERROR test_zz.py - crash: SIGSEGV" in stopped.out
+    assert "1 error in N s" in stopped.counts
+    assert went_on.code == 1
+    assert "2 passed, 1 error" in went_on.counts
+
+
+STUCK = """
+import ctypes
+def test_stuck():
+    library = ctypes.PyDLL(None)  # with the GIL: no signal handler and no thread of this process runs
+    while True: library.sleep(60)
+def test_after(): pass
+"""
+
+
+def test_b65_a_stuck_worker_is_ended_from_outside(bench: Bench) -> None:
+    """The limit is kept by another process; it names the test and shows its stack."""
+    ours = bench.ours(Scenario(files={"test_s.py": STUCK}), GPU_CLUSTER_TEST_TIMEOUT_S="2")
+
+    assert cases(ours)["test_after"] == ("passed", "")
+    assert cases(ours)["test_stuck"][1].startswith("timeout: ")
+    assert ours.code == 1
+
+
+STOPPED = """
+import os, pathlib, time, pytest
+marks = pathlib.Path(os.environ["PYTEST_MARKS"])
+@pytest.fixture
+def careful():
+    yield
+    (marks / "torn-down").write_text("")
+def wait(name):
+    end = time.monotonic() + 60
+    while not (marks / name).exists() and time.monotonic() < end: time.sleep(0.02)
+def test_fails():
+    wait("running")
+    assert 0
+def test_runs(careful):
+    (marks / "running").write_text("")
+    time.sleep(60)
+    (marks / "went-on").write_text("")
+@pytest.mark.parametrize("n", range(5))
+def test_never(n): (marks / f"never{n}").write_text("")
+"""
+
+
+def test_b66_x_stops_the_tests_of_other_workers_with_teardown(bench: Bench) -> None:
+    """The other test does not go on for a minute; its fixtures are torn down; nothing after the stop is shown."""
+    marks = bench.beside("marks66")
+    marks.mkdir()
+    ours = bench.ours(Scenario(files={"test_x.py": STOPPED}), "-x", workers=2, PYTEST_MARKS=str(marks))
+
+    assert ours.code == 1
+    assert "stopping after 1 failures" in ours.out
+    assert "1 failed in N s" in ours.counts
+    assert eventually(lambda: (marks / "torn-down").exists(), within_s=10)
+    assert sorted(path.name for path in marks.iterdir()) == ["running", "torn-down"]
+
+
+ENDLESS = "import time\ndef test_quick(): pass\ndef test_endless(): time.sleep(300)\ndef test_never(): pass\n"
+
+
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2)], ids=["once", "twice"])
+def test_b67_ctrl_c_ends_the_run_and_the_cluster(bench: Bench, number: signal.Signals, times: int) -> None:
+    """Once: a summary, exit 2, no process left. Twice: at once, and nothing left either."""
+    ours, cluster = interrupted(bench, number, times)
+
+    assert ours.code == 2
+    assert times == 2 or "1 passed" in ours.out
+    assert "KeyboardInterrupt" in ours.out
+    assert eventually(lambda: left_of(cluster) == [], within_s=30), left_of(cluster)
+
+
+def test_b68_sigterm_ends_the_run_and_the_cluster(bench: Bench) -> None:
+    """What a CI system sends to a job that it cancels."""
+    ours, cluster = interrupted(bench, signal.SIGTERM, 1)
+
+    assert ours.code == 2
+    assert "1 passed" in ours.out
+    assert eventually(lambda: left_of(cluster) == [], within_s=30), left_of(cluster)
+
+
+def interrupted(bench: Bench, number: signal.Signals, times: int) -> tuple[Outcome, str]:
+    """A run that gets a signal while a test runs; its outcome and its cluster."""
+    running = bench.start(Scenario(files={"test_e.py": ENDLESS}), "-v")
+    running.until(lambda: "test_quick PASSED" in running.out and "test_endless" in running.out)
+    found = re.search(r"gpu-cluster: cluster +(c[0-9a-f]{6})", running.out)
+    assert found is not None
+    for _ in range(times):
+        running.process.send_signal(number)
+        time.sleep(0.3)
+    return running.wait(), found[1]
+
+
+def test_b64_the_tests_of_a_lost_node_run_elsewhere_and_are_reported_once(bench: Bench) -> None:
+    """A machine that is taken back costs time, not results."""
+    files = {"test_n.py": "import time, pytest\n@pytest.mark.parametrize('n', range(6))\ndef test_n(n): time.sleep(2)\n"}
+    settings = {"GPU_CLUSTER_NODES": "2", "GPU_CLUSTER_SIMULATED_GPUS": "1", "GPU_CLUSTER_IDLE_MINUTES": "0"}
+    running = bench.start(Scenario(files=files, env=settings), "-v", workers=2)
+    running.until(lambda: "test_n[0]" in running.out)
+    found = re.search(r"gpu-cluster: cluster +(c[0-9a-f]{6})", running.out)
+    assert found is not None
+    os.kill(raylet_of(found[1], "n1"), signal.SIGKILL)
+    ours = running.wait()
+
+    assert ours.code == 0, ours.out
+    assert {name: outcome for name, (outcome, _) in cases(ours).items()} == {f"test_n[{n}]": "passed" for n in range(6)}
+    assert len(ours.statuses) == 6
+
+
+def test_b16_the_head_is_lost_and_the_run_is_not_green(bench: Bench) -> None:
+    """The stream ends without its end: what finished is kept, the rest are errors by name, exit 10."""
+    files = {"test_h.py": "import time\ndef test_quick(): pass\ndef test_long(): time.sleep(300)\n"}
+    running = bench.start(Scenario(files=files), "-v", GPU_CLUSTER_IDLE_MINUTES="0")
+    running.until(lambda: "test_quick PASSED" in running.out)
+    found = re.search(r"gpu-cluster: cluster +(c[0-9a-f]{6})", running.out)
+    assert found is not None
+    for line in left_of(found[1]):
+        pid = line.split(" ", 1)[0]
+        if pid.isdigit() and "harness.remote.keeper" in line:
+            os.kill(int(pid), signal.SIGKILL)
+    ours = running.wait()
+
+    assert ours.code == 10, ours.out
+    assert cases(ours)["test_quick"] == ("passed", "")
+    assert "infrastructure: cluster" in cases(ours)["test_long"][1]
+
+
+def raylet_of(cluster: str, node: str) -> int:
+    """The raylet of one node of a cluster."""
+    mark = f"{CLUSTERS}/{cluster}/{node}".encode()
+    pids = [line.split(" ", 1)[0] for line in left_of(cluster) if "raylet/raylet" in line]
+    return next(int(pid) for pid in pids if pid.isdigit() and mark in Path(f"/proc/{pid}/environ").read_bytes())
+
+
+@scenarios(69)
+def test_b69_live_output_and_setup_lines_are_those_of_plain(bench: Bench, scenario: Scenario) -> None:
+    """-s, --setup-show, --setup-plan, --setup-only, log_cli, one --log-file."""
+    ours = bench.same(scenario)
+
+    if "--log-file=mine.log" in scenario.args:
+        assert (bench.project / "mine.log").exists()
+    assert ours.out
+
+
+LIVE = """
+import logging, os, sys, time, pytest
+@pytest.fixture
+def shown(): yield
+def test_live(shown):
+    print("first line"); logging.warning("first record"); sys.stdout.flush()
+    end = time.monotonic() + 60
+    while not os.path.exists(os.environ["PYTEST_SEEN"]) and time.monotonic() < end: time.sleep(0.02)
+    assert os.path.exists(os.environ["PYTEST_SEEN"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [(("-s",), "first line"), (("--setup-show",), "SETUP    F shown"), (("--log-cli-level=INFO",), "first record")],
+    ids=["s", "setup-show", "log-cli"],
+)
+def test_b69_output_arrives_while_the_test_runs(bench: Bench, args: tuple[str, ...], words: str) -> None:
+    """The test waits for a file that is only written once its output has been read here."""
+    seen = bench.beside(f"seen{args[0]}")
+    running = bench.start(Scenario(files={"test_l.py": LIVE}, args=args), PYTEST_SEEN=str(seen))
+    running.until(lambda: words in running.out)
+    seen.write_text("")
+
+    assert running.wait().code == 0
+
+
+def test_b69_with_two_workers_each_live_line_names_its_worker(bench: Bench) -> None:
+    """Lines of two tests that run at once would be a riddle."""
+    files = {"test_s.py": "import time\ndef test_a():\n  print('in a'); time.sleep(1)\ndef test_b():\n  print('in b'); time.sleep(1)\n"}
+    ours = bench.ours(Scenario(files=files, args=("-s",)), workers=2)
+
+    assert ours.code == 0
+    assert re.search(r"^\[gw\d\] in a$", ours.out, re.MULTILINE), ours.out
+    assert re.search(r"^\[gw\d\] in b$", ours.out, re.MULTILINE), ours.out
+
+
+@pytest.mark.parametrize("option", ["--pdb", "--trace"])
+def test_b70_debuggers_are_refused_with_a_remedy(bench: Bench, option: str) -> None:
+    """There is no terminal beside the test; said before anything is started."""
+    ours = bench.ours(Scenario(files=PASS, args=(option,)), shipped=False)
+
+    assert ours.code == 4
+    assert option in ours.err
+    assert "without --gpu-cluster" in ours.err
+
+
+def test_b70_a_breakpoint_fails_its_test_and_does_not_hang(bench: Bench) -> None:
+    """It finds no terminal to read from, as under plain pytest whose stdin is closed."""
+    ours = bench.same(Scenario(files={"test_b.py": "def test_b(): breakpoint()\ndef test_c(): pass\n"}, args=("--tb=line", "-q")))
+
+    assert "1 failed, 1 passed" in ours.counts

@@ -1,0 +1,325 @@
+"""The figures, one function for each thing that is set up; each returns the rows it measured.
+
+A peer (plain pytest, pytest-xdist, bare `ray start`) runs in the same round as what is compared with it, so that a
+noisy machine is noisy for both. Every value is a median over the rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.benchmarks.drive import BenchError, Lab, Run, test_properties
+from tests.s3_server import S3Server
+
+IDLE_WATCH_S = 60.0
+MANY = 20_000
+FILES = 5_000
+SLOTS = 4
+HEAVY_TESTS, HEAVY_SUM_S = 40, 40.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One figure. `value` and `baseline` are medians; the value must not exceed the budget, if it has one."""
+
+    name: str
+    value: float
+    unit: str
+    budget: float | None = None
+    baseline: float | None = None
+    samples: tuple[float, ...] = ()
+    note: str = ""
+
+    @property
+    def missed(self) -> bool:
+        return self.budget is not None and self.value > self.budget
+
+
+def row(name: str, unit: str, samples: Iterable[float], *, baseline: Iterable[float] = (), note: str = "") -> Row:
+    """The row of a figure from its samples, and its baseline from theirs."""
+    values, peers = tuple(samples), tuple(baseline)
+    return Row(
+        name=name,
+        value=statistics.median(values),
+        unit=unit,
+        budget=BUDGETS.get(name),
+        baseline=statistics.median(peers) if peers else None,
+        samples=values,
+        note=note,
+    )
+
+
+def trivial(count: int) -> str:
+    return f'import pytest\n\n@pytest.mark.parametrize("i", range({count}))\ndef test_it(i):\n    assert i >= 0\n'
+
+
+def warm(lab: Lab, rounds: int) -> list[Row]:
+    """First result on a warm cluster, over plain pytest."""
+    with lab.cluster_of(lab.project("warm", trivial(10))) as project:
+        lab.pytest(project, "-v", "--gpu-cluster")
+        plain, remote = [], []
+        for _ in range(rounds):
+            plain.append(lab.pytest(project, "-v").first_s)
+            remote.append(lab.pytest(project, "-v", "--gpu-cluster").first_s)
+    over = [r - p for r, p in zip(remote, plain, strict=True)]
+    return [
+        row(
+            "warm_first_result_over_plain_s",
+            "s",
+            over,
+            baseline=plain,
+            note="baseline: plain pytest to its first result",
+        )
+    ]
+
+
+def cold(lab: Lab, rounds: int) -> list[Row]:
+    """First result with no cluster running, over Ray's own start."""
+    bare, remote = [], []
+    with lab.cluster_of(lab.project("cold", trivial(10))) as project:
+        for _ in range(rounds):
+            bare.append(lab.ray_start_s())
+            remote.append(lab.pytest(project, "-v", "--gpu-cluster").first_s)
+            lab.down(project)
+    over = [r - b for r, b in zip(remote, bare, strict=True)]
+    return [row("cold_first_result_over_ray_s", "s", over, baseline=bare, note="baseline: bare `ray start --head`")]
+
+
+def thousand(lab: Lab, rounds: int) -> list[Row]:
+    """1,000 trivial tests on two warm slots beside pytest-xdist with two workers, and what they cost in the journal."""
+    tests = 1_000
+    with lab.cluster_of(lab.project("thousand", trivial(tests), "simulated-gpus = 2")) as project:
+        lab.pytest(project, "-q", "--gpu-cluster")
+        ours, xdist, plain = [], [], []
+        for _ in range(rounds):
+            plain.append(lab.pytest(project, "-q").wall_s)
+            xdist.append(lab.pytest(project, "-q", "-n2").wall_s)
+            ours.append(lab.pytest(project, "-q", "--gpu-cluster").wall_s)
+        sessions = [p for p in (Path(lab.store(project)) / "sessions").iterdir() if (p / "events").is_dir()]
+        written = [sum(f.stat().st_size for f in s.glob("events/**/*") if f.is_file()) / tests for s in sessions]
+    ratios = [o / x for o, x in zip(ours, xdist, strict=True)]
+    wall, alone = statistics.median(ours), statistics.median(plain)
+    note = f"wall {wall:.2f} s; baseline: seconds of xdist -n2; plain pytest {alone:.2f} s"
+    return [
+        row("trivial_1000_vs_xdist", "ratio", ratios, baseline=xdist, note=note),
+        row("event_bytes_per_test", "B", written, note="compressed, in the store"),
+    ]
+
+
+def heavy_durations(seed: int = 7) -> list[float]:
+    """Seconds of 40 lognormal tests that sum to 40 s, the longest within a quarter of that; the same on every run."""
+    source = random.Random(seed)
+    raw = [source.lognormvariate(0.0, 1.2) for _ in range(HEAVY_TESTS)]
+    scaled = [min(r / sum(raw), 1 / SLOTS) for r in raw]
+    return [s / sum(scaled) * HEAVY_SUM_S for s in scaled]
+
+
+def lower_bound_s(durations: Sequence[float], slots: int) -> float:
+    """No schedule is shorter than its longest test, nor than its sum over the slots."""
+    return max(max(durations), sum(durations) / slots)
+
+
+HEAVY = """import time
+import pytest
+
+@pytest.mark.parametrize("seconds", {durations})
+def test_it(seconds, record_property):
+    record_property("began", repr(time.time()))
+    time.sleep(seconds)
+    record_property("ended", repr(time.time()))
+"""
+
+
+def makespan_s(junit: Path) -> float:
+    """Seconds from the start of the first test to the end of the last."""
+    spans = test_properties(junit).values()
+    return max(float(s["ended"]) for s in spans) - min(float(s["began"]) for s in spans)
+
+
+def heavy_tail(lab: Lab, rounds: int) -> list[Row]:
+    """A heavy-tailed suite on four slots whose durations are known, beside xdist's load and worksteal."""
+    durations = heavy_durations()
+    tests = HEAVY.format(durations=[round(d, 4) for d in durations])
+    junit = lab.scratch / "heavy.xml"
+    peers = {"load": ("-n4", "--dist=load"), "worksteal": ("-n4", "--dist=worksteal"), "ours": ("--gpu-cluster",)}
+    ratios: dict[str, list[float]] = {name: [] for name in peers}
+    with lab.cluster_of(lab.project("heavy", tests, f"simulated-gpus = {SLOTS}")) as project:
+        lab.pytest(project, "-q", "--gpu-cluster")  # records the durations
+        for _ in range(rounds):
+            for name, options in peers.items():
+                lab.pytest(project, "-q", f"--junitxml={junit}", *options)
+                ratios[name].append(makespan_s(junit) / lower_bound_s(durations, SLOTS))
+    best = min(ratios["load"], ratios["worksteal"], key=statistics.median)
+    load, worksteal = (statistics.median(ratios[name]) for name in ("load", "worksteal"))
+    note = f"first start to last end; baseline: the better of xdist load {load:.3f} and worksteal {worksteal:.3f}"
+    return [row("heavy_tail_vs_bound", "ratio", ratios["ours"], baseline=best, note=note)]
+
+
+def tree(lab: Lab, rounds: int) -> list[Row]:
+    """5,000 files to the store again: unchanged, and with one of them changed."""
+    from harness import bundle
+    from harness.store import Store
+
+    folder = lab.scratch / "tree"
+    for number in range(FILES):
+        path = folder / f"d{number % 50}" / f"f{number}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"file {number}\n" * 20)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    subprocess.run(["git", "add", "."], cwd=folder, check=True)
+    store = Store.open(str(lab.scratch / "tree.store"), base=lab.scratch)
+    bundle.ship(store, folder, include=(), exclude=(), allow_files=())
+    seconds, unchanged, changed = [], [], []
+    for number in range(rounds):
+        began = time.monotonic()
+        unchanged.append(bundle.ship(store, folder, include=(), exclude=(), allow_files=()).sent_blobs)
+        seconds.append(time.monotonic() - began)
+        (folder / "d1" / "f1.txt").write_text(f"changed {number}\n")
+        changed.append(bundle.ship(store, folder, include=(), exclude=(), allow_files=()).sent_blobs)
+    if any(unchanged):
+        raise BenchError(f"an unchanged tree sent {unchanged} blobs")
+    return [
+        row("tree_unchanged_s", "s", seconds, note="5,000 files, no blob sent"),
+        row("tree_one_changed_blobs", "blobs", changed),
+    ]
+
+
+LAG = """import time
+import pytest
+
+@pytest.mark.parametrize("i", range(20))
+def test_it(i, record_property):
+    time.sleep(0.3)
+    record_property("ended", repr(time.time()))
+"""
+
+
+def lags(run: Run, junit: Path) -> list[float]:
+    """Seconds from the end of each test there to its line here; both clocks are this machine's."""
+    ended = test_properties(junit)
+    return [seen - float(ended[nodeid.rpartition("::")[2]]["ended"]) for nodeid, seen in run.seen.items()]
+
+
+def lag_rounds(lab: Lab, project: Path, rounds: int) -> tuple[list[float], list[Run]]:
+    junit = lab.scratch / "lag.xml"
+    lab.pytest(project, "-v", "--gpu-cluster")
+    medians, runs = [], []
+    for _ in range(rounds):
+        runs.append(lab.pytest(project, "-v", "--gpu-cluster", f"--junitxml={junit}"))
+        medians.append(statistics.median(lags(runs[-1], junit)))
+    return medians, runs
+
+
+def lag_file(lab: Lab, rounds: int) -> list[Row]:
+    """How late a result is seen, store on this disk."""
+    with lab.cluster_of(lab.project("lag", LAG)) as project:
+        samples, _ = lag_rounds(lab, project, rounds)
+    return [row("result_lag_file_s", "s", samples, note="median over 20 tests a round")]
+
+
+def lag_s3(lab: Lab, rounds: int) -> list[Row]:
+    """How late a result is seen, store behind S3's HTTP API on loopback; requests of client and cluster together."""
+    with S3Server() as server:
+        server.make_bucket("bench")
+        there = replace(lab, env={**lab.env, **server.env, "GPU_CLUSTER_STORE": "s3://bench/store"})
+        with there.cluster_of(there.project("lag_s3", LAG)) as project:
+            before, began = len(server.requests()), time.monotonic()
+            samples, runs = lag_rounds(there, project, rounds)
+            busy = (len(server.requests()) - before) / (time.monotonic() - began) * 60
+            before = len(server.requests())
+            time.sleep(IDLE_WATCH_S)
+            idle = (len(server.requests()) - before) / IDLE_WATCH_S * 60
+    return [
+        row("result_lag_s3_s", "s", samples, note="median over 20 tests a round"),
+        row("store_requests_per_minute_busy", "1/min", [busy], note=f"over {len(runs) + 1} sessions in a row"),
+        row("store_requests_per_minute_idle", "1/min", [idle], note="a warm cluster, no session"),
+    ]
+
+
+IMPORT = """import time, pytest, _pytest.config.argparsing
+began = time.perf_counter()
+import {module}
+print((time.perf_counter() - began) * 1e3)
+"""
+
+
+def plugin_import(lab: Lab, rounds: int) -> list[Row]:
+    """What every pytest run of an environment with this plugin pays, with or without the flag."""
+
+    def milliseconds(module: str) -> float:
+        command = [sys.executable, "-c", IMPORT.format(module=module)]
+        done = subprocess.run(command, env=lab.env, text=True, capture_output=True, timeout=60, check=True)
+        return float(done.stdout)
+
+    milliseconds("harness.plugin"), milliseconds("xdist.plugin")
+    ours, xdist = [], []
+    for _ in range(max(rounds, 5) * 2):
+        ours.append(milliseconds("harness.plugin"))
+        xdist.append(milliseconds("xdist.plugin"))
+    return [row("plugin_import_ms", "ms", ours, baseline=xdist, note="baseline: xdist.plugin")]
+
+
+def memory(lab: Lab, rounds: int) -> list[Row]:
+    """Peak resident memory of client and agent in a session of 20,000 tests."""
+    with lab.cluster_of(lab.project("memory", trivial(MANY))) as project:
+        plain = lab.pytest(project, "-q")
+        ours = lab.pytest(project, "-q", "--gpu-cluster")
+    return [
+        row(
+            "client_peak_mib_20000",
+            "MiB",
+            [ours.peak_mib],
+            baseline=[plain.peak_mib],
+            note="baseline: plain pytest, tests included",
+        ),
+        row(
+            "agent_peak_mib_20000",
+            "MiB",
+            [ours.agent_peak_mib],
+            note="Ray and torch, shared with the template, included",
+        ),
+    ]
+
+
+def machine(lab: Lab, rounds: int) -> list[Row]:
+    """Where all of this was measured."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("pytest", "ray", "pytest-xdist"))
+    note = f"{platform.machine()}, Python {platform.python_version()}, {versions}; load {os.getloadavg()[0]:.1f}"
+    return [row("machine_cores", "cores", [float(os.cpu_count() or 0)], note=f"{note} when it began")]
+
+
+BUDGETS = {
+    "warm_first_result_over_plain_s": 1.0,
+    "cold_first_result_over_ray_s": 2.0,
+    "trivial_1000_vs_xdist": 1.0,
+    "heavy_tail_vs_bound": 1.05,
+    "tree_unchanged_s": 0.5,
+    "tree_one_changed_blobs": 1.0,
+    "result_lag_file_s": 0.3,
+    "result_lag_s3_s": 1.0,
+    "plugin_import_ms": 10.0,
+}
+
+# What is measured together, and the rows it gives.
+FIGURES: dict[Callable[[Lab, int], list[Row]], tuple[str, ...]] = {
+    machine: ("machine_cores",),
+    warm: ("warm_first_result_over_plain_s",),
+    cold: ("cold_first_result_over_ray_s",),
+    thousand: ("trivial_1000_vs_xdist", "event_bytes_per_test"),
+    heavy_tail: ("heavy_tail_vs_bound",),
+    tree: ("tree_unchanged_s", "tree_one_changed_blobs"),
+    lag_file: ("result_lag_file_s",),
+    lag_s3: ("result_lag_s3_s", "store_requests_per_minute_busy", "store_requests_per_minute_idle"),
+    plugin_import: ("plugin_import_ms",),
+    memory: ("client_peak_mib_20000", "agent_peak_mib_20000"),
+}

@@ -1,0 +1,158 @@
+"""Other projects' own tests: `pytest` and `pytest --gpu-cluster` must agree on every case and on the exit code.
+
+    python -m tests.outside.run [NAME ...] [--keep]
+
+Each suite is installed editable, as its developers have it, into a layer over this environment. Prints a table;
+exits 1 on any disagreement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import textwrap
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.layered import make_layer
+
+HERE = Path(__file__).resolve().parent
+# What a suite imports beside itself and what our own environment has.
+NEEDS: dict[str, tuple[str, ...]] = {"pluggy": (), "more_itertools": (), "jinja2": ("trio",)}
+DOWN = "import sys; from harness.cli import main; sys.exit(main(['down']))"
+
+Case = tuple[str, str, str]  # classname, name, outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One run of one suite."""
+
+    exit_code: int
+    cases: Counter[Case]
+    counts: str  # the last line: subtests are counted there and not in JUnit
+    seconds: float
+    tail: str
+
+
+def read_cases(junit: Path) -> Counter[Case]:
+    """Every testcase of a JUnit file with its outcome: passed, failure, error or skipped. No file, no cases."""
+    cases: Counter[Case] = Counter()
+    if junit.exists():
+        for case in ET.parse(junit).getroot().iter("testcase"):
+            kinds = sorted({child.tag for child in case} & {"failure", "error", "skipped"})
+            cases[case.get("classname", ""), case.get("name", ""), "+".join(kinds) or "passed"] += 1
+    return cases
+
+
+def read_counts(stdout: str) -> str:
+    """pytest's last line without its seconds: `695 passed, 1 skipped, 19866 subtests passed`; empty when there is none.
+
+    >>> read_counts("..s\\n===== 2 passed, 1 skipped in 0.10s =====\\n")
+    '2 passed, 1 skipped'
+    """
+    found = re.findall(r"^(?:=+ )?(\d+ [a-z]+.*?|no tests ran) in [\d.]+s", stdout, re.MULTILINE)
+    return str(found[-1]) if found else ""
+
+
+def differences(plain: Outcome, remote: Outcome) -> list[str]:
+    """What the two runs do not agree on, one line each."""
+    lines = []
+    if plain.exit_code != remote.exit_code:
+        lines.append(f"exit code {plain.exit_code} became {remote.exit_code}; it said:\n{remote.tail}")
+    if plain.counts != remote.counts:
+        lines.append(f"last line {plain.counts!r} became {remote.counts!r}")
+    for sign, cases in (("only plain", plain.cases - remote.cases), ("only remote", remote.cases - plain.cases)):
+        lines += [f"{sign}: {count} x {'::'.join(case)}" for case, count in sorted(cases.items())]
+    return lines
+
+
+def run_suite(python: Path, source: Path, scratch: Path, *options: str) -> Outcome:
+    """Run the tests of `source` with `python`; the store, if one is used, is under `scratch`."""
+    junit = scratch / f"{source.name}{''.join(options)}.xml"
+    env = {**os.environ, "GPU_CLUSTER_STORE": str(scratch / "store")}
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:randomly", f"--junitxml={junit}", *options]
+    start = time.monotonic()
+    done = subprocess.run(command, cwd=source, env=env, text=True, capture_output=True, timeout=900, check=False)
+    seconds = time.monotonic() - start
+    return Outcome(
+        exit_code=done.returncode,
+        cases=read_cases(junit),
+        counts=read_counts(done.stdout),
+        seconds=seconds,
+        tail=(done.stdout + done.stderr)[-3000:],
+    )
+
+
+def fetch(scratch: Path) -> dict[str, Path]:
+    """Download the source distributions, each checked by its digest, and unpack them: name -> folder."""
+    archives = scratch / "archives"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--quiet", "--no-binary", ":all:", "--no-deps"]
+    subprocess.run([*command, "-d", str(archives), "-r", str(HERE / "requirements.txt")], check=True)
+    folders = {}
+    for archive in sorted(archives.iterdir()):
+        with tarfile.open(archive) as tar:
+            tar.extractall(scratch / "sources", filter="data")
+        folder = scratch / "sources" / archive.name.removesuffix(".tar.gz")
+        folders[folder.name.rpartition("-")[0]] = folder
+    return folders
+
+
+def compare(name: str, source: Path, scratch: Path) -> bool:
+    """Run one suite both ways and print its row, and its differences; True when there are none."""
+    python = make_layer(scratch / f"layer-{name}", "-e", str(source), *NEEDS[name])
+    plain = run_suite(python, source, scratch)
+    remote = run_suite(python, source, scratch, "--gpu-cluster")
+    env = {**os.environ, "GPU_CLUSTER_STORE": str(scratch / "store")}
+    subprocess.run([str(python), "-c", DOWN], env=env, stdout=subprocess.DEVNULL, check=False)
+    lines = differences(plain, remote)
+    if not plain.cases:
+        lines.append(f"the plain run has no case:\n{plain.tail}")
+    print(
+        f"{name:<16} {plain.cases.total():>6} {remote.cases.total():>6} {plain.exit_code:>6} {remote.exit_code:>6}"
+        f" {plain.seconds:>7.1f}s {remote.seconds:>7.1f}s  {'agree' if not lines else f'{len(lines)} DIFFER'}",
+        flush=True,
+    )
+    for line in lines[:20]:
+        print(textwrap.indent(line, "    "))
+    return not lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="compare pytest with pytest --gpu-cluster on other projects' tests")
+    parser.add_argument("names", nargs="*", help=f"default: {' '.join(NEEDS)}")
+    parser.add_argument("--keep", action="store_true", help="keep the scratch folder and print its path")
+    arguments = parser.parse_args(argv)
+    unknown = set(arguments.names) - set(NEEDS)
+    if unknown:
+        parser.error(f"unknown suite {', '.join(sorted(unknown))}; there are {', '.join(NEEDS)}")
+    # Outside any repository, so that the suite's tree is what it ships.
+    scratch = Path(tempfile.mkdtemp(prefix="gpu-cluster-outside-"))
+    try:
+        sources = fetch(scratch)
+        print(f"{'':<16} {'cases':^13} {'exit':^13} {'seconds':^17}")
+        print(
+            f"{'suite':<16} {'plain':>6} {'remote':>6} {'plain':>6} {'remote':>6} {'plain':>8} {'remote':>8}",
+            flush=True,
+        )
+        agreed = [compare(name, sources[name], scratch) for name in arguments.names or NEEDS]
+    finally:
+        if arguments.keep:
+            print(f"kept {scratch}")
+        else:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return 0 if all(agreed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

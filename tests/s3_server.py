@@ -1,0 +1,174 @@
+"""A real S3 over HTTP on loopback, in a process of its own, with faults on demand.
+
+moto serves the S3; a thin layer before it answers, delays or drops what a test asked it to. A client reaches it as it
+reaches any S3: `AWS_ENDPOINT_URL` and dummy keys, both in `S3Server.env`.
+
+    with S3Server() as server:
+        server.make_bucket("bucket")
+        server.fault("503", times=2, method="PUT")
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+Fault = Literal["403", "503", "skew", "slow", "drop", "drop-after"]
+ERRORS = {
+    "403": ("403 Forbidden", "AccessDenied"),
+    "503": ("503 Slow Down", "SlowDown"),
+    "skew": ("403 Forbidden", "RequestTimeTooSkewed"),
+}
+
+
+class S3Server:
+    """The server's process, seen from the test. Ends with the `with` block, or when the test's process dies."""
+
+    def __enter__(self) -> S3Server:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve())], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.endpoint = f"http://127.0.0.1:{self._ask(do='accept')}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.kill()
+        self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What a client's environment needs to come here, and nowhere else."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": "dummy-access-key",
+            "AWS_SECRET_ACCESS_KEY": "dummy-secret-key",
+            "AWS_REGION": "us-east-1",
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    def make_bucket(self, name: str) -> None:
+        """Create the bucket `name`; quiet when it is there."""
+        request = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT", data=b"")
+        request.add_header("Content-Type", "application/octet-stream")
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).close()
+
+    def fault(self, kind: Fault, *, times: int = 1 << 30, method: str = "", path: str = "", seconds: float = 0) -> None:
+        """Let the next `times` requests of `method` whose path contains `path` fail.
+
+        "slow" answers after `seconds`; "drop" hangs up before the request is served, "drop-after" when it was.
+        """
+        self._ask(do="fault", kind=kind, times=times, method=method, path=path, seconds=seconds)
+
+    def refuse(self) -> None:
+        """Refuse connections from now on; what is stored stays."""
+        self._ask(do="refuse")
+
+    def heal(self) -> None:
+        """No fault any more; accept connections."""
+        self._ask(do="heal")
+        self._ask(do="accept")
+
+    def requests(self) -> list[str]:
+        """Method and path of every request so far, oldest first."""
+        answer = self._ask(do="requests")
+        assert isinstance(answer, list)
+        return answer
+
+    def _ask(self, **command: Any) -> object:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+class _Server:
+    """The process itself: commands come in on stdin, one JSON object a line; each is answered with one."""
+
+    def __init__(self) -> None:
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+
+        self._s3: Callable[..., Iterable[bytes]] = DomainDispatcherApplication(create_backend_app)
+        self._faults: list[dict[str, Any]] = []
+        self._seen: list[str] = []
+        self._lock = threading.Lock()
+        self._port = 0
+        self._http: Any = None  # werkzeug's server
+
+    def command(self, do: str, **fault: Any) -> object:
+        match do:
+            case "fault":
+                self._faults.append(fault)
+            case "heal":
+                self._faults.clear()
+            case "requests":
+                return self._seen
+            case "refuse" if self._http is not None:
+                self._http.shutdown()
+                self._http.server_close()
+                self._http = None
+            case "accept" if self._http is None:
+                self._listen()
+        return self._port
+
+    def _listen(self) -> None:
+        from moto.moto_server.werkzeug_app import MotoRequestHandler
+        from werkzeug.serving import make_server
+
+        class Quiet(MotoRequestHandler):
+            def log(self, type: str, message: str, *args: object) -> None:
+                pass
+
+        self._http = make_server("127.0.0.1", self._port, self._serve, threaded=True, request_handler=Quiet)
+        self._port = self._http.server_port
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def _serve(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        fault = self._next_fault(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        kind = fault["kind"] if fault else ""
+        if fault and kind == "slow":
+            time.sleep(fault["seconds"])
+        if kind in ERRORS:
+            status, code = ERRORS[kind]
+            body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as the test asked</Message></Error>".encode()
+            start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+            return [body]
+        if kind == "drop":
+            start_response("200 OK", [])
+        else:
+            answer = self._s3(environ, start_response)
+        if kind in ("drop", "drop-after"):
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            return [b""]
+        return answer
+
+    def _next_fault(self, method: str, path: str) -> dict[str, Any] | None:
+        with self._lock:
+            self._seen.append(f"{method} {path}")
+            for fault in self._faults:
+                if fault["times"] > 0 and fault["method"] in ("", method) and fault["path"] in path:
+                    fault["times"] -= 1
+                    return fault
+        return None
+
+
+def main() -> None:
+    server = _Server()
+    for line in sys.stdin:
+        print(json.dumps(server.command(**json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

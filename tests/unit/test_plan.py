@@ -1,0 +1,105 @@
+"""Planning is pure, so its promises are stated over arbitrary suites and clusters."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.remote import plan
+from harness.remote.plan import Case, Demand
+
+seconds = st.floats(0, 100, allow_nan=False)
+demands = st.builds(Demand, gpus=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 4.0]))
+clusters = st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers(0, 8).map(float), min_size=1)
+
+
+def cases_of(durations: list[float | None]) -> list[Case]:
+    return [
+        Case(index=n, nodeid=f"t.py::t{n}", occurrence=0, location=("t.py", n, f"t{n}"), demand=Demand(), expected_s=s)
+        for n, s in enumerate(durations)
+    ]
+
+
+@given(st.lists(st.none() | seconds), st.booleans())
+def test_ordering_loses_and_doubles_nothing(durations: list[float | None], several: bool) -> None:
+    """A test that is dropped while sorting would be a green run that never happened."""
+    ordered = plan.order(cases_of(durations), several=several)
+
+    assert sorted(t.index for t in ordered) == list(range(len(durations)))
+
+
+@given(st.lists(st.none() | seconds))
+def test_one_slot_keeps_the_order_of_collection(durations: list[float | None]) -> None:
+    """With one worker the output is that of plain pytest, so its order must be too."""
+    assert [t.index for t in plan.order(cases_of(durations), several=False)] == list(range(len(durations)))
+
+
+def test_the_longest_goes_first_when_several_run() -> None:
+    """A long test that starts last is the whole tail of the run."""
+    ordered = plan.order(cases_of([1.0, 9.0, 0.001, 4.0, 0.002]), several=True)
+
+    assert [t.index for t in ordered] == [1, 3, 0, 2, 4]
+
+
+@given(st.lists(st.none() | seconds, min_size=1), st.none() | seconds, st.integers(1, 8))
+def test_a_batch_is_never_empty_and_never_too_much(durations: list[float | None], mean_s: float | None, sharers: int) -> None:
+    """An empty batch would wait for ever; one that takes everything would leave the other workers idle."""
+    count = plan.batch(cases_of(durations), mean_s=mean_s, sharers=sharers)
+
+    assert 1 <= count <= max(1, len(durations) // (2 * sharers))
+
+
+@given(demands, clusters)
+def test_what_is_taken_was_free(demand: Demand, free: dict[str, float]) -> None:
+    """Our books must never promise a device twice: Ray would leave the second reservation pending."""
+    taken = plan.nodes_for(demand, free)
+
+    if taken is None:
+        assert all(count < demand.gpus for count in free.values())
+    else:
+        assert sum(taken.values()) == pytest.approx(demand.gpus)
+        assert all(free[node] + 1e-9 >= count for node, count in taken.items())
+
+
+def test_a_driving_test_leaves_devices_free_on_the_nodes_it_asks_for() -> None:
+    """Its own process holds none of them: Ray hands them to what it starts."""
+    taken = plan.nodes_for(Demand(drives=True, ray_nodes=2, ray_gpus=4.0), {"a": 2.0, "b": 2.0})
+
+    assert taken is not None
+    assert taken == {"a": 2.0, "b": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("demand", "said"),
+    [
+        (Demand(gpus=4.0), "asks for 4 GPUs in one process; the largest node has 2"),
+        (Demand(drives=True, ray_nodes=3, ray_gpus=1.0), "asks for 3 nodes; the cluster has 2"),
+        (Demand(drives=True, ray_nodes=1, ray_gpus=8.0), "asks for 8 GPUs in all; the cluster has 4"),
+    ],
+)
+def test_a_demand_that_can_never_be_met_says_why(demand: Demand, said: str) -> None:
+    """It is an error at once, not a wait until the deadline."""
+    assert said in (plan.impossible(demand, {"a": 2.0, "b": 2.0}) or "")
+
+
+@pytest.mark.parametrize("mark", [{"count": -1}, {"count": 1.5}, {"count": "two"}, {"count": True}])
+def test_a_senseless_mark_names_its_value(mark: dict[str, object]) -> None:
+    """The author of the mark must find it from the message alone."""
+    with pytest.raises(ValueError, match=r"gpu\(count="):
+        plan.demand_of({"gpu": mark, "ray": None}, 1.0)
+
+
+def test_an_unmarked_test_gets_the_default_and_a_driving_one_none() -> None:
+    """A test that drives Ray would otherwise hold the devices that its own workers wait for."""
+    assert plan.demand_of({"gpu": None, "ray": None}, 1.0).gpus == 1.0
+    assert plan.demand_of({"gpu": None, "ray": {"gpus": 2}}, 1.0) == Demand(drives=True, ray_nodes=1, ray_gpus=2.0, gpus=0.0)
+
+
+@given(st.dictionaries(st.text(max_size=5), st.lists(seconds, max_size=9)), st.dictionaries(st.text(max_size=5), seconds))
+def test_history_keeps_the_newest_first_and_stays_short(history: dict[str, list[float]], measured: dict[str, float]) -> None:
+    """It is read at the start of every session and must not grow with the number of runs."""
+    merged = plan.merged(history, measured)
+
+    assert all(len(values) <= 5 for values in merged.values())
+    assert all(merged[name][0] == pytest.approx(value, abs=1e-4) for name, value in measured.items())

@@ -1,0 +1,134 @@
+"""What the README says is there: its commands, its settings with their defaults, its links, its figures."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from harness import cli, options
+from harness.errors import HarnessError
+from harness.model import Settings
+from tests.benchmarks.bench import load, table, with_table
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [text for kind, text in BLOCKS if kind == language]
+
+
+COMMANDS = [shlex.split(line, comments=True) for text in blocks("bash") for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_command_exists(command: list[str], repository: Path) -> None:
+    """The first thing a newcomer does is to paste one of them."""
+    tool, *arguments = command
+    match tool:
+        case "make":
+            assert re.search(rf"^{arguments[0]}:", (repository / "Makefile").read_text("utf-8"), re.MULTILINE)
+        case "pip":
+            extras = set(re.findall(r"\[(\w+)\]", arguments[-1]))
+            project = tomllib.loads((repository / "pyproject.toml").read_text("utf-8"))["project"]
+            assert extras <= set(project["optional-dependencies"])
+        case "pytest":
+            given = {argument for argument in arguments if argument.startswith("--gpu")}
+            assert given <= own_options()
+        case "gpu-cluster":
+            with pytest.raises(SystemExit, match=r"^0$"):
+                cli.main([arguments[0], "--help"])
+        case _:
+            pytest.fail(f"the README shows {tool}, which no test here knows")
+
+
+def own_options() -> set[str]:
+    parser = pytest.Parser(_ispytest=True)
+    options.add_options(parser)
+    return {name for group in parser._groups for option in group.options for name in option.names()}
+
+
+@pytest.mark.parametrize("text", blocks("toml"))
+def test_settings_that_are_shown_are_accepted(text: str, tmp_path: Path) -> None:
+    """Every profile of a file is checked, asked for or not."""
+    (tmp_path / "pyproject.toml").write_text(text)
+
+    options.read_settings(tmp_path / "pyproject.toml", profile=None, environ={})
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_that_is_shown_is_python(text: str) -> None:
+    """It is pasted into a test file."""
+    compile(text, "README.md", "exec")
+
+
+def rows_below(heading: str) -> list[list[str]]:
+    """The cells of the table rows of a section, without its two heading rows."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows[2:]]
+
+
+def test_every_setting_is_in_the_table() -> None:
+    """A key that is not there does not exist for a reader; one that is only there does not exist at all."""
+    shown = [cells[0].strip("`") for cells in rows_below("Settings")]
+    fields = [field.name.replace("_", "-").replace("local-python", "local.python") for field in dataclasses.fields(Settings)]
+
+    assert shown == fields
+
+
+def test_defaults_are_those_of_the_code() -> None:
+    """What can be written as TOML is compared; words stand for what depends on the machine."""
+    for key, default, _ in rows_below("Settings"):
+        if literal := re.match(r"`(.+?)`", default):
+            value = getattr(Settings(), key.strip("`").replace("-", "_"))
+            shown = tomllib.loads(f"value = {literal[1]}")["value"]
+            assert (key, shown) == (key, list(value) if isinstance(value, tuple) else value)
+
+
+def test_every_fixture_is_in_the_table(repository: Path) -> None:
+    """What the plugin offers is what it imports from the quarantine."""
+    plugin = ast.parse((repository / "harness" / "plugin.py").read_text("utf-8"))
+    imports = [n for n in ast.walk(plugin) if isinstance(n, ast.ImportFrom) and n.module == "harness.remote.fixtures"]
+    offered = {alias.name for each in imports for alias in each.names if alias.name.islower()}
+
+    assert {name for cells in rows_below("Marks and fixtures") for name in re.findall(r"`(\w+)`", cells[0])} == offered
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    """A pipeline branches on them."""
+    shown = {cells[0]: int(cells[3]) for cells in rows_below("Failures and exit codes")}
+    own = {each.__name__.removesuffix("Error").lower(): each.exit_code for each in HarnessError.__subclasses__()}
+
+    assert {name: code for name, code in own.items() if name != "request"} == {n: c for n, c in shown.items() if c > 1}
+
+
+def test_links_lead_somewhere(repository: Path) -> None:
+    """To a file of the repository or a heading of the README."""
+    headings = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", README, re.M)}
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if target.startswith("#"):
+            assert target[1:] in headings
+        elif target != "bench.json":  # written by make bench
+            assert (repository / target).exists(), target
+
+
+def test_the_figures_are_those_of_the_last_run(repository: Path) -> None:
+    """Nobody edits a measurement by hand."""
+    assert with_table(README, table(load(repository / "bench.json"))) == README
+
+
+def test_the_first_screen_has_what_a_newcomer_needs() -> None:
+    """One command and one picture before any reference."""
+    first = "\n".join(README.splitlines()[:40])
+
+    assert "make demo" in first
+    assert "make test" in first
+    assert "──►" in first
+    assert "(CONTRIBUTING.md)" in first
