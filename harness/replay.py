@@ -104,7 +104,7 @@ class Replay:
         return self._map.text(path)
 
     def facts(self) -> dict[str, Any]:
-        """Colour, columns, cache, seed and import path, resolved here, for the remote pytest to follow."""
+        """Plugins, colour, columns, cache, seed and import path, resolved here, for the remote pytest to follow."""
         shown = hasattr(self.config.option, "color")  # not with -p no:terminal
         writer = create_terminal_writer(self.config, sys.stdout) if shown else TerminalWriter()
         cache = getattr(self.config, "cache", None)
@@ -112,6 +112,7 @@ class Replay:
         seed = getattr(self.config.option, "randomly_seed", None)
         inside = [path for path in sys.path if Path(path or ".").resolve().is_relative_to(self.config.rootpath)]
         return {
+            "plugins": [name for name, plugin in self.config.pluginmanager.list_name_plugin() if plugin is not None],
             "sys_path": [str(Path(path or ".").resolve()) for path in inside if not path.startswith(sys.prefix)],
             "color": "yes" if writer.hasmarkup else "no", "columns": writer.fullwidth, "seed": seed if isinstance(seed, int) else None,
             "cache": {name: cache.get(f"cache/{name}", None) for name in names} if cache is not None else {},

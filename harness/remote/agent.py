@@ -1,7 +1,7 @@
 """The agent of a session: collects once, hands tests to slots, commits each outcome once, leaves the cluster clean.
 
 One loop over one queue. Whatever happens (a worker's message, a token granted, a node lost, a limit) arrives there as
-`(worker, message)`; the loop is the only writer of the session's journal and the only one to decide where a test runs.
+`(worker, messages)`; the loop is the only writer of the session's journal and the only one to decide where a test runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.journal import JournalWriter
 from harness.model import STORE_CREDENTIALS
 from harness.remote import plan
 from harness.remote.cluster import Cluster
-from harness.remote.plan import Case, Demand
+from harness.remote.plan import Backlog, Case, Demand
 from harness.remote.slot import Lease, ask
 from harness.remote.wire import crash_records, decode_line, encode_line
 from harness.store import Store
@@ -47,6 +47,7 @@ class Worker:
         self.finishing = False
         self.since = time.monotonic()  # of the current test, or of being idle
         self.running: Case | None = None
+        self.told = False  # the journal knows that it runs
         self.when = "setup"
         self.stopped_at: float | None = None
         self.timed_out: float | None = None
@@ -67,14 +68,14 @@ class Agent:
         self.prefix = f"sessions/{spec['session']}"
         self.scratch = Path(spec["scratch"])
         self.journal = JournalWriter(self.store, f"{self.prefix}/events", "agent", spool=self.scratch / "spool")
-        self.events: queue.SimpleQueue[tuple[Worker | None, dict[str, Any]]] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[tuple[Worker | None, list[dict[str, Any]]]] = queue.SimpleQueue()
         self.began = time.monotonic()
         self.root = self.scratch / "tree" / self.request["root_name"]
-        self.cluster = Cluster(spec, self.events, {str(self.root): self.request["tree"], str(self.scratch / "code"): self.request["code"]})
+        self.cluster = Cluster(spec, self.events, {str(self.root): self.request["tree"], spec["code"]: self.request["code"]})
         self.selector: Lease | None = None
         self.select_done: dict[str, Any] | None = None
         self.options: dict[str, Any] = {}
-        self.pending: list[Case] = []
+        self.pending = Backlog()
         self.tests: list[Case] = []
         self.collected = False
         self.crashed_files: dict[str, str] = {}
@@ -82,6 +83,7 @@ class Agent:
         self.workers: list[Worker] = []
         self.numbered = 0
         self.committed: dict[int, float] = {}
+        self.committed_s = 0.0
         self.feedback: list[dict[str, Any]] = []
         self.coverage: list[str] = []  # keys in the store
         self.failures = 0
@@ -117,7 +119,7 @@ class Agent:
             "cluster": {"id": self.spec["cluster"], "session": self.spec["session"], "nodes": self.spec["nodes"],
                         "store": self.spec["store"], "prefix": self.prefix},
             "seed": self.options.get("randomly_seed") or self.request.get("seed"), "crashed_files": self.crashed_files,
-            "sys_path": self.request.get("sys_path", []),
+            "sys_path": self.request.get("sys_path", []), "plugins": self.request.get("plugins", []),
         }  # fmt: skip
 
     def width(self) -> int:
@@ -131,7 +133,7 @@ class Agent:
 
     def start_selection(self) -> None:
         specification = self.worker_spec("select", "main", list(self.spec["gpus"]))
-        lease = Lease(self.spec["node"], code=str(self.scratch / "code"), entry=WORKER, specification=specification)
+        lease = Lease(self.spec["node"], code=self.spec["code"], entry=WORKER, specification=specification)
         self.selector = lease
         self.listen(None, lease, "select")
 
@@ -141,11 +143,10 @@ class Agent:
         def pump() -> None:
             ended = False
             while not ended:
-                for line in transport.receive(5.0):
-                    message = decode_line(line)
-                    message["from"] = role
-                    ended = message["kind"] == "exit"
-                    self.events.put((worker, message))
+                messages = [decode_line(line) | {"from": role} for line in transport.receive(5.0)]
+                if messages:
+                    ended = messages[-1]["kind"] == "exit"
+                    self.events.put((worker, messages))
 
         threading.Thread(target=pump, name=f"listen-{role}", daemon=True).start()
 
@@ -159,12 +160,12 @@ class Agent:
             try:
                 worker.token, gpus = self.cluster.reserve(worker.home, demand.gpus)
                 specification = self.worker_spec("run", worker.name, gpus, drives=demand.drives)
-                worker.transport = self.cluster.transport(worker.token, str(self.scratch / "code"), WORKER, specification)
+                worker.transport = self.cluster.transport(worker.token, self.spec["code"], WORKER, specification)
                 self.listen(worker, worker.transport, "run")
-                self.cluster.watch(worker.token, lambda why: self.events.put((worker, {"kind": "token_lost", "why": why})))
+                self.cluster.watch(worker.token, lambda why: self.events.put((worker, [{"kind": "token_lost", "why": why}])))
             except Exception as problem:
                 why = f"{type(problem).__name__}: {problem}".splitlines()[0]
-                self.events.put((worker, {"kind": "exit", "status": None, "ordered": False, "why": why}))
+                self.events.put((worker, [{"kind": "exit", "status": None, "ordered": False, "why": why}]))
 
         threading.Thread(target=start, name=f"start-{worker.name}", daemon=True).start()
 
@@ -192,6 +193,7 @@ class Agent:
         self.collected = True
         seen: dict[str, int] = {}
         refused: list[tuple[Case, str]] = []
+        runnable: list[Case] = []
         nodes = self.cluster.capacity()
         for index, item in enumerate(message["items"]):
             nodeid = item["nodeid"]
@@ -204,23 +206,23 @@ class Agent:
             test = Case(index=index, nodeid=nodeid, occurrence=seen[nodeid] - 1, location=item["location"], demand=demand,
                         expected_s=plan.expected(self.history, nodeid))  # fmt: skip
             self.tests.append(test)
-            if message.get("run", True):
-                self.pending.append(test)
             if problem:
                 refused.append((test, problem))
+            else:
+                runnable.append(test)
         if not message.get("run", True):
             return
         class_ = "test" if len(refused) < len(self.tests) else "request"  # nothing that was asked for can be done
         for test, problem in refused:
-            self.pending.remove(test)
             self.fail(test, f"demand: {problem}; ask for less, or raise nodes or gpus-per-node in [tool.gpu-cluster]", class_, when="setup")
-        kinds = {test.demand for test in self.pending}
+        kinds = {test.demand for test in runnable}
         several = len(kinds) > 1 or any(plan.slots(demand, nodes, os.cpu_count() or 1) > 1 for demand in kinds)
-        self.pending = plan.order(self.pending, several=several)
+        runnable = plan.order(runnable, several=several)
         self.single = not several
-        if self.stop is not None:  # the end came before the selection did
-            left, self.pending = self.pending, []
-            self.give_up(left)
+        if self.stop is None:
+            self.pending = Backlog(runnable)
+        else:  # the end came before the selection did
+            self.give_up(runnable)
 
     def too_little_memory(self, item: Mapping[str, Any]) -> str | None:
         """Why no device here has the memory that a mark asks for; of simulated ones nothing is known."""
@@ -251,9 +253,8 @@ class Agent:
         if kind == "ready":
             worker.ready, worker.since = True, time.monotonic()
         elif kind == "started":
-            worker.running = worker.queue[0]
+            worker.running, worker.told = worker.queue[0], False
             worker.since, worker.when = time.monotonic(), "setup"
-            self.write("test_started", nodeid=message["nodeid"], worker=worker.name, attempt=worker.running.attempt)
         elif kind == "phase":
             worker.when = message["when"]
         elif kind == "finished":
@@ -296,6 +297,7 @@ class Agent:
         if self.stop is not None and self.stop["quiet"]:
             return
         self.committed[test.index] = message["duration_s"]
+        self.committed_s += message["duration_s"]
         self.write("test_finished", nodeid=test.nodeid, index=test.index, attempt=test.attempt, worker=worker.name,
                    records=message["records"], duration_s=message["duration_s"], failure_class=None)  # fmt: skip
         self.feed_back(message["records"])
@@ -332,9 +334,9 @@ class Agent:
         """A test process is gone: as told, by its own crash, or because its node was lost."""
         self.workers.remove(worker)
         self.bring_home(worker)
-        self.cluster.release(worker.token, worker.taken)
         status, lost = message["status"], worker.lost or message.get("why", "")
         infrastructure = status is None or bool(lost)
+        self.cluster.release(worker.token, worker.taken, whole=not infrastructure)
         victim = worker.running or (worker.queue[0] if worker.queue and not infrastructure and worker.ready else None)
         left = [test for test in worker.queue if test is not victim]
         if not worker.ready and self.stop is None:
@@ -360,7 +362,7 @@ class Agent:
                 worker=worker.name,
             )
         if self.stop is None:
-            self.pending[:0] = left
+            self.pending.put_back(left)
 
     def not_started(self, worker: Worker, message: Mapping[str, Any], lost: str) -> None:
         """A slot or a test process that never came up: tried again a few times when machines may be the reason, else the end."""
@@ -385,7 +387,7 @@ class Agent:
             sources[f"{self.prefix}/coverage/{worker.name}"] = coverage
             self.coverage.append(f"{self.prefix}/coverage/{worker.name}")
         with contextlib.suppress(Exception):  # a node that is gone takes its files with it; results do not depend on them
-            self.cluster.upload(worker.token, worker.home, sources)
+            self.cluster.upload(worker.token, sources)
 
     def retry(self, worker: Worker, tests: list[Case], why: str) -> None:
         """Run lost tests again, elsewhere if there is an elsewhere; the one that was running spends an attempt."""
@@ -399,21 +401,20 @@ class Agent:
                 self.fail(test, f"infrastructure: {why} ({test.attempt} attempts)", "infrastructure", when="setup")
             else:
                 self.write("retry", nodeid=test.nodeid, attempt=test.attempt, message=why)
-                self.pending.insert(0, test)
+                self.pending.put_back([test])
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
     def admit(self) -> None:
         """Open slots for what waits, the biggest demand first; hand tests to workers; close what nobody needs."""
-        demands = sorted({test.demand for test in self.pending}, key=lambda d: d.size, reverse=True)
+        demands = self.pending.demands()
         blocked = False
         for demand in demands if self.cluster.ready else []:
-            waiting = sum(test.demand == demand for test in self.pending)
             mine = [w for w in self.workers if w.demand == demand and not w.finishing]
-            wanted = min(waiting, plan.slots(demand, self.cluster.capacity(), os.cpu_count() or 1))
-            while not blocked and len(mine) < wanted:
-                avoid = next((test.avoid for test in self.pending if test.demand == demand), set())
-                taken = self.cluster.place(demand, avoid=avoid)
+            busy = sum(bool(worker.queue) for worker in mine)
+            wanted = min(self.pending.waiting(demand) + busy, plan.slots(demand, self.cluster.capacity(), os.cpu_count() or 1))
+            while not blocked and len(mine) < wanted and (not mine or self.worth(demand, mine)):
+                taken = self.cluster.place(demand, avoid=self.pending.front(demand, 1)[0].avoid)
                 if taken is not None and demand.drives:
                     self.cluster.drop_standby()
                 if taken is None:
@@ -421,46 +422,36 @@ class Agent:
                     break
                 self.open_worker(demand, taken)
                 mine.append(self.workers[-1])
-                wanted = min(wanted, len(mine) + self.worth(demand, waiting))
         for worker in list(self.workers):
             self.feed(worker, draining=blocked and worker.demand != demands[0])
 
-    def worth(self, demand: Demand, waiting: int) -> int:
-        """How many more workers pay: starting one costs half a second, which known short tests may not be worth."""
-        known = [test.expected_s for test in self.pending if test.demand == demand]
-        if any(seconds is None for seconds in known):
-            return waiting
-        return int(sum(seconds or 0.0 for seconds in known) / 0.5)
+    def worth(self, demand: Demand, mine: list[Worker]) -> bool:
+        """Whether one more worker pays: for tests known to be short it may not, unless one of them turns out to be long."""
+        late = any(worker.running and time.monotonic() - worker.since > plan.START_S for worker in mine)
+        return late or self.pending.worth(demand) >= len(mine)
 
     def feed(self, worker: Worker, *, draining: bool) -> None:
         if not worker.ready or worker.finishing or worker.transport is None:
             return
-        mine = [test for test in self.pending if test.demand == worker.demand and worker.home not in test.avoid]
-        mine = mine or [test for test in self.pending if test.demand == worker.demand]
-        if not mine or draining:
+        waiting = self.pending.waiting(worker.demand)
+        if not waiting or draining:
             if not worker.queue:
                 worker.finishing = True
                 worker.send({"finish": {}})
             return
-        measured = list(self.committed.values())
-        mean_s = sum(measured) / len(measured) if measured else None
+        mean_s = self.committed_s / len(self.committed) if self.committed else None
         sharers = sum(w.demand == worker.demand for w in self.workers)
         alone = self.single
-        if not alone and worker.queue and (len(worker.queue) > 1 or self.long(worker.queue[0], mean_s)):
+        if not alone and plan.enough(worker.queue, mean_s=mean_s):
             return
-        count = len(mine) if alone else plan.batch(mine, mean_s=mean_s, sharers=sharers)
-        chosen = mine[:count]
-        taken = {test.index for test in chosen}
-        self.pending = [test for test in self.pending if test.index not in taken]
+        front = self.pending.front(worker.demand, plan.CHUNK_TESTS)
+        count = waiting if alone else plan.batch(front, waiting=waiting, mean_s=mean_s, sharers=sharers)
+        chosen = self.pending.take(worker.demand, count, home=worker.home)
         if not worker.queue:
             worker.since = time.monotonic()
         worker.queue.extend(chosen)
         told = [{"nodeid": t.nodeid, "occurrence": t.occurrence, "attempt": t.attempt} for t in chosen]
         worker.send({"run": told, "last": alone})
-
-    def long(self, test: Case, mean_s: float | None) -> bool:
-        expected_s = test.expected_s if test.expected_s is not None else mean_s
-        return expected_s is None or expected_s > plan.LONG_S / 10
 
     def check_limits(self) -> None:
         """Time is kept here, outside the processes that may hang."""
@@ -495,7 +486,7 @@ class Agent:
             return
         self.stop = {"class": class_, "why": why, "quiet": class_ is None}
         self.class_ = class_ if class_ in ("limit", "infrastructure") else self.class_
-        self.pending, left = [], self.pending
+        left, self.pending = list(self.pending), Backlog()
         for worker in list(self.workers):
             left += [test for test in worker.queue if test is not worker.running]
             running = [worker.running] if worker.running else []
@@ -548,13 +539,17 @@ class Agent:
         self.write("node", node="head", host=socket.gethostname(), gpus=self.spec["gpus"], driver=self.spec["driver"],
                    simulated=any(device["simulated"] for device in self.spec["gpus"]))  # fmt: skip
 
-    def handle(self, worker: Worker | None, message: dict[str, Any]) -> None:
-        if message["kind"] == "cluster":
-            self.cluster_changed(message)
-        elif worker is None:
-            self.hear_selection(message)
-        else:
-            self.hear_worker(worker, message)
+    def handle(self, worker: Worker | None, messages: list[dict[str, Any]]) -> None:
+        for message in messages:
+            if message["kind"] == "cluster":
+                self.cluster_changed(message)
+            elif worker is None:
+                self.hear_selection(message)
+            else:
+                self.hear_worker(worker, message)
+        if worker is not None and worker.running is not None and not worker.told:
+            worker.told = True  # a start is said of a test that did not end in the same moment
+            self.write("test_started", nodeid=worker.running.nodeid, worker=worker.name, attempt=worker.running.attempt)
 
     def cluster_changed(self, message: Mapping[str, Any]) -> None:
         for node in message.get("joined", []):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from _pytest.junitxml import xml_key
 
-from harness.remote.hooks import around
+from harness.remote.hooks import around, foreign
 from harness.remote.prepare import Options
 from harness.remote.serialize import exception_repr, warning_record
 from harness.remote.streams import Channel, Outlet, TerminalFile
@@ -79,6 +79,9 @@ class Role:
             for implementation in caller.get_hookimpls():
                 if implementation.plugin is reporter:
                     around(implementation, self.outlet.muted)
+        for implementation in list(foreign(config.hook.pytest_terminal_summary)):
+            if not self.summarises(implementation.plugin_name):
+                config.hook.pytest_terminal_summary._remove_plugin(implementation.plugin)  # private; what `unregister` calls
         if self.options.asked.get("xmlpath"):
             stub = XmlStub(config, self)
             config.stash[xml_key] = stub  # type: ignore[misc]
@@ -106,6 +109,10 @@ class Role:
         raise NotImplementedError
 
     def hear_xml(self, **record: Any) -> None:
+        raise NotImplementedError
+
+    def summarises(self, plugin: str) -> bool:
+        """Whether what this plugin writes at the end can be seen."""
         raise NotImplementedError
 
     def log_file_records(self) -> Iterator[dict[str, Any]]:

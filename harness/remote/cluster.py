@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ def the_ray() -> Any:
 
 READY_LIMIT_S = 180.0
 RELEASE_LIMIT_S = 10.0
+GIVE_BACK_LIMIT_S = 2.0
 
 
 class Relay:
@@ -56,6 +59,15 @@ class Relay:
             return [json.dumps({"kind": "exit", "status": None, "ordered": False, "why": why}).encode()]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Token:
+    """A slot's actor, where it sits and what it holds."""
+
+    actor: Any
+    home: str
+    gpus: float
+
+
 class Cluster:
     """Ray's nodes and this session's ledger of their devices. Every change arrives in `events` as `{"kind": "cluster", …}`."""
 
@@ -67,8 +79,8 @@ class Cluster:
         self.free: dict[str, float] = {}
         self.total: dict[str, float] = {}
         self.devices: dict[str, list[dict[str, Any]]] = {}
-        self.tokens: list[Any] = []
-        self.standby: dict[tuple[str, float], list[Any]] = {}  # tokens that the last session left for this one
+        self.tokens: list[Token] = []  # whose processes live
+        self.standby: dict[tuple[str, float], list[Token]] = {}  # tokens that wait for a process, also those of the last session
         self.standby_name = f"standby-{spec['request']['code'][:16]}"
         self.lost: set[str] = set()
         self.lock = threading.Lock()
@@ -85,10 +97,10 @@ class Cluster:
             self._join(began + READY_LIMIT_S)
         except Exception as problem:
             self.failed = True
-            self.events.put((None, {"kind": "cluster", "error": f"Ray could not be joined: {type(problem).__name__}: {problem}"}))
+            self.events.put((None, [{"kind": "cluster", "error": f"Ray could not be joined: {type(problem).__name__}: {problem}"}]))
             return
         self.ready = True
-        self.events.put((None, {"kind": "cluster", "seconds": time.monotonic() - began}))
+        self.events.put((None, [{"kind": "cluster", "seconds": time.monotonic() - began}]))
         self._watch_nodes()
 
     def _join(self, deadline: float) -> None:
@@ -115,34 +127,41 @@ class Cluster:
         """Tokens of the last session, when they run this session's code; others are dropped."""
         ray = the_ray()
         for named in ray.util.list_named_actors(all_namespaces=True):
-            token = ray.get_actor(named["name"], namespace=named["namespace"])
+            actor = ray.get_actor(named["name"], namespace=named["namespace"])
             if named["name"].startswith(self.standby_name):
                 home, gpus = named["name"].split(":")[1:3]
-                self.standby.setdefault((home, float(gpus)), []).append(token)
+                self.standby.setdefault((home, float(gpus)), []).append(Token(actor=actor, home=home, gpus=float(gpus)))
             else:
-                ray.kill(token)
+                ray.kill(actor)
 
     def leave_standby(self, gpus: float) -> None:
-        """Start tokens of the default demand for the next session: it then need not wait for Ray to start processes."""
+        """Have a token of the default demand for each that fits, for the next session: it then need not wait for Ray's processes."""
         for home, count in self.capacity().items():
-            for number in range(int((count + 1e-9) / gpus) if gpus else 0):
-                name = f"{self.standby_name}:{home}:{gpus:g}:{number}"
-                self._token(home, gpus, name=name, namespace="gpu-cluster", lifetime="detached")
+            there = len(self.standby.get((home, gpus), ()))
+            for _ in range(there, int((count + 1e-9) / gpus) if gpus else 0):
+                self._token(home, gpus)
 
-    def drop_standby(self) -> None:
-        """Give the devices of waiting tokens back to Ray, for a demand that is not theirs."""
-        waiting, self.standby = self.standby, {}
-        for token in [token for tokens in waiting.values() for token in tokens]:
-            the_ray().kill(token)
+    def drop_standby(self, *, but: float = 0.0) -> None:
+        """Give the devices of waiting tokens back to Ray, for a demand that is not theirs; those of `but` devices stay."""
+        with self.lock:
+            kept = {key: tokens for key, tokens in self.standby.items() if but and key[1] == but}
+            dropped = [token for key, tokens in self.standby.items() if key not in kept for token in tokens]
+            self.standby = kept
+        for token in dropped:
+            the_ray().kill(token.actor)
 
-    def _token(self, home: str, gpus: float, **options: Any) -> Any:
+    def _token(self, home: str, gpus: float) -> Token:
+        """A new token. It is detached, so that the next session of the same code finds it; `leave` kills what nobody can use."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         ray = the_ray()
         ray.cloudpickle.register_pickle_by_value(slot)
         groups = {"send": 1, "receive": 1, "hold": 1}
         actor = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=0, concurrency_groups=groups)(slot.Slot)
-        return actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(home, soft=False), **options).remote()
+        name = f"{self.standby_name}:{home}:{gpus:g}:{secrets.token_hex(4)}"
+        where = NodeAffinitySchedulingStrategy(home, soft=False)
+        made = actor.options(scheduling_strategy=where, name=name, namespace="gpu-cluster", lifetime="detached").remote()
+        return Token(actor=made, home=home, gpus=gpus)
 
     def _watch_nodes(self) -> None:
         ray = the_ray()
@@ -156,7 +175,7 @@ class Cluster:
                 self.lost.add(node)
                 with self.lock:
                     self.free.pop(node, None)
-                self.events.put((None, {"kind": "cluster", "lost": [node]}))
+                self.events.put((None, [{"kind": "cluster", "lost": [node]}]))
 
     def capacity(self) -> dict[str, float]:
         """Devices per node; before Ray is up, what the shape of the cluster promises."""
@@ -174,49 +193,47 @@ class Cluster:
                 self.free[node] -= count
         return taken
 
-    def reserve(self, home: str, gpus: float) -> tuple[Any, list[dict[str, Any]]]:
+    def reserve(self, home: str, gpus: float) -> tuple[Token, list[dict[str, Any]]]:
         """A token for `gpus` devices on node `home`, and the facts of exactly these devices."""
         ray = the_ray()
-        waiting = self.standby.get((home, gpus))
-        if waiting:
-            token = waiting.pop()
-        else:
+        with self.lock:
+            waiting = self.standby.get((home, gpus))
+            token = waiting.pop() if waiting else None
+        if token is None:
             self.drop_standby()
             token = self._token(home, gpus)
         self.tokens.append(token)
-        facts = ray.get(token.facts.remote(), timeout=60)
+        facts = ray.get(token.actor.facts.remote(), timeout=60)
         if home != self.head:
-            said = ray.get(token.prepare.remote(self.trees), timeout=300)
+            said = ray.get(token.actor.prepare.remote(self.trees), timeout=300)
             if "error" in said:
                 raise RuntimeError(said["error"])
             if home not in self.devices:
                 self.devices[home] = said["gpus"]
                 simulated = any(device["simulated"] for device in said["gpus"])
                 node = {"node": home[:12], "host": said["host"], "gpus": said["gpus"], "driver": said["driver"], "simulated": simulated}
-                self.events.put((None, {"kind": "cluster", "joined": [node]}))
+                self.events.put((None, [{"kind": "cluster", "joined": [node]}]))
         ids = set(facts["gpu_ids"]) if gpus else set()
         return token, [device for device in self.devices[home] if device["id"] in ids]
 
-    def transport(self, token: Any, code: str, entry: str, specification: dict[str, Any]) -> Any:
+    def transport(self, token: Token, code: str, entry: str, specification: dict[str, Any]) -> Any:
         """Start a process in the token's slot: directly on the agent's own node, else through the token."""
-        ray = the_ray()
-        facts = ray.get(token.facts.remote(), timeout=60)
-        if facts["directory"] == self.spec["node"]:
+        if token.home == self.head:
             return slot.Lease(self.spec["node"], code=code, entry=entry, specification=specification)
-        ray.get(token.open.remote(code, entry, specification), timeout=60)
-        return Relay(token)
+        the_ray().get(token.actor.open.remote(code, entry, specification), timeout=60)
+        return Relay(token.actor)
 
-    def upload(self, token: Any, home: str, sources: Mapping[str, str]) -> None:
-        """Have files or directories of a node (by key prefix) put into the store by its keeper."""
-        if home == self.head:
+    def upload(self, token: Token, sources: Mapping[str, str]) -> None:
+        """Have files or directories of the token's node (by key prefix) put into the store by its keeper."""
+        if token.home == self.head:
             slot.ask(self.spec["node"], {"op": "upload", "sources": dict(sources)})
         else:
-            the_ray().get(token.upload.remote(dict(sources)), timeout=120)
+            the_ray().get(token.actor.upload.remote(dict(sources)), timeout=120)
 
-    def watch(self, token: Any, tell: Callable[[str], None]) -> None:
+    def watch(self, token: Token, tell: Callable[[str], None]) -> None:
         """Call `tell` when the token dies before it is released."""
         ray = the_ray()
-        reference = token.hold.options(concurrency_group="hold").remote()
+        reference = token.actor.hold.options(concurrency_group="hold").remote()
 
         def wait() -> None:
             try:
@@ -229,16 +246,28 @@ class Cluster:
 
         threading.Thread(target=wait, daemon=True).start()
 
-    def release(self, token: Any, taken: Mapping[str, float]) -> None:
-        """Drop a token whose processes are gone, and count its devices as free again."""
-        ray = the_ray()
+    def release(self, token: Token | None, taken: Mapping[str, float], *, whole: bool) -> None:
+        """Count the devices of a token as free whose processes are gone. A `whole` one waits for the next process."""
         if token is not None:
             self.tokens.remove(token)
-            ray.kill(token)
+            whole = whole and self._given_back(token)
+            if not whole:
+                the_ray().kill(token.actor)
         with self.lock:
+            if token is not None and whole:
+                self.standby.setdefault((token.home, token.gpus), []).append(token)
             for node, count in taken.items():
                 if node in self.free:
                     self.free[node] += count
+
+    @staticmethod
+    def _given_back(token: Token) -> bool:
+        ray = the_ray()
+        try:
+            ray.get(token.actor.give_back.options(concurrency_group="send").remote(), timeout=GIVE_BACK_LIMIT_S)
+        except ray.exceptions.RayError:  # it has died, or hangs
+            return False
+        return True
 
     # -- leaving -------------------------------------------------------------------------------------------------------
 
@@ -250,9 +279,9 @@ class Cluster:
             time.sleep(0.05)  # a session may end before a cold Ray is up
         if not self.ready:
             return False, "Ray was never joined"
-        self.drop_standby()
+        self.drop_standby(but=standby_gpus)
         for token in list(self.tokens):
-            ray.kill(token)
+            ray.kill(token.actor)
         deadline = time.monotonic() + RELEASE_LIMIT_S
         while remains := self._remains():
             if time.monotonic() > deadline:
@@ -269,13 +298,16 @@ class Cluster:
         from ray.util.placement_group import PlacementGroup  # `ray.util.placement_group` is a function of that name
 
         ray = the_ray()
+        waiting = {token.actor._actor_id.hex() for tokens in self.standby.values() for token in tokens}
         for named in ray.util.list_named_actors(all_namespaces=True):
             try:
-                ray.kill(ray.get_actor(named["name"], namespace=named["namespace"]))
+                actor = ray.get_actor(named["name"], namespace=named["namespace"])
             except ValueError:
                 continue
+            if actor._actor_id.hex() not in waiting:
+                ray.kill(actor)
         groups = [name for name, group in ray.util.placement_group_table().items() if group["state"] not in ("REMOVED",)]
         for name in groups:
             ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
-        actors = [a for a in state.actors().values() if a["State"] not in ("DEAD",)]
+        actors = [a for a in state.actors().values() if a["State"] not in ("DEAD",) and a["ActorID"] not in waiting]
         return [f"actor {a.get('ActorClassName') or a['ActorID']}" for a in actors] + [f"placement group {name}" for name in groups]

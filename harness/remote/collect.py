@@ -26,9 +26,8 @@ class LazyItems:
         self._problems: dict[str, str] = {}  # node id of a collector: why it could not be collected
         self._directories: dict[tuple[Path, pytest.Collector], pytest.Collector] = {}
 
-    def get(self, session: pytest.Session, nodeid: str, occurrence: int) -> pytest.Item | None:
-        """The item of a node id, of its k-th occurrence if there are several; None when its file holds no such item."""
-        self.collect(session, [nodeid])
+    def get(self, nodeid: str, occurrence: int) -> pytest.Item | None:
+        """The item of a node id, of its k-th occurrence if there are several; None when nothing that was collected holds it."""
         found = self._items.get(nodeid)
         return found[min(occurrence, len(found) - 1)] if found else None
 

@@ -258,17 +258,18 @@ class Keeper:
         request = json.loads(raw)
         scratch = self.directory / "s" / name
         scratch.mkdir(parents=True, mode=0o700)
-        unpack(self.store, request["code"], scratch / "code", cache=self.directory / "cache")
+        code = self.directory / "code" / request["code"][:16]  # as old as the node, so that it is compiled once
+        unpack(self.store, request["code"], code, cache=self.directory / "cache")
         (self.directory / "session").write_text(name)
         credentials = {k: v for k, v in os.environ.items() if k.startswith(STORE_CREDENTIALS)}
         specification = {
-            "session": name, "store": self.spec["store"], "node": str(self.directory), "scratch": str(scratch), "request": request,
-            "env": self.handed_over(name), "credentials": credentials, "ray_token": self.spec["ray_token"], "cluster": self.cluster,
+            "session": name, "store": self.spec["store"], "node": str(self.directory), "scratch": str(scratch), "code": str(code),
+            "request": request, "env": self.handed_over(name), "credentials": credentials, "ray_token": self.spec["ray_token"], "cluster": self.cluster,
             "nodes": self.spec["nodes"], "gpus": [device.fact() for device in self.gpus], "host": socket.gethostname(),
             "driver": self.driver,
         }  # fmt: skip
         entry = "harness.remote.agent:main"
-        lease = Lease(str(self.directory), code=str(scratch / "code"), entry=entry, specification=specification)
+        lease = Lease(str(self.directory), code=str(code), entry=entry, specification=specification)
         self.session = Session(name, request, lease)
         self.announce("busy")
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 LONG_S = 0.3  # a test expected to take longer is handed out alone
 CHUNK_S = 0.15  # expected seconds of short tests handed out together
-CHUNK_TESTS = 48
+CHUNK_TESTS = 200
+AHEAD_S = 0.06  # of expected work that a worker has left when it is given more
+START_S = 0.5  # of expected work that pays for one more worker, whose start costs half of that
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -39,6 +43,71 @@ class Case:
     attempt: int = 0
     expected_s: float | None = None
     avoid: set[str] = field(default_factory=set)  # nodes that were lost under it
+
+
+@dataclass
+class _Group:
+    tests: deque[Case] = field(default_factory=deque)
+    known_s: float = 0.0
+    unknown: int = 0
+
+    def count(self, test: Case, sign: int) -> None:
+        self.known_s += sign * (test.expected_s or 0.0)
+        self.unknown += sign * (test.expected_s is None)
+
+
+class Backlog:
+    """Tests that wait for a slot: by demand, each group in the order of handing out."""
+
+    def __init__(self, tests: Iterable[Case] = ()) -> None:
+        self._groups: dict[Demand, _Group] = {}
+        for test in tests:
+            group = self._groups.setdefault(test.demand, _Group())
+            group.tests.append(test)
+            group.count(test, 1)
+
+    def __len__(self) -> int:
+        return sum(len(group.tests) for group in self._groups.values())
+
+    def __iter__(self) -> Iterator[Case]:
+        return (test for group in self._groups.values() for test in group.tests)
+
+    def demands(self) -> list[Demand]:
+        """What is asked for by tests that wait, the biggest first."""
+        return sorted((demand for demand, group in self._groups.items() if group.tests), key=lambda d: d.size, reverse=True)
+
+    def front(self, demand: Demand, count: int) -> list[Case]:
+        """The next `count` tests of this demand."""
+        return list(islice(self._groups[demand].tests, count)) if demand in self._groups else []
+
+    def waiting(self, demand: Demand) -> int:
+        return len(self._groups[demand].tests) if demand in self._groups else 0
+
+    def worth(self, demand: Demand) -> int:
+        """How many more workers pay, by what the tests are expected to take; of unknown ones each may be long."""
+        group = self._groups.get(demand, _Group())
+        return len(group.tests) if group.unknown else int(group.known_s / START_S)
+
+    def take(self, demand: Demand, count: int, *, home: str) -> list[Case]:
+        """Remove the next `count` tests of this demand; those that were lost on node `home` only when there are no others."""
+        group = self._groups[demand]
+        taken: list[Case] = []
+        passed: list[Case] = []
+        while group.tests and len(taken) < count:
+            test = group.tests.popleft()
+            (passed if home in test.avoid else taken).append(test)
+        taken, passed = (taken, passed) if taken else (passed[:count], passed[count:])
+        group.tests.extendleft(reversed(passed))
+        for test in taken:
+            group.count(test, -1)
+        return taken
+
+    def put_back(self, tests: Iterable[Case]) -> None:
+        """Before all others, in this order."""
+        for test in reversed(list(tests)):
+            group = self._groups.setdefault(test.demand, _Group())
+            group.tests.appendleft(test)
+            group.count(test, 1)
 
 
 def demand_of(item: Mapping[str, Any], default_gpus: float) -> Demand:
@@ -95,14 +164,14 @@ def order(tests: Iterable[Case], *, several: bool) -> list[Case]:
     return long + [t for t in tests if expected[t.index] <= LONG_S / 10]
 
 
-def batch(pending: Sequence[Case], *, mean_s: float | None, sharers: int) -> int:
-    """How many tests from the front of `pending` to hand to one worker at once.
+def batch(front: Sequence[Case], *, waiting: int, mean_s: float | None, sharers: int) -> int:
+    """How many tests from the `front` of `waiting` ones to hand to one worker at once.
 
     Short ones travel together, so that handing out costs little; never more than a fair part of what is left, and one alone
     while nothing is known (`mean_s`: seconds per test so far, None before the first).
     """
     budget_s, count = CHUNK_S, 0
-    for test in pending[: max(1, min(CHUNK_TESTS, len(pending) // (2 * max(1, sharers))))]:
+    for test in front[: max(1, min(CHUNK_TESTS, waiting // (2 * max(1, sharers))))]:
         expected_s = test.expected_s if test.expected_s is not None else mean_s
         if expected_s is None:
             return max(1, count)
@@ -111,6 +180,17 @@ def batch(pending: Sequence[Case], *, mean_s: float | None, sharers: int) -> int
             break
         count += 1
     return max(1, count)
+
+
+def enough(queued: Iterable[Case], *, mean_s: float | None) -> bool:
+    """Whether a worker that has these tests before it needs no more yet."""
+    ahead_s = 0.0
+    for test in queued:
+        expected_s = test.expected_s if test.expected_s is not None else mean_s
+        ahead_s += LONG_S if expected_s is None else expected_s + 0.001
+        if ahead_s > AHEAD_S:
+            return True
+    return False
 
 
 def nodes_for(demand: Demand, free: Mapping[str, float], *, avoid: Iterable[str] = ()) -> dict[str, float] | None:

@@ -45,6 +45,9 @@ class Select(Role):
         elif not self.feeding:
             self.channel.send(**self.said(via, text))
 
+    def summarises(self, plugin: str) -> bool:
+        return plugin not in self.spec["plugins"]  # those say it on the client
+
     def hear_warning(self, record: dict[str, Any]) -> None:
         self.channel.send(**record)
 

@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TAIL_BYTES = 64 * 1024
+GATHER_S = 0.008  # what a process says within so long is read at once: short tests are many, and each wakes three processes
 STACKS_SIGNAL = signal.SIGRTMAX - 1  # a worker registers faulthandler for it
 NODE_VARIABLE = "GPU_CLUSTER_INTERNAL_NODE"
 
@@ -40,7 +41,7 @@ class Lease:
     """
 
     def __init__(self, node: str, *, code: str, entry: str, specification: Mapping[str, Any]) -> None:
-        self._messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
         self._tails = {1: bytearray(), 2: bytearray()}
         self._captured: list[int] = []
         self._sending = threading.Lock()
@@ -89,9 +90,9 @@ class Lease:
         """Messages since the last call; waits up to `timeout_s` for a first one."""
         found: list[bytes] = []
         with contextlib.suppress(queue.Empty):
-            found.append(self._messages.get(timeout=timeout_s))
+            found += self._messages.get(timeout=timeout_s)
             while len(found) < 4096:
-                found.append(self._messages.get_nowait())
+                found += self._messages.get_nowait()
         return found
 
     def _keep(self, fd: int, data: bytes) -> None:
@@ -99,7 +100,7 @@ class Lease:
         tail += data
         del tail[:-TAIL_BYTES]
         text = data.decode(errors="replace")
-        self._messages.put(json.dumps({"kind": "raw", "fd": fd, "text": text}).encode())
+        self._messages.put([json.dumps({"kind": "raw", "fd": fd, "text": text}).encode()])
 
     def _pump(self) -> None:
         watch = selectors.DefaultSelector()
@@ -113,6 +114,8 @@ class Lease:
                     ended = self._hear()
                 elif not self._read(key.data, partial):
                     watch.unregister(key.fileobj)
+            if ended is None:
+                time.sleep(GATHER_S)
         for name in ("channel", 1, 2):
             self._drain(name, partial)
         self._finish(ended)
@@ -142,9 +145,8 @@ class Lease:
         partial += data
         *lines, rest = bytes(partial).split(b"\n")
         partial[:] = rest
-        for line in lines:
-            if line:
-                self._messages.put(line)
+        if lines:
+            self._messages.put([line for line in lines if line])
         return bool(data)
 
     def _drain(self, name: str | int, partial: bytearray) -> None:
@@ -158,7 +160,7 @@ class Lease:
         captured = [_last_bytes(descriptor) for descriptor in self._captured] + ["", ""]
         out, err = (bytes(self._tails[fd]).decode(errors="replace") for fd in (1, 2))
         last = {"kind": "exit", "status": ended["exit"], "ordered": ended.get("ordered", False), "out": out, "err": err}
-        self._messages.put(json.dumps({**last, "captured_out": captured[0], "captured_err": captured[1]}).encode())
+        self._messages.put([json.dumps({**last, "captured_out": captured[0], "captured_err": captured[1]}).encode()])
         for descriptor in (*self._captured, self._out, self._err):
             os.close(descriptor)
         self._channel.close()
@@ -206,6 +208,7 @@ class Slot:
     def __init__(self) -> None:
         self.node = os.environ[NODE_VARIABLE]
         self.lease: Lease | None = None
+        self.given_back = threading.Event()
 
     def facts(self) -> dict[str, Any]:
         """Where this token is and which devices it holds; `visible` is their CUDA_VISIBLE_DEVICES."""
@@ -227,8 +230,14 @@ class Slot:
         self.lease = Lease(self.node, code=code, entry=entry, specification=specification)
 
     def hold(self) -> None:
-        """Never returns: whoever waits for it learns of the token's death."""
-        threading.Event().wait()
+        """Until the token is given back: whoever waits for it learns of the token's death."""
+        self.given_back.wait()
+        self.given_back.clear()
+
+    def give_back(self) -> None:
+        """Its process is gone; the next one may be another session's."""
+        self.lease = None
+        self.given_back.set()
 
     def send(self, message: bytes) -> None:
         self._the_lease().send(message)

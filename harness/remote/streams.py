@@ -21,13 +21,23 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._partial = b""
+        self._partial = self._held = b""
         self._arrived: deque[dict[str, Any]] = deque()
         self._pid = os.getpid()
         self.closed = False
 
     def send(self, kind: str, **data: Any) -> None:
-        self._sendall(encode_line({"kind": kind, **data}))
+        held, self._held = self._held, b""
+        self._sendall(held + encode_line({"kind": kind, **data}))
+
+    def hold(self, kind: str, **data: Any) -> None:
+        """A message that goes with the next one, which is certain to follow at once, or with `flush`."""
+        self._held += encode_line({"kind": kind, **data})
+
+    def flush(self) -> None:
+        held, self._held = self._held, b""
+        if held:
+            self._sendall(held)
 
     def send_descriptors(self, kind: str, descriptors: list[int], **data: Any) -> None:
         """A message with open files beside it."""
@@ -47,6 +57,8 @@ class Channel:
 
     def receive(self, *, wait: bool) -> dict[str, Any] | None:
         """The next message; None when there is none yet, or (`wait`) when there will never be one."""
+        if wait:
+            self.flush()
         while not self._arrived and not self.closed:
             try:
                 data = self._connection.recv(1 << 18, 0 if wait else socket.MSG_DONTWAIT)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -264,7 +265,13 @@ def main(path: str, modules: list[str]) -> None:
             importlib.import_module(name)
         except ImportError as problem:
             print(f"absent {name} {problem}".replace("\n", " "), flush=True)
+    with contextlib.suppress(ImportError):
+        from _pytest.config import default_plugins  # private: pytest's own, which every session imports
+
+        for name in default_plugins:
+            importlib.import_module(f"_pytest.{name}")
     threads = len(os.listdir("/proc/self/task"))
+    gc.freeze()  # a fork need not search what is imported: pytest collects garbage five times at its end, 40 ms each with torch and Ray
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path)
     listener.listen(64)

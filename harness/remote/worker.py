@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -64,6 +64,7 @@ class Run(Role):
         super().__init__(spec, channel, options)
         self.tests = LazyItems()
         self.queue: deque[dict[str, Any]] = deque()
+        self.arrived: list[str] = []  # node ids whose files may have to be collected
         self.last = False  # nothing will follow what is queued
         self.over = False
         self.previous: tuple[pytest.Item, dict[str, Any]] | None = None
@@ -74,6 +75,9 @@ class Run(Role):
 
     # -- what is heard -------------------------------------------------------------------------------------------------
 
+    def summarises(self, plugin: str) -> bool:
+        return False  # there is one summary, after all tests: the selecting session's
+
     def listen(self, session: pytest.Session, *, wait: bool) -> None:
         """Take in orders; with `wait`, until there is something to do."""
         while not self.over:
@@ -83,6 +87,7 @@ class Run(Role):
                 return
             if "run" in message:
                 self.queue.extend(message["run"])
+                self.arrived += [order["nodeid"] for order in message["run"]]
                 self.last = bool(message.get("last"))
             elif "stop" in message:
                 session.shouldstop = session.shouldstop or "stopped"
@@ -98,6 +103,7 @@ class Run(Role):
         logs = hasattr(option, "log_cli_level") and (option.log_cli_level or config.getini("log_cli"))
         self.capture = getattr(option, "capture", "no")
         self.live = self.capture in ("no", "tee-sys") or bool(logs) or bool(getattr(option, "setupshow", False))
+        self.log_file = bool(getattr(option, "log_file", None))
         self.stepwise = self.options.asked.get("stepwise") and not self.options.asked.get("stepwise_skip")
 
     @pytest.hookimpl(tryfirst=True)
@@ -116,6 +122,7 @@ class Run(Role):
                 self.tell_stop(session)
                 self.queue.clear()
             self.listen(session, wait=True)
+        self.channel.flush()
         self.settle(session, None)
         self.end_of_tests(session)
         return True
@@ -150,8 +157,11 @@ class Run(Role):
 
     def one(self, session: pytest.Session, order: dict[str, Any]) -> None:
         nodeid, attempt = order["nodeid"], order.get("attempt", 0)
-        self.tests.collect(session, [nodeid, *(following["nodeid"] for following in self.queue)])
-        item = self.tests.get(session, nodeid, order.get("occurrence", 0))
+        if self.arrived:
+            self.channel.flush()
+            arrived, self.arrived = self.arrived, []
+            self.tests.collect(session, arrived)
+        item = self.tests.get(nodeid, order.get("occurrence", 0))
         if item is None:
             self.refuse(session, nodeid, attempt)
             return
@@ -166,19 +176,21 @@ class Run(Role):
             raise
         finally:
             records, self.records = self.records, None
-        self.send_test("finished", nodeid=nodeid, attempt=attempt, records=records, duration_s=time.perf_counter() - began)
+        duration_s = time.perf_counter() - began
+        self.channel.hold("finished", nodeid=nodeid, attempt=attempt, records=[*records, *self.last_records(nodeid)], duration_s=duration_s)
         self.previous = (item, order)
 
-    def send_test(self, kind: str, **data: Any) -> None:
-        data["records"] += [*self.take_lossy(data["nodeid"]), *self.log_file_records()]
-        self.channel.send(kind, **data)
+    def last_records(self, nodeid: str) -> Iterator[dict[str, Any]]:
+        yield from self.take_lossy(nodeid)
+        if self.log_file:
+            yield from self.log_file_records()
 
     def next_item(self, session: pytest.Session, item: pytest.Item) -> pytest.Item | None:
         self.listen(session, wait=False)
         if session.shouldfail or session.shouldstop:
             return None
         for order in self.queue:
-            if (found := self.tests.get(session, order["nodeid"], order.get("occurrence", 0))) is not None:
+            if (found := self.tests.get(order["nodeid"], order.get("occurrence", 0))) is not None:
                 return found
         if self.last:
             return None
@@ -202,6 +214,7 @@ class Run(Role):
             self.previous = None
         if not state.stack or list(state.stack) == (following.listchain() if following else [])[: len(state.stack)]:
             return
+        self.channel.flush()
         self.records, self.shown = [], True
         reraise = STOPPING
         call = pytest.CallInfo.from_call(lambda: self.teardown(item, following), when="teardown", reraise=reraise)
@@ -210,7 +223,8 @@ class Run(Role):
             item.ihook.pytest_runtest_logreport(report=report)
         records, self.records = self.records, None
         if records:
-            self.send_test("late", nodeid=item.nodeid, attempt=order.get("attempt", 0), records=records)
+            records += self.last_records(item.nodeid)
+            self.channel.send("late", nodeid=item.nodeid, attempt=order.get("attempt", 0), records=records)
 
     @staticmethod
     def teardown(item: pytest.Item, following: pytest.Item | None) -> None:
@@ -241,11 +255,11 @@ class Run(Role):
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> None:
-        self.channel.send("phase", nodeid=item.nodeid, when="call")
+        self.channel.send("phase", when="call")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
-        self.channel.send("phase", nodeid=item.nodeid, when="teardown")
+        self.channel.send("phase", when="teardown")
 
     def record(self, **record: Any) -> None:
         if self.records is not None:

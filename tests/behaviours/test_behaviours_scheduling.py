@@ -216,19 +216,24 @@ def test_b78_known_durations_shorten_the_tail(bench: Bench) -> None:
     bound_s = sum(event["duration_s"] for event in ends) / 2
 
     assert (first.code, second.code) == (0, 0)
-    assert starts[0]["nodeid"] == "test_tail.py::test_t[1600]"
+    assert "test_tail.py::test_t[1600]" in [event["nodeid"] for event in starts[:2]]  # either worker may be heard first
     assert ends[-1]["t"] - starts[0]["t"] <= 1.15 * bound_s
 
 
 def test_b79_durations_outlive_the_cluster_in_the_store(bench: Bench) -> None:
-    """The next cluster may be another machine; what is known of a test is kept beside the records."""
-    files = {"test_h.py": "import time\ndef test_quick(): pass\ndef test_slow(): time.sleep(1)\n"}
+    """The next cluster may be another machine; what is known of a test is kept beside the records.
+
+    The longest test is collected last. It is among the first two to start only if its length is known: there are two workers.
+    """
+    quick = "".join(f"def test_quick_{n}(): time.sleep(0.2)\n" for n in range(4))
+    files = {"test_h.py": f"import time\n{quick}def test_slow(): time.sleep(1)\n"}
     first = bench.ours(Scenario(files=files), GPU_CLUSTER_IDLE_MINUTES="0")
     second = bench.ours(Scenario(files=files), workers=2, keep_history=True)
     started = [event["nodeid"] for event in bench.events(second) if event["kind"] == "test_started"]
 
     assert cluster_of(first) != cluster_of(second)
-    assert started == ["test_h.py::test_slow", "test_h.py::test_quick"]
+    assert len(started) == 5
+    assert "test_h.py::test_slow" in started[:2]
 
 
 def cluster_of(outcome: Outcome) -> str:

@@ -45,9 +45,49 @@ def test_the_longest_goes_first_when_several_run() -> None:
 @given(st.lists(st.none() | seconds, min_size=1), st.none() | seconds, st.integers(1, 8))
 def test_a_batch_is_never_empty_and_never_too_much(durations: list[float | None], mean_s: float | None, sharers: int) -> None:
     """An empty batch would wait for ever; one that takes everything would leave the other workers idle."""
-    count = plan.batch(cases_of(durations), mean_s=mean_s, sharers=sharers)
+    count = plan.batch(cases_of(durations), waiting=len(durations), mean_s=mean_s, sharers=sharers)
 
     assert 1 <= count <= max(1, len(durations) // (2 * sharers))
+
+
+@given(st.lists(st.tuples(demands, st.none() | seconds, st.booleans())), st.data())
+def test_the_backlog_loses_and_doubles_nothing(rows: list[tuple[Demand, float | None, bool]], data: st.DataObject) -> None:
+    """Whatever is handed out and comes back: each test is either waiting or out, once."""
+    tests = [
+        Case(index=n, nodeid=f"t.py::t{n}", occurrence=0, location=("t.py", n, f"t{n}"), demand=demand, expected_s=s,
+             avoid={"lost"} if avoids else set())
+        for n, (demand, s, avoids) in enumerate(rows)
+    ]  # fmt: skip
+    backlog, out = plan.Backlog(tests), []
+    while backlog and data.draw(st.booleans()):
+        demand = data.draw(st.sampled_from(backlog.demands()))
+        taken = backlog.take(demand, data.draw(st.integers(1, 5)), home=data.draw(st.sampled_from(["lost", "well"])))
+        assert taken
+        assert all(test.demand == demand for test in taken)
+        out += taken
+        if data.draw(st.booleans()):
+            backlog.put_back(out)
+            out = []
+
+    assert sorted(test.index for test in (*backlog, *out)) == list(range(len(tests)))
+    assert sum(backlog.waiting(demand) for demand in backlog.demands()) == len(backlog)
+
+
+def test_a_test_goes_back_to_the_node_that_lost_it_only_when_there_is_nothing_else() -> None:
+    """The node may be what killed it."""
+    burnt, fresh = cases_of([1.0, 1.0])
+    burnt.avoid.add("a")
+    backlog = plan.Backlog([burnt, fresh])
+
+    assert backlog.take(Demand(), 1, home="a") == [fresh]
+    assert backlog.take(Demand(), 1, home="a") == [burnt]
+
+
+def test_known_short_tests_are_not_worth_another_worker_and_unknown_ones_are() -> None:
+    """Starting one costs as long as hundreds of trivial tests."""
+    assert plan.Backlog(cases_of([0.001] * 500)).worth(Demand()) == 0
+    assert plan.Backlog(cases_of([0.001, None])).worth(Demand()) == 2
+    assert plan.Backlog(cases_of([2.5, 2.5])).worth(Demand()) == 5
 
 
 @given(demands, clusters)
