@@ -514,6 +514,7 @@ class Agent:
         self.prepare()
         self.start_selection()
         self.cluster.connect()
+        self.cluster.start_spare(self.spec["code"], WORKER)
         eager = False
         while not self.over():
             with contextlib.suppress(queue.Empty):

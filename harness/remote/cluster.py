@@ -82,6 +82,7 @@ class Cluster:
         self.tokens: list[Token] = []  # whose processes live
         self.standby: dict[tuple[str, float], list[Token]] = {}  # tokens that wait for a process, also those of the last session
         self.standby_name = f"standby-{spec['request']['code'][:16]}"
+        self.spare: slot.Lease | None = None
         self.lost: set[str] = set()
         self.lock = threading.Lock()
 
@@ -183,6 +184,10 @@ class Cluster:
             return {node: count for node, count in self.total.items() if node not in self.lost}
         return {f"node-{n}": float(len(self.spec["gpus"])) for n in range(self.spec["nodes"])}
 
+    def start_spare(self, code: str, entry: str) -> None:
+        """Start a process on this node before its slot is known: the first worker need not wait for its fork and imports."""
+        self.spare = slot.Lease(self.spec["node"], code=code, entry=entry)
+
     # -- tokens --------------------------------------------------------------------------------------------------------
 
     def place(self, demand: Demand, *, avoid: Iterable[str] = ()) -> dict[str, float] | None:
@@ -219,7 +224,11 @@ class Cluster:
     def transport(self, token: Token, code: str, entry: str, specification: dict[str, Any]) -> Any:
         """Start a process in the token's slot: directly on the agent's own node, else through the token."""
         if token.home == self.head:
-            return slot.Lease(self.spec["node"], code=code, entry=entry, specification=specification)
+            with self.lock:
+                lease, self.spare = self.spare, None
+            lease = lease or slot.Lease(self.spec["node"], code=code, entry=entry)
+            lease.specify(specification)
+            return lease
         the_ray().get(token.actor.open.remote(code, entry, specification), timeout=60)
         return Relay(token.actor)
 
@@ -279,6 +288,8 @@ class Cluster:
             time.sleep(0.05)  # a session may end before a cold Ray is up
         if not self.ready:
             return False, "Ray was never joined"
+        if self.spare is not None:
+            self.spare.kill()
         self.drop_standby(but=standby_gpus)
         for token in list(self.tokens):
             ray.kill(token.actor)

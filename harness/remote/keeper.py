@@ -115,7 +115,7 @@ class Keeper:
         self.listed = 0.0
         self.heartbeat_seen: tuple[bytes | None, float] = (None, time.monotonic())
         self.gpus, self.driver = gpu.devices(os.environ, wanted=spec["gpus_per_node"], simulated=spec["simulated_gpus"])
-        self.tick_s = 0.03 if self.store.is_local else 0.5
+        self.tick_s = 0.015 if self.store.is_local else 0.5
 
     # -- processes ---------------------------------------------------------------------------------------------------
 
@@ -264,9 +264,9 @@ class Keeper:
         credentials = {k: v for k, v in os.environ.items() if k.startswith(STORE_CREDENTIALS)}
         specification = {
             "session": name, "store": self.spec["store"], "node": str(self.directory), "scratch": str(scratch), "code": str(code),
-            "request": request, "env": self.handed_over(name), "credentials": credentials, "ray_token": self.spec["ray_token"], "cluster": self.cluster,
-            "nodes": self.spec["nodes"], "gpus": [device.fact() for device in self.gpus], "host": socket.gethostname(),
-            "driver": self.driver,
+            "request": request, "env": self.handed_over(name), "credentials": credentials, "ray_token": self.spec["ray_token"],
+            "cluster": self.cluster, "nodes": self.spec["nodes"], "gpus": [device.fact() for device in self.gpus],
+            "host": socket.gethostname(), "driver": self.driver,
         }  # fmt: skip
         entry = "harness.remote.agent:main"
         lease = Lease(str(self.directory), code=str(code), entry=entry, specification=specification)

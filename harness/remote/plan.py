@@ -11,7 +11,8 @@ from itertools import islice
 from typing import Any
 
 LONG_S = 0.3  # a test expected to take longer is handed out alone
-CHUNK_S = 0.15  # expected seconds of short tests handed out together
+CHUNK_S = 0.15  # expected seconds of short tests handed out together, at most …
+SHARE_S = 0.02  # … and at least, however few are left
 CHUNK_TESTS = 200
 AHEAD_S = 0.06  # of expected work that a worker has left when it is given more
 START_S = 0.5  # of expected work that pays for one more worker, whose start costs half of that
@@ -167,16 +168,17 @@ def order(tests: Iterable[Case], *, several: bool) -> list[Case]:
 def batch(front: Sequence[Case], *, waiting: int, mean_s: float | None, sharers: int) -> int:
     """How many tests from the `front` of `waiting` ones to hand to one worker at once.
 
-    Short ones travel together, so that handing out costs little; never more than a fair part of what is left, and one alone
+    Short ones travel together, so that handing out costs little; hardly more than a fair part of what is left, and one alone
     while nothing is known (`mean_s`: seconds per test so far, None before the first).
     """
-    budget_s, count = CHUNK_S, 0
-    for test in front[: max(1, min(CHUNK_TESTS, waiting // (2 * max(1, sharers))))]:
+    fair = waiting // (2 * max(1, sharers))
+    together_s, count = 0.0, 0
+    for test in front[:CHUNK_TESTS]:
         expected_s = test.expected_s if test.expected_s is not None else mean_s
         if expected_s is None:
             return max(1, count)
-        budget_s -= expected_s + 0.001
-        if count and budget_s < 0:
+        together_s += expected_s + 0.001
+        if count and together_s > (CHUNK_S if count < fair else SHARE_S):
             break
         count += 1
     return max(1, count)

@@ -40,7 +40,7 @@ class Lease:
     ended by order, and the last output, also what pytest's capture still held.
     """
 
-    def __init__(self, node: str, *, code: str, entry: str, specification: Mapping[str, Any]) -> None:
+    def __init__(self, node: str, *, code: str, entry: str, specification: Mapping[str, Any] | None = None) -> None:
         self._messages: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
         self._tails = {1: bytearray(), 2: bytearray()}
         self._captured: list[int] = []
@@ -56,11 +56,15 @@ class Lease:
         far_channel.close()
         os.close(far_out)
         os.close(far_err)
-        data = json.dumps(specification).encode()
-        with contextlib.suppress(BrokenPipeError):
-            self._channel.sendall(len(data).to_bytes(4, "big") + data)
+        if specification is not None:
+            self.specify(specification)
         self._thread = threading.Thread(target=self._pump, name="lease", daemon=True)
         self._thread.start()
+
+    def specify(self, specification: Mapping[str, Any]) -> None:
+        """Say what the process is for, once. It may have been started before that was known, and waits."""
+        data = json.dumps(specification).encode()
+        self.send(len(data).to_bytes(4, "big") + data)
 
     def send(self, message: bytes) -> None:
         """Pass JSON lines to the process; quiet when it is gone (`exit` says so)."""
@@ -108,14 +112,18 @@ class Lease:
             watch.register(source, selectors.EVENT_READ, name)
         partial = bytearray()
         ended: dict[str, Any] | None = None
+        heard = 0.0
         while ended is None:
-            for key, _ in watch.select():
+            ready = watch.select()
+            if time.monotonic() - heard < GATHER_S:  # it speaks without a pause
+                time.sleep(GATHER_S)
+                ready = watch.select(0)
+            heard = time.monotonic()
+            for key, _ in ready:
                 if key.data == "lease":
                     ended = self._hear()
                 elif not self._read(key.data, partial):
                     watch.unregister(key.fileobj)
-            if ended is None:
-                time.sleep(GATHER_S)
         for name in ("channel", 1, 2):
             self._drain(name, partial)
         self._finish(ended)

@@ -102,12 +102,12 @@ def _run(message: dict[str, str], descriptors: list[int]) -> NoReturn:
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         channel = socket.socket(fileno=descriptors[0])
-        size = int.from_bytes(_exactly(channel, 4), "big")
-        specification = json.loads(_exactly(channel, size))
         _reseed()
         sys.path.insert(0, message["code"])
         module, _, function = message["entry"].partition(":")
-        code = getattr(importlib.import_module(module), function)(specification, channel)
+        entry = getattr(importlib.import_module(module), function)
+        size = int.from_bytes(_exactly(channel, 4), "big")
+        code = entry(json.loads(_exactly(channel, size)), channel)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:

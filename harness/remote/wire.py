@@ -163,7 +163,10 @@ class PathMap:
         self._pattern = re.compile(rf"(^|[^\w.\-+~@]|\x1b\[[0-9;]*m|\\[nrt])({roots})(?![\w\-+~@]|\.\w)", re.MULTILINE)
 
     def text(self, text: str) -> str:
-        if not any(far in text for far in self._far):
+        for far in self._far:
+            if far in text:
+                break
+        else:
             return text
         return self._pattern.sub(lambda match: match[1] + self._near[match[2]], text)
 
@@ -174,12 +177,13 @@ class PathMap:
 
 def map_strings(value: Any, change: Callable[[str], str]) -> Any:
     """The same plain structure with `change` applied to every string in it."""
-    if isinstance(value, str):
+    kind = type(value)  # what JSON gives has no subclasses
+    if kind is str:
         return change(value)
-    if isinstance(value, list):
-        return [map_strings(item, change) for item in value]
-    if isinstance(value, dict):
-        return {change(key): map_strings(item, change) for key, item in value.items()}
+    if kind is list:
+        return [map_strings(item, change) for item in value] if value else value
+    if kind is dict:
+        return {change(key): map_strings(item, change) if item else item for key, item in value.items()}
     return value
 
 
