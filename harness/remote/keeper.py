@@ -41,7 +41,10 @@ from harness.store import Store
 HEARTBEAT_S = 5.0
 # Beside what tests import: what Ray imports in its first call, 0.3 s that every session would pay again. No pytest plugin may
 # be among them: pytest could not rewrite its assertions any more.
-PRELOADED = ("pytest", "torch", "ray", "ray._common.usage.usage_lib", "pydantic.main", "pydantic.json_schema")
+PRELOADED = (
+    "pytest", "torch", "ray", "ray._common.usage.usage_lib", "ray.dag", "ray._common.pydantic_compat", "pydantic.main",
+    "pydantic.json_schema",
+)  # fmt: skip
 UNASKED_S = 120.0  # a new cluster whose session never comes gives up
 STORE_GONE_S = 120.0  # this long without the store, an idle cluster gives up
 
