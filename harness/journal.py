@@ -30,6 +30,7 @@ from harness.store import Store
 Event = dict[str, Any]  # v, seq, t (unix seconds on the writer, for display), kind, writer, and the kind's own keys
 Position = dict[str, list[int]]  # writer -> [last segment read, last seq read]; a JSON value
 
+_encoder = json.JSONEncoder(separators=(",", ":"))
 VERSION = 1
 RESERVED = {"v", "seq", "t", "kind", "writer"}
 SEGMENT_BYTES = 4 << 20  # of lines, before compression; a bigger one is cut in two
@@ -116,7 +117,7 @@ class JournalWriter:
             if self._fatal or self._held() > 2 * self._full_bytes:
                 raise self._failure("no more events can be held")
             head = {"v": VERSION, "seq": self._seq + 1, "t": round(time.time(), 6), "kind": kind, "writer": self.writer}
-            line = json.dumps(head | data, separators=(",", ":")).encode()
+            line = _encoder.encode(head | data).encode()
             self._seq += 1
             self._lines.append(line)
             self._lines_bytes += len(line)

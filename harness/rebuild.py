@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,6 +78,8 @@ class _Remote:
     _shown = ""
 
     def describe(self, row: Mapping[str, Any]) -> None:
+        if "location" in row:
+            self.__dict__["location"] = tuple(row["location"])
         self._shown = row.get("repr") or f"<{type(self).__name__} {row['name']}>"
         if row.get("doc"):
             self.obj = _Documented(row["doc"])
@@ -95,20 +98,39 @@ class RemoteCollector(_Remote, pytest.Collector):
         raise NotImplementedError("this was collected on the cluster")
 
 
+@functools.cache
+def _path(root: Path, relative: str) -> Path:
+    return root / relative
+
+
 def node(parent: Any, row: Mapping[str, Any], *, item: bool) -> Any:
     """A stand-in for a remote node below `parent`. `row` has at least `nodeid` and `name`."""
-    path = Path(parent.config.rootpath, str(row["nodeid"]).partition("::")[0])
+    path = _path(parent.config.rootpath, str(row["nodeid"]).partition("::")[0])
     kind = RemoteItem if item else RemoteCollector
     made = kind.from_parent(parent, name=row["name"], path=path, nodeid=row["nodeid"])
     made.describe(row)
-    if "location" in row:
-        made.__dict__["location"] = tuple(row["location"])
     return made
 
 
-def items(session: pytest.Session, collectors: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[pytest.Item]:
-    """The collected items with their chain of collectors, each collector one object; parents precede their children."""
+def items(
+    session: pytest.Session, collectors: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]],
+    *, made_before: dict[str, RemoteItem],
+) -> list[pytest.Item]:  # fmt: skip
+    """The collected items with their chain of collectors, each collector one object; parents precede their children.
+
+    What collect reports have shown already (by node id; each is used once) becomes the item itself.
+    """
     made: list[Any] = []
     for row in collectors:
         made.append(node(made[row["parent"]] if row["parent"] >= 0 else session, row, item=False))
-    return [node(made[row["parent"]] if row["parent"] >= 0 else session, row, item=True) for row in rows]
+    found = []
+    for row in rows:
+        parent = made[row["parent"]] if row["parent"] >= 0 else session
+        item = made_before.pop(row["nodeid"], None)
+        if item is None or item.name != row["name"]:
+            item = node(parent, row, item=True)
+        else:
+            item.parent = parent
+            item.describe(row)
+        found.append(item)
+    return found

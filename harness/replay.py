@@ -77,6 +77,7 @@ class Replay:
         self.ended: Event | None = None
         self._map = PathMap([])
         self._items: list[pytest.Item] = []
+        self._seen_items: dict[str, rebuild.RemoteItem] = {}  # of the collect reports
         self._index: dict[str, list[int]] = {}
         self._reported: set[int] = set()
         self._expected = False  # every collected test has to be reported
@@ -261,11 +262,14 @@ class Replay:
         report = rebuild.report(self.config, self._map(event["report"]))
         rows = [(item, {"nodeid": nodeid, "name": name}) for item, nodeid, name in event["kids"]]
         report.result = [rebuild.node(session, row, item=item) for item, row in rows]
+        for node in report.result:
+            if isinstance(node, rebuild.RemoteItem):
+                self._seen_items.setdefault(node.nodeid, node)
         self.own_failures += report.failed
         self.config.hook.pytest_collectreport(report=report)
 
     def _collected(self, event: Event, session: pytest.Session) -> None:
-        items = rebuild.items(session, event["collectors"], event["items"])
+        items = rebuild.items(session, event["collectors"], event["items"], made_before=self._seen_items)
         session.items = self._items = items
         for index, item in enumerate(items):
             self._index.setdefault(item.nodeid, []).append(index)
@@ -329,12 +333,12 @@ class Replay:
         self.own_failures += failed and event.get("failure_class") in OWN
         xml: Any = self.config.stash.get(xml_key, None)
         before = len(xml.node_reporters_ordered) if xml else 0
-        self._records(event["records"], session)
+        self._records(event["records"], session, paths=event.get("paths", True))
         for made in xml.node_reporters_ordered[before:] if xml else ():
             self._rank[id(made)] = len(self._items) if index is None else index
 
-    def _records(self, records: Iterable[Mapping[str, Any]], session: pytest.Session) -> None:
-        """One test's hooks, in their order, with nothing in between."""
+    def _records(self, records: Iterable[Mapping[str, Any]], session: pytest.Session, *, paths: bool = True) -> None:
+        """One test's hooks, in their order, with nothing in between; `paths`: they may name files of the remote tree."""
         hook = self.config.hook
         for record in records:
             match record["kind"]:
@@ -343,7 +347,7 @@ class Replay:
                         hook.pytest_runtest_logstart(nodeid=record["nodeid"], location=tuple(record["location"]))
                     self._begun = ""
                 case "report":
-                    report = rebuild.report(self.config, self._map(record["report"]))
+                    report = rebuild.report(self.config, self._map(record["report"]) if paths else record["report"])
                     self._statuses[id(report)] = (report, from_wire(record["status"]))
                     hook.pytest_runtest_logreport(report=report)
                 case "logfinish":

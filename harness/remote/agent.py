@@ -141,9 +141,9 @@ class Agent:
         """Bring what the process says into the queue until it has ended."""
 
         def pump() -> None:
-            ended = False
+            ended, root = False, json.dumps(str(self.root))[1:-1].encode()
             while not ended:
-                messages = [decode_line(line) | {"from": role} for line in transport.receive(5.0)]
+                messages = [decode_line(line) | {"from": role, "paths": root in line} for line in transport.receive(5.0)]
                 if messages:
                     ended = messages[-1]["kind"] == "exit"
                     self.events.put((worker, messages))
@@ -299,7 +299,7 @@ class Agent:
         self.committed[test.index] = message["duration_s"]
         self.committed_s += message["duration_s"]
         self.write("test_finished", nodeid=test.nodeid, index=test.index, attempt=test.attempt, worker=worker.name,
-                   records=message["records"], duration_s=message["duration_s"], failure_class=None)  # fmt: skip
+                   records=message["records"], duration_s=message["duration_s"], paths=message["paths"], failure_class=None)  # fmt: skip
         self.feed_back(message["records"])
         self.count(message["records"])
 
@@ -603,6 +603,8 @@ class Agent:
 
     def write(self, kind: str, **data: Any) -> None:
         data.pop("from", None)
+        if kind != "test_finished":
+            data.pop("paths", None)
         self.journal.append(kind, **data)
 
     def forward(self, message: dict[str, Any]) -> None:

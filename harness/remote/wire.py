@@ -62,10 +62,13 @@ class Event:
 def encode_line(message: Mapping[str, Any]) -> bytes:
     """One line of ASCII JSON; never raises: what is not plain travels as its text."""
     try:
-        text = json.dumps(message, separators=(",", ":"), default=text_of)
+        text = _encoder.encode(message)
     except (TypeError, ValueError, RecursionError):
         text = json.dumps(to_wire(message), separators=(",", ":"))
     return text.encode("ascii") + b"\n"
+
+
+_encoder = json.JSONEncoder(separators=(",", ":"), default=lambda value: text_of(value))
 
 
 def decode_line(line: bytes | str) -> dict[str, Any]:
