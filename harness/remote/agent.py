@@ -339,7 +339,7 @@ class Agent:
         self.cluster.release(worker.token, worker.taken, whole=not infrastructure)
         victim = worker.running or (worker.queue[0] if worker.queue and not infrastructure and worker.ready else None)
         left = [test for test in worker.queue if test is not victim]
-        if not worker.ready and self.stop is None:
+        if not worker.ready and not worker.finishing and self.stop is None:
             self.not_started(worker, message, lost)
             return
         if worker.timed_out is not None and victim is not None:
@@ -403,6 +403,20 @@ class Agent:
                 self.write("retry", nodeid=test.nodeid, attempt=test.attempt, message=why)
                 self.pending.put_back([test])
 
+    def open_early(self) -> None:
+        """Reserve and start processes while the selection still runs: one, and more if the last runs took long."""
+        demand = Demand(gpus=self.default_gpus())
+        known_s = sum(plan.expected(self.history, nodeid) or 0.0 for nodeid in self.history)
+        for _ in range(min(self.width(), 1 + int(known_s / plan.START_S))):
+            if (taken := self.cluster.place(demand)) is not None:
+                self.open_worker(demand, taken)
+
+    def close_early(self, worker: Worker) -> None:
+        """End a process that is still starting, and for which there is nothing to do."""
+        if not worker.ready and not worker.finishing and worker.transport is not None:
+            worker.finishing, worker.done = True, {"exitstatus": None}
+            worker.transport.kill()
+
     # -- deciding ------------------------------------------------------------------------------------------------------
 
     def admit(self) -> None:
@@ -423,6 +437,8 @@ class Agent:
                 self.open_worker(demand, taken)
                 mine.append(self.workers[-1])
         for worker in list(self.workers):
+            if not self.pending.waiting(worker.demand):
+                self.close_early(worker)
             self.feed(worker, draining=blocked and worker.demand != demands[0])
 
     def worth(self, demand: Demand, mine: list[Worker]) -> bool:
@@ -522,9 +538,8 @@ class Agent:
                 while True:
                     self.handle(*self.events.get_nowait())
             if not eager and self.cluster.ready and not self.collected and self.stop is None:
-                eager = True  # reserve and start one process while the selection still runs
-                if (taken := self.cluster.place(Demand(gpus=self.default_gpus()))) is not None:
-                    self.open_worker(Demand(gpus=self.default_gpus()), taken)
+                eager = True
+                self.open_early()
             if self.collected and self.stop is None:
                 if not self.journal.stalled:  # else results could be lost: what runs may end, nothing new starts
                     self.admit()
