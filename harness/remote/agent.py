@@ -24,9 +24,11 @@ from harness.journal import JournalWriter
 from harness.model import STORE_CREDENTIALS
 from harness.remote import plan
 from harness.remote.cluster import Cluster
+from harness.remote.crash import crash_text, with_last_words
+from harness.remote.outcomes import Outcomes
 from harness.remote.plan import Backlog, Case, Demand
 from harness.remote.slot import Lease, ask
-from harness.remote.wire import crash_records, decode_line, encode_line
+from harness.remote.wire import decode_line, encode_line
 from harness.store import Store
 
 STOP_GRACE_S = 5.0  # between asking a running test to stop and killing it
@@ -82,13 +84,9 @@ class Agent:
         self.collecting = ""
         self.workers: list[Worker] = []
         self.numbered = 0
-        self.committed: dict[int, float] = {}
-        self.committed_s = 0.0
-        self.feedback: list[dict[str, Any]] = []
+        self.outcomes = Outcomes(self.write)
         self.coverage: list[str] = []  # keys in the store
-        self.failures = 0
         self.stop: dict[str, Any] | None = None  # why no further test starts
-        self.class_: str | None = None
         self.control_read = 0.0
         self.single = False  # one slot: tests keep their order, and the worker may know them all
         self.unstarted = 0
@@ -179,6 +177,7 @@ class Agent:
             self.write("output", text=message["text"], via=STREAMS[message["fd"]], fd=message["fd"], worker="main")
         elif kind == "collected":
             self.options = message.get("options", {})
+            self.outcomes.wanted = self.options.get("wants_reports", True)
             self.forward(message)
             self.take_items(message)
         elif kind == "done":
@@ -279,7 +278,8 @@ class Agent:
     def hear_of_session(self, worker: Worker, message: dict[str, Any]) -> None:
         """What ends or concerns the whole session: pytest.exit, Ctrl-C in a test, an internal error; a late teardown error."""
         if message["kind"] == "late":
-            self.count(message["records"])
+            self.outcomes.count(message["records"])
+            self.keep_maxfail()
         if self.stop is None or message["kind"] in ("late", "warning"):
             self.write(**{**message, "worker": worker.name})
         if message["kind"] in ("internal_error", "interrupted"):
@@ -292,43 +292,19 @@ class Agent:
         test = worker.queue.popleft()
         worker.running = None
         worker.since = time.monotonic()
-        if test.index in self.committed:
-            return
-        if self.stop is not None and self.stop["quiet"]:
-            return
-        self.committed[test.index] = message["duration_s"]
-        self.committed_s += message["duration_s"]
-        self.write("test_finished", nodeid=test.nodeid, index=test.index, attempt=test.attempt, worker=worker.name,
-                   records=message["records"], duration_s=message["duration_s"], paths=message["paths"], failure_class=None)  # fmt: skip
-        self.feed_back(message["records"])
-        self.count(message["records"])
-
-    def count(self, records: list[dict[str, Any]]) -> None:
-        """Keep `-x` and `--maxfail` as plain pytest counts them."""
-        for record in records:
-            self.failures += record.get("kind") == "report" and record["report"]["outcome"] == "failed"
-        limit = self.options.get("maxfail") or 0
-        if limit and self.failures >= limit:
-            self.finish_because(None, f"stopping after {self.failures} failures")
-
-    def feed_back(self, records: list[dict[str, Any]]) -> None:
-        """The session that the user's conftests see gets every report too, when one of its hooks asks."""
-        if self.options.get("wants_reports", True):
-            self.feedback.append({"records": records})
+        if self.stop is None or not self.stop["quiet"]:
+            self.outcomes.commit(test, message, worker=worker.name)
+            self.keep_maxfail()
 
     def fail(self, test: Case, text: str, class_: str, *, when: str, duration_s: float = 0.0, worker: str = "") -> None:
-        """Commit an outcome that no process could report itself."""
-        if test.index in self.committed:
-            return
-        self.committed[test.index] = duration_s
-        records = crash_records(test.nodeid, test.location, when=when, text=text, duration_s=duration_s)
-        self.write("test_finished", nodeid=test.nodeid, index=test.index, attempt=test.attempt, worker=worker,
-                   records=records, duration_s=duration_s, failure_class=class_)  # fmt: skip
-        self.feed_back(records)
-        if class_ in ("crash", "timeout", "test"):
-            self.count(records)
-        else:
-            self.class_ = self.class_ or class_
+        self.outcomes.fail(test, text, class_, when=when, duration_s=duration_s, worker=worker)
+        self.keep_maxfail()
+
+    def keep_maxfail(self) -> None:
+        """`-x` and `--maxfail`, as plain pytest counts."""
+        limit = self.options.get("maxfail") or 0
+        if limit and self.outcomes.failures >= limit:
+            self.finish_because(None, f"stopping after {self.outcomes.failures} failures")
 
     def worker_ended(self, worker: Worker, message: Mapping[str, Any]) -> None:
         """A test process is gone: as told, by its own crash, or because its node was lost."""
@@ -455,7 +431,7 @@ class Agent:
                 worker.finishing = True
                 worker.send({"finish": {}})
             return
-        mean_s = self.committed_s / len(self.committed) if self.committed else None
+        mean_s = self.outcomes.mean_s
         sharers = sum(w.demand == worker.demand for w in self.workers)
         alone = self.single
         if not alone and plan.enough(worker.queue, mean_s=mean_s):
@@ -501,7 +477,7 @@ class Agent:
         if self.stop is not None:
             return
         self.stop = {"class": class_, "why": why, "quiet": class_ is None}
-        self.class_ = class_ if class_ in ("limit", "infrastructure") else self.class_
+        self.outcomes.class_ = class_ if class_ in ("limit", "infrastructure") else self.outcomes.class_
         left, self.pending = list(self.pending), Backlog()
         for worker in list(self.workers):
             left += [test for test in worker.queue if test is not worker.running]
@@ -587,18 +563,19 @@ class Agent:
             return not self.workers  # their processes may take a moment to end, and their files to be brought home
         if not self.told:
             self.told = True
-            for start in range(0, len(self.feedback), 200):
-                self.selector.send(encode_line({"reports": [f["records"] for f in self.feedback[start : start + 200]]}))
+            for start in range(0, len(self.outcomes.feedback), 200):
+                self.selector.send(encode_line({"reports": self.outcomes.feedback[start : start + 200]}))
             why = self.stop["why"] if self.stop else ""
             failed = why if why.startswith("stopping after") else ""
             self.selector.send(
-                encode_line({"finish": {"shouldfail": failed, "shouldstop": "" if failed else why, "testsfailed": self.failures}})
+                encode_line({"finish": {"shouldfail": failed, "shouldstop": "" if failed else why, "testsfailed": self.outcomes.failures}})
             )
         return False
 
     def finish(self) -> int:
         done = self.select_done or {}
-        measured = {t.nodeid: self.committed[t.index] for t in self.tests if t.index in self.committed}
+        seconds = self.outcomes.seconds
+        measured = {t.nodeid: seconds[t.index] for t in self.tests if t.index in seconds}
         with contextlib.suppress(HarnessError):
             if measured:
                 self.store.put("history/durations.json", json.dumps(plan.merged(self.history, measured)).encode())
@@ -607,7 +584,7 @@ class Agent:
             self.coverage.append(f"{self.prefix}/coverage/main")
         ended = {name: done.get(name) for name in ("exitstatus", "shouldfail", "shouldstop")}
         why = self.stop["why"] if self.stop else ""
-        self.write("session_finished", **ended, failure_class=self.class_, message=why, coverage=self.coverage, fit=not self.unfit)
+        self.write("session_finished", **ended, failure_class=self.outcomes.class_, message=why, coverage=self.coverage, fit=not self.unfit)
         self.journal.close()  # the client need not wait for what follows
         if self.unfit:
             self.why = self.unfit
@@ -624,49 +601,6 @@ class Agent:
 
     def forward(self, message: dict[str, Any]) -> None:
         self.write(**message)
-
-
-def crash_text(message: Mapping[str, Any], where: str) -> str:
-    """`crash: SIGSEGV …` or `crash: exit 3 …`."""
-    status = message["status"]
-    try:
-        name = f"exit {status}" if status is None or status >= 0 else signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    hint = " (out of memory?)" if status == -signal.SIGKILL and not message.get("ordered") else ""
-    return f"crash: {name}{hint} {where}"
-
-
-def with_last_words(text: str, message: Mapping[str, Any]) -> str:
-    """`text`, then the last output of a dead process: what pytest had captured, and what went to its own stdout and stderr.
-
-    In the failure itself, not in sections beside it: JUnit leaves those out by default.
-    """
-    named = (("Captured stdout", "captured_out"), ("Captured stderr", "captured_err"), ("Process stdout", "out"), ("Process stderr", "err"))
-    said = [(name, without_our_frames(str(message[key]))) for name, key in named if message.get(key)]
-    return "\n".join([text, *(f"{f' {name} ':-^80}\n{output.rstrip()}" for name, output in said)])
-
-
-# Frames that bring Python to the test: below them its reader finds nothing of his own.
-CALLERS = (
-    "/harness/remote/worker.py",
-    " in pytest_pyfunc_call",
-    " in call_fixture_func",
-    " in _teardown_yield_fixture",
-    " in importtestmodule",
-)
-
-
-def without_our_frames(text: str) -> str:
-    """faulthandler's trace down to the test: not the frames that brought it there, not the list of extension modules."""
-    kept, trace, ours = [], False, False
-    for line in text.splitlines(keepends=True):
-        frame = line.startswith('  File "')
-        trace = line.startswith(("Current thread", "Thread 0x")) or (trace and frame)
-        ours = trace and frame and (ours or any(caller in line for caller in CALLERS))
-        if not ours and not line.startswith("Extension modules: "):
-            kept.append(line)
-    return "".join(kept)
 
 
 def main(specification: dict[str, Any], channel: socket.socket) -> int:
