@@ -27,9 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
     if early_config.known_args_namespace.gpu_cluster:
-        from harness import replay
+        from harness import thin
 
-        replay.thin_client(early_config, parser, args)
+        thin.thin_client(early_config, parser, args)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -51,9 +51,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in MARKERS:
         config.addinivalue_line("markers", line)
     if config.getoption("gpu_cluster"):
-        from harness import replay
+        from harness import thin
 
-        replay.configure(config)
+        thin.configure(config)
         try:
             request = options.build_request(config, os.environ)
             config.pluginmanager.register(Host(config, request), "gpu_cluster_host")

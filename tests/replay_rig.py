@@ -112,16 +112,16 @@ def normal(text: str, home: Path) -> str:
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
     if "RIG_FAR" in os.environ:
-        from harness import replay
+        from harness import thin
 
-        replay.thin_client(early_config, parser, args)
+        thin.thin_client(early_config, parser, args)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if "RIG_FAR" in os.environ:
-        from harness import replay
+        from harness import thin
 
-        replay.configure(config)
+        thin.configure(config)
         config.pluginmanager.register(Host(config), "rig_host")
 
 

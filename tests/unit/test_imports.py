@@ -17,7 +17,8 @@ from tests.conftest import RunPython
 ARROWS: dict[str, tuple[str, ...]] = {
     "model": (),
     "errors": (),
-    "plugin": ("options", "session", "replay", "progress", "combine", "remote.fixtures", "remote.wire"),
+    "thin": (),
+    "plugin": ("options", "session", "thin", "replay", "progress", "combine", "remote.fixtures", "remote.wire"),
     "combine": (),
     "cli": ("options", "environment", "clusters", "store", "journal", "report", "providers", "remote.gpu"),
     "session": (
