@@ -137,7 +137,7 @@ class Host:
             raise pytest.UsageError(str(problem)) from problem
         except HarnessError as problem:
             self.failure_class, self.message = "infrastructure", str(problem)
-            self.replay.lose(session, str(problem), failure_class="infrastructure")
+            self.replay.lose(session, problem.what, failure_class="infrastructure")  # of each test; the remedy is said once
         except (KeyboardInterrupt, pytest.exit.Exception):
             if not self.session.over:  # else a test raised it, which does not cost the warm cluster
                 self.session.interrupted = True
@@ -153,6 +153,8 @@ class Host:
             self.events.close()
         except HarnessError as problem:
             self.session.failure = problem
+        if self.session.interrupted:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that a further Ctrl-C could hurry: only the summary to lose
         self.describe_suite()
         self.replay.finish(session)
         session.exitstatus = self.exit_code(int(session.exitstatus))

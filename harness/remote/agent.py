@@ -261,9 +261,11 @@ class Agent:
         elif kind in ("late", "warning", "internal_error", "interrupted"):
             self.hear_of_session(worker, message)
         elif kind == "output":
+            self.tell_start(worker)
             self.write(**{**message, "worker": worker.name})
         elif kind == "raw":
             if self.options.get("capture") == "no":
+                self.tell_start(worker)
                 self.write("output", text=message["text"], via=STREAMS[message["fd"]], fd=message["fd"], worker=worker.name)
         elif kind == "usage_error":
             worker.refusal = message["text"]
@@ -312,7 +314,9 @@ class Agent:
         self.bring_home(worker)
         status, lost = message["status"], worker.lost or message.get("why", "")
         infrastructure = status is None or bool(lost)
-        self.cluster.release(worker.token, worker.taken, whole=not infrastructure)
+        demands = [*self.pending.demands(), *(other.demand for other in self.workers)]
+        whole = not infrastructure and not any(demand.drives for demand in demands)  # what a driving test is to find free
+        self.cluster.release(worker.token, worker.taken, whole=whole)
         victim = worker.running or (worker.queue[0] if worker.queue and not infrastructure and worker.ready else None)
         left = [test for test in worker.queue if test is not victim]
         if not worker.ready and not worker.finishing and self.stop is None:
@@ -539,8 +543,13 @@ class Agent:
                 self.hear_selection(message)
             else:
                 self.hear_worker(worker, message)
-        if worker is not None and worker.running is not None and not worker.told:
-            worker.told = True  # a start is said of a test that did not end in the same moment
+        if worker is not None:
+            self.tell_start(worker)
+
+    def tell_start(self, worker: Worker) -> None:
+        """A start is said of a test that did not end in the same moment, and before anything that it says."""
+        if worker.running is not None and not worker.told:
+            worker.told = True
             self.write("test_started", nodeid=worker.running.nodeid, worker=worker.name, attempt=worker.running.attempt)
 
     def cluster_changed(self, message: Mapping[str, Any]) -> None:
