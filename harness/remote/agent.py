@@ -156,7 +156,7 @@ class Agent:
 
         def start() -> None:
             try:
-                worker.token, gpus = self.cluster.reserve(worker.home, demand.gpus)
+                worker.token, gpus = self.cluster.reserve(worker.home, demand)
                 specification = self.worker_spec("run", worker.name, gpus, drives=demand.drives)
                 worker.transport = self.cluster.transport(worker.token, self.spec["code"], WORKER, specification)
                 self.listen(worker, worker.transport, "run")

@@ -66,6 +66,7 @@ class Token:
     actor: Any
     home: str
     gpus: float
+    lasting: bool = True
 
 
 class Cluster:
@@ -151,8 +152,8 @@ class Cluster:
         for token in dropped:
             the_ray().kill(token.actor)
 
-    def _token(self, home: str, gpus: float) -> Token:
-        """A new token. It is detached, so that the next session of the same code finds it; `leave` kills what nobody can use."""
+    def _token(self, home: str, gpus: float, *, lasting: bool = True) -> Token:
+        """A new token. A lasting one has a name, by which the next session of the same code finds it."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         ray = the_ray()
@@ -160,9 +161,9 @@ class Cluster:
         groups = {"send": 1, "receive": 1, "hold": 1}
         actor = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=0, concurrency_groups=groups)(slot.Slot)
         name = f"{self.standby_name}:{home}:{gpus:g}:{secrets.token_hex(4)}"
-        where = NodeAffinitySchedulingStrategy(home, soft=False)
-        made = actor.options(scheduling_strategy=where, name=name, namespace="gpu-cluster", lifetime="detached").remote()
-        return Token(actor=made, home=home, gpus=gpus)
+        options = {"name": name, "namespace": "gpu-cluster", "lifetime": "detached"} if lasting else {}
+        made = actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(home, soft=False), **options).remote()
+        return Token(actor=made, home=home, gpus=gpus, lasting=lasting)
 
     def _watch_nodes(self) -> None:
         ray = the_ray()
@@ -198,15 +199,16 @@ class Cluster:
                 self.free[node] -= count
         return taken
 
-    def reserve(self, home: str, gpus: float) -> tuple[Token, list[dict[str, Any]]]:
-        """A token for `gpus` devices on node `home`, and the facts of exactly these devices."""
+    def reserve(self, home: str, demand: Demand) -> tuple[Token, list[dict[str, Any]]]:
+        """A token for the devices of a test process on node `home`, and the facts of exactly these devices."""
+        gpus = demand.gpus
         ray = the_ray()
         with self.lock:
-            waiting = self.standby.get((home, gpus))
+            waiting = self.standby.get((home, gpus)) if not demand.drives else None
             token = waiting.pop() if waiting else None
         if token is None:
             self.drop_standby()
-            token = self._token(home, gpus)
+            token = self._token(home, gpus, lasting=not demand.drives)  # a driving test is to find no actor that is not its own
         self.tokens.append(token)
         facts = ray.get(token.actor.facts.remote(), timeout=60)
         if home != self.head:
@@ -259,7 +261,7 @@ class Cluster:
         """Count the devices of a token as free whose processes are gone. A `whole` one waits for the next process."""
         if token is not None:
             self.tokens.remove(token)
-            whole = whole and self._given_back(token)
+            whole = whole and token.lasting and self._given_back(token)
             if not whole:
                 the_ray().kill(token.actor)
         with self.lock:
