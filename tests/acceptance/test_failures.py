@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Project, Ran, agent_of, eventually, keeper_of, left_of, raylet_of
+from tests.acceptance.conftest import Project, Ran, agent_of, eventually, keeper_of, left_of
 
 CRASHING = """
 import ctypes, os, signal, sys, time
@@ -232,42 +232,6 @@ def test_a_true_failure_wins_over_a_lost_keeper(lone: Project) -> None:
     assert ran.cases() == {"test_quick": "failure"} | {f"test_slow[{n}]": "error" for n in range(6)}
     assert "keeper" in ran.message("test_slow[0]")
     assert eventually(lambda: left_of(cluster) == []), left_of(cluster)
-
-
-ON_NODES = """
-import os, pathlib, time
-import pytest
-
-SEEN = pathlib.Path({seen!r})
-
-@pytest.mark.parametrize("n", range(4))
-def test_on_a_node(n):
-    born = pathlib.Path("/proc/self/environ").read_text()  # of the node's fork server: tests themselves are not told
-    node = "n1" if "/n1\\0" in born else "n0"
-    (SEEN / f"{{node}}-{{n}}-{{time.monotonic()}}").touch()
-    while not list(SEEN.glob("n1-*")):  # until the other node runs a test too
-        time.sleep(0.05)
-    time.sleep(3)
-"""
-
-
-def test_tests_of_a_lost_node_run_again_elsewhere_and_are_reported_once(lone: Project) -> None:
-    """Spot machines are taken back; a suite must not be red, nor twice in the report, for it."""
-    seen = lone.root.parent / "seen"
-    seen.mkdir()
-    lone.write(test_a=ON_NODES.format(seen=str(seen)))
-    lone.settings("nodes = 2\nsimulated-gpus = 1")
-    running = lone.start("-v")
-    assert eventually(lambda: list(seen.glob("n1-*")), within_s=60), running.so_far.out
-    cluster = running.so_far.cluster
-
-    os.kill(raylet_of(cluster, "n1"), signal.SIGKILL)
-    ran = running.wait()
-
-    assert ran.code == 0, ran.out
-    assert ran.cases() == {f"test_on_a_node[{n}]": "passed" for n in range(4)}
-    assert "gpu-cluster: retry        test_a.py::test_on_a_node[" in ran.out
-    assert left_of(cluster) == [], "a cluster that has lost a node stayed for the next session"
 
 
 def test_a_store_that_is_lost_later_is_infrastructure(lone: Project) -> None:

@@ -8,6 +8,7 @@ processes, listening ports, shared memory and files. Writes `faults.json`, and t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -30,6 +31,7 @@ def test_sleep(n):
     time.sleep(0.4)
 """
 POINTS = ("starting", "running", "ending")
+DISK_BYTES = 4 << 20  # of the store whose disk is filled: a tmpfs, so that row needs root
 PATIENCE_S = 75.0  # the heartbeat's grace of 45 s, and time to end
 
 
@@ -63,6 +65,7 @@ def table() -> dict[str, Callable[[Run], None]]:
         "raylet SIGKILL": lambda run: kill(run.named("raylet/raylet")),
         "Ray head SIGKILL": lambda run: kill(run.named("gcs_server")),
         "client and keeper SIGKILL": kill_both,
+        "disk full": lambda run: run.fill_disk(),
         "store gone": lambda run: run.lose_store(),
     }
 
@@ -98,8 +101,12 @@ def processes() -> Iterator[tuple[int, int, str, bytes]]:
 class Run:
     """One pytest under fault, with a store of its own, and how to find the parts of its cluster."""
 
-    def __init__(self, project: Path) -> None:
+    def __init__(self, project: Path, *, small_disk: bool) -> None:
         self.project, self.store = project, project / ".gpu-cluster"
+        self.small_disk = small_disk
+        if small_disk:
+            self.store.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0700", "tmpfs", str(self.store)], check=True)
         (project / "test_sleep.py").write_text(SUITE)
         (project / "pyproject.toml").write_text("[tool.pytest.ini_options]\n[tool.gpu-cluster]\nidle-minutes = 0\n")
         self.shm = set(os.listdir("/dev/shm"))
@@ -161,6 +168,17 @@ class Run:
         self.store.rename(self.project / "moved")
         self.store.write_text("no store here any more")
 
+    def fill_disk(self) -> None:
+        """Not a byte is left for the store."""
+        with contextlib.suppress(OSError), open(self.store / "filler", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    def close(self) -> None:
+        self.output.close()
+        if self.small_disk:
+            subprocess.run(["umount", str(self.store)], check=True)
+
     def ports(self) -> int:
         """Listening sockets held by processes of the cluster."""
         inodes = set()
@@ -207,7 +225,7 @@ class Run:
 
 def inject(fault: str, act: Callable[[Run], None], point: str) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="faults-") as directory:
-        run = Run(Path(directory))
+        run = Run(Path(directory), small_disk=fault == "disk full")
         run.wait_for(point)
         began = time.monotonic()
         act(run)
@@ -221,8 +239,10 @@ def inject(fault: str, act: Callable[[Run], None], point: str) -> Outcome:
             code = 124
         finished, lost = run.results()
         killed = "client" in fault
-        return Outcome(fault=fault, point=point, exit_code=None if killed else code, finished=finished, lost=lost,
-                       gone_after_s=round(gone_after_s, 1), record=run.record(), **run.left())  # fmt: skip
+        outcome = Outcome(fault=fault, point=point, exit_code=None if killed else code, finished=finished, lost=lost,
+                          gone_after_s=round(gone_after_s, 1), record=run.record(), **run.left())  # fmt: skip
+        run.close()
+        return outcome
 
 
 def write_table(rows: list[Outcome], path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Replay equals plain pytest, without a cluster between the two: workers are subprocesses on another copy of the tree."""
+"""Replay equals plain pytest, without a cluster between the two: workers are subprocesses on another copy of the tree.
+
+A few of the scenarios, to find a fault in seconds; `tests/behaviours` runs all of them on a cluster.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +36,6 @@ def statuses(outcome: Outcome) -> list[str]:
 @pytest.mark.parametrize("name", FAST)
 def test_the_replayed_run_is_the_plain_run(name: str, tmp_path: Path) -> None:
     """The promise: the same exit code, the same text, the same JUnit, the same cache."""
-    same(SCENARIOS[name], tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in FAST])
-def test_every_listed_behaviour_is_replayed(name: str, tmp_path: Path) -> None:
-    """The same promise for whatever else people do with pytest."""
     same(SCENARIOS[name], tmp_path)
 
 
