@@ -316,9 +316,10 @@ class Keeper:
         self.session = None
         clean = session.finished is not None and bool(session.finished["clean"]) and session.ended is not None
         if session.finished is None:
-            status = (session.ended or {"status": None})["status"]
-            why = session.why or self.closing or f"its agent ended with {status}"
-            self.write_down(session.name, why, (self.log("agent") + (session.ended or {"err": ""})["err"])[-4000:])
+            ended = session.ended or {"status": None, "err": ""}
+            words = ended["err"].strip().splitlines()[-1:]  # of a traceback the error itself
+            why = session.why or self.closing or ": ".join([f"its agent ended with {ended['status']}", *words])
+            self.write_down(session.name, why, (self.log("agent") + ended["err"])[-4000:])
         shutil.rmtree(self.directory / "s" / session.name, ignore_errors=True)
         left = [pid for pid in own_children() if comm(pid) == "gpu-warden"]
         if left:
