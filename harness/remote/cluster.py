@@ -207,7 +207,8 @@ class Cluster:
             waiting = self.standby.get((home, gpus)) if not demand.drives else None
             token = waiting.pop() if waiting else None
         if token is None:
-            self.drop_standby()
+            if gpus or demand.drives:
+                self.drop_standby()
             token = self._token(home, gpus, lasting=not demand.drives)  # a driving test is to find no actor that is not its own
         self.tokens.append(token)
         facts = ray.get(token.actor.facts.remote(), timeout=60)
