@@ -94,6 +94,11 @@ class Host:
     def terminate(number: int, frame: object) -> None:
         raise Terminated(signal.Signals(number).name)
 
+    def again(self, number: int, frame: object) -> None:
+        """A further Ctrl-C hurries the closing of the cluster. Before and after it there is only a summary to lose."""
+        if self.session.closing:
+            raise KeyboardInterrupt
+
     def pytest_report_header(self) -> str:
         return f"gpu-cluster: session {self.session.id}  {self.session.record}"
 
@@ -142,6 +147,7 @@ class Host:
             if not self.session.over:  # else a test raised it, which does not cost the warm cluster
                 self.session.interrupted = True
                 self.replay.expect_no_end()
+                signal.signal(signal.SIGINT, self.again)
             raise
 
     @pytest.hookimpl(tryfirst=True)
@@ -153,8 +159,10 @@ class Host:
             self.events.close()
         except HarnessError as problem:
             self.session.failure = problem
+        except KeyboardInterrupt:  # asked a second time: at once, then
+            self.session.interrupted = True
         if self.session.interrupted:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that a further Ctrl-C could hurry: only the summary to lose
+            self.session.close(now=True)
         self.describe_suite()
         self.replay.finish(session)
         session.exitstatus = self.exit_code(int(session.exitstatus))

@@ -40,6 +40,8 @@ class Session:
     id: str = field(default_factory=lambda: f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}")
     lent: clusters.Lent | None = None
     interrupted: bool = False
+    closing: bool = False  # a further Ctrl-C hurries it
+    closed: bool = False
     over: bool = False  # the session's last event has arrived
     fit: bool = False  # and says that the cluster can be lent again
     failure: HarnessError | None = None
@@ -138,7 +140,8 @@ class Session:
         except BaseException:
             for ref in self.provider.owned():
                 if ref.id == spec.token:
-                    self.provider.close(ref)
+                    self.lent = clusters.Lent(ref=ref, warm=False, note="")
+            self.close()
             raise
         try:
             yield
@@ -197,16 +200,18 @@ class Session:
         if event["kind"] == "session_finished":
             self.over, self.fit = True, bool(event.get("fit"))
 
-    def close(self) -> None:
-        assert self.lent is not None
+    def close(self, *, now: bool = False) -> None:
+        """Put the cluster out, once; `now` does not wait for its own orderly end. A cluster that would not go is the session's failure."""
+        if self.lent is None or self.closed:
+            return
+        self.closing = True
         try:
-            try:
-                self.provider.close(self.lent.ref)
-            except KeyboardInterrupt:  # asked a second time: at once, then
-                self.interrupted = True
-                self.provider.close(self.lent.ref, now=True)
+            self.provider.close(self.lent.ref, now=now)
         except TeardownError as problem:
             self.failure = problem
+        finally:
+            self.closing = False
+        self.closed = True
         with contextlib.suppress(HarnessError):
             self.store.delete(list(self.store.list(f"clusters/{self.lent.ref.id}/")))
 

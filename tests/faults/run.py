@@ -2,7 +2,8 @@
 
 Every row is a real `pytest --gpu-cluster` in a project of its own. A fault is injected while the cluster starts, in the middle of
 the tests, and after the last one. Then: which results were kept, which were lost without being named, and what is still there of
-processes, listening ports, shared memory and files. Writes `faults.json`, and the table in `docs/faults.md` from it.
+processes, listening ports, shared memory and files. Writes `faults.json`, and the table in `docs/faults.md` from it; with --only
+or --point the other rows stay.
 """
 
 from __future__ import annotations
@@ -271,6 +272,16 @@ def write_table(rows: list[Outcome], path: Path) -> None:
     )
 
 
+def save(rows: list[Outcome]) -> None:
+    """Into faults.json and the table; what was not run now stays as it was."""
+    path = ROOT / "faults.json"
+    before = [Outcome(**row) for row in json.loads(path.read_text())] if path.exists() else []
+    known = {(row.fault, row.point): row for row in (*before, *rows)}
+    ordered = [known[fault, point] for fault in table() for point in POINTS if (fault, point) in known]
+    path.write_text(json.dumps([asdict(row) for row in ordered], indent=1) + "\n")
+    write_table(ordered, ROOT / "docs" / "faults.md")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", help="a part of a fault's name")
@@ -283,9 +294,7 @@ def main() -> int:
                 continue
             rows.append(inject(fault, act, point))
             print(json.dumps(asdict(rows[-1])), flush=True)
-    if not chosen.only and not chosen.point:
-        (ROOT / "faults.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-        write_table(rows, ROOT / "docs" / "faults.md")
+    save(rows)
     return int(any(row.processes or row.ports or row.shared_memory or row.files for row in rows))
 
 
