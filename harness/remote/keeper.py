@@ -469,11 +469,15 @@ def guard(path: Path) -> int:
     _, status = os.waitpid(pid, 0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_descendants(os.getpid())
+    lost = ""
     try:
-        leave_record(spec, os.waitstatus_to_exitcode(status))
+        lost = leave_record(spec, os.waitstatus_to_exitcode(status))
     except Exception as problem:  # a store that is gone must not keep the directory alive
         print(f"guard: {problem}", flush=True)
     remove_directory(Path(spec["directory"]))
+    if lost:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # from a client, who is there to do it
+        close_record(spec, lost)
     return 0
 
 
@@ -486,12 +490,12 @@ def remove_directory(directory: Path) -> None:
             directory.parent.parent.rmdir()
 
 
-def leave_record(spec: Mapping[str, Any], status: int) -> None:
-    """After the keeper's death: a session it held learns what happened; the cluster is struck off the list."""
+def leave_record(spec: Mapping[str, Any], status: int) -> str:
+    """After the keeper's death: a session it held learns what happened, and is returned; the cluster is struck off the list."""
     store = Store.open(spec["store"], base=Path("/"))
     held = Path(spec["directory"], "session")
-    if spec["head"] and status != 0 and held.exists():
-        session = held.read_text()
+    session = held.read_text() if spec["head"] and status != 0 and held.exists() else ""
+    if session:
         writer = JournalWriter(store, f"sessions/{session}/events", "guard")
         why = f"the keeper of the head node was lost (exit {status})"
         writer.append(
@@ -500,6 +504,19 @@ def leave_record(spec: Mapping[str, Any], status: int) -> None:
         writer.close()
     if spec["head"]:
         store.delete(list(store.list(f"clusters/{spec['cluster']}/")))
+    return session
+
+
+def close_record(spec: Mapping[str, Any], session: str) -> None:
+    """Make the record of a lost session final when its client, whose part that is, is gone too."""
+    store = Store.open(spec["store"], base=Path("/"))
+    result, beat = f"sessions/{session}/result.json", f"sessions/{session}/control/heartbeat"
+    before = store.get(beat)
+    time.sleep(HEARTBEAT_S * 1.5)
+    if store.get(result) is None and store.get(beat) == before:
+        said = {"v": 1, "closed_by": "guard", "exitstatus": None, "failure_class": "infrastructure",
+                "message": "client and keeper were lost; what had finished is in the journal", "nonce": secrets.token_hex(8)}  # fmt: skip
+        store.create(result, json.dumps(said).encode())
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def test_sleep(n):
 """
 POINTS = ("starting", "running", "ending")
 DISK_BYTES = 4 << 20  # of the store whose disk is filled: a tmpfs, so that row needs root
+RECORD_PATIENCE_S = 12.0
 PATIENCE_S = 75.0  # the heartbeat's grace of 45 s, and time to end
 
 
@@ -240,6 +241,9 @@ def inject(fault: str, act: Callable[[Run], None], point: str) -> Outcome:
             code = 124
         finished, lost = run.results()
         killed = "client" in fault
+        deadline = time.monotonic() + RECORD_PATIENCE_S  # whoever finds client and keeper gone looks twice at the heartbeat
+        while run.record() == "open" and time.monotonic() < deadline:
+            time.sleep(0.1)
         outcome = Outcome(fault=fault, point=point, exit_code=None if killed else code, finished=finished, lost=lost,
                           gone_after_s=round(gone_after_s, 1), record=run.record(), **run.left())  # fmt: skip
         run.close()
