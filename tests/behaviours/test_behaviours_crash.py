@@ -105,7 +105,8 @@ def test_b63_a_crash_at_import_is_a_collection_error_of_that_file(bench: Bench) 
     stopped, went_on = bench.ours(scenario), bench.ours(scenario, "--continue-on-collection-errors")
 
     assert stopped.code == 2
-    assert "ERROR test_zz.py - crash: SIGSEGV" in stopped.out
+    assert "crash: SIGSEGV" in stopped.out
+    assert pytest.version_tuple < (9,) or "ERROR test_zz.py - crash: SIGSEGV" in stopped.out  # pytest 8 names the file alone
     assert "1 error in N s" in stopped.counts
     assert went_on.code == 1
     assert "2 passed, 1 error" in went_on.counts
