@@ -37,8 +37,9 @@ def test_b46_a_conftest_that_fails_on_both_sides_fails_as_plain_does(bench: Benc
 
 @scenarios(47)
 def test_b47_options_and_settings_of_conftests_are_accepted(bench: Bench, scenario: Scenario) -> None:
-    """`--dev cuda:0` with a space, own ini keys, under --strict-config too."""
-    assert bench.same(scenario, header=False).code == (0 if "conftest.py" in scenario.files else 4)
+    """`--dev cuda:0` with a space, own ini keys, under --strict-config too, which pytest 9.0 does not hear in addopts."""
+    accepted = "conftest.py" in scenario.files or pytest.version_tuple[:2] == (9, 0)
+    assert bench.same(scenario, header=False).code == (0 if accepted else 4)
 
 
 def test_b47_the_same_with_two_workers(bench: Bench) -> None:
