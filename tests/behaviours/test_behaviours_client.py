@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.behaviours.conftest import Bench
 from tests.behaviours.listed import scenarios
 from tests.replay_rig import Scenario
