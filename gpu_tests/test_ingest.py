@@ -1,0 +1,124 @@
+"""Shuffled ingest: every row once an epoch, another order each time, and the trainer hardly waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from gpu_tests.conftest import Accelerators
+from gpu_tests.pipelines.ingest import (
+    Consumer,
+    Epochs,
+    Windows,
+    by_ray_data,
+    in_advance,
+    one_after_another,
+    quality,
+    write,
+)
+
+pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", "ignore::UserWarning")
+ROWS, FILES, WIDTH, BATCH = 24_000, 24, 6, 500
+EPOCHS = 3
+# rank correlation and share of old neighbours, at most. A window spreads rows over a quarter of the epoch; files keep their rows' order.
+BOUNDS = {"global": (0.05, 0.01), "windowed": (0.9, 0.01), "file": (0.9, 1.0), "local": (1.0, 0.05)}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    return write(str(tmp_path), rows=ROWS, files=FILES)
+
+
+def epochs_of(mode: str, files: list[str]) -> Epochs:
+    if mode == "windowed":
+        return Windows(files=files, width=WIDTH, batch=BATCH).epoch
+    return by_ray_data(files, mode, batch=BATCH, buffer=4 * BATCH)
+
+
+@pytest.mark.ray(gpus=2)
+@pytest.mark.parametrize("mode", ["global", pytest.param("windowed", marks=pytest.mark.smoke), "file", "local"])
+def test_d1_every_epoch_is_a_new_order_of_every_row(
+    mode: str, files: list[str], accelerators: Accelerators, figures: Callable[..., None]
+) -> None:
+    """A row that is missing, doubled or always at the same place is learned wrongly, and nothing says so."""
+    consumer = Consumer(step_s=0)
+    began = time.monotonic()
+    consumer.take(one_after_another(epochs_of(mode, files), EPOCHS))
+    seconds = time.monotonic() - began
+
+    mixed = [quality(ids) for ids in consumer.rows.values()]
+    figures(
+        mode=mode, rows_per_s=round(EPOCHS * ROWS / seconds), first_batch_s=round(consumer.first_s, 2), quality=[vars(q) for q in mixed]
+    )
+    for number in range(EPOCHS):
+        assert sorted(consumer.rows[number]) == list(range(ROWS)), f"epoch {number} is not a permutation of the rows"
+    assert consumer.rows[0] != consumer.rows[1] != consumer.rows[2], "two epochs have the same order"
+    correlation, neighbours = BOUNDS[mode]
+    for found in mixed:
+        assert found.rank_correlation <= correlation, f"{mode}: {found}"
+        assert found.neighbours <= neighbours, f"{mode}: {found}"
+
+
+@pytest.mark.ray(gpus=2)
+def test_d1_trainers_get_equal_shares_that_are_together_everything(files: list[str], accelerators: Accelerators) -> None:
+    """A trainer with a batch more than the others waits for them for ever in its gradients' sum."""
+    shares = [
+        [row for batch in Windows(files=files, width=WIDTH, batch=BATCH, rank=rank, ranks=2).epoch(0) for row in batch["id"].to_pylist()]
+        for rank in range(2)
+    ]
+
+    assert len(shares[0]) == len(shares[1])
+    assert sorted(shares[0] + shares[1]) == list(range(ROWS))
+
+
+@pytest.mark.ray(gpus=2)
+def test_d1_memory_is_bound_by_the_window(files: list[str], accelerators: Accelerators, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data of any size passes through memory that is not."""
+    windows = Windows(files=files, width=WIDTH, batch=BATCH)
+    open_now, most, read = 0, 0, Windows.read
+
+    def counted(self: Windows, names: list[str], epoch: int, window: int) -> object:
+        nonlocal open_now, most
+        open_now += 1
+        most = max(most, open_now - done)
+        return read(self, names, epoch, window)
+
+    monkeypatch.setattr(Windows, "read", counted)
+    done = 0
+    for number, batch in enumerate(windows.epoch(0)):
+        assert len(batch) == BATCH
+        done = (number + 1) * BATCH // (ROWS // FILES * WIDTH)
+
+    assert open_now == FILES // WIDTH
+    assert most <= 2, f"{most} windows were in memory at once"
+
+
+@pytest.mark.ray(gpus=2)
+def test_d1_the_trainer_waits_less_when_the_next_epoch_is_read_in_advance(
+    files: list[str], accelerators: Accelerators, figures: Callable[..., None]
+) -> None:
+    """At the start of each epoch an expensive device would stand still. Its steps are simulated here: 4 ms each."""
+    windows = Windows(files=files, width=WIDTH, batch=100)
+    windows.read(files[:1], 0, 0)  # Ray's first process for it
+    serial, ahead = Consumer(step_s=0.004), Consumer(step_s=0.004)
+    serial.take(one_after_another(windows.epoch, EPOCHS))
+    ahead.take(in_advance(windows.epoch, EPOCHS, ahead=64))
+
+    figures(simulated_step_s=0.004, idle_serial=round(serial.idle, 4), idle_in_advance=round(ahead.idle, 4))
+    assert ahead.rows == serial.rows, "reading in advance changed what was read"
+    assert ahead.idle < serial.idle
+
+
+def test_d1_what_fails_in_advance_is_raised_where_it_is_used() -> None:
+    """A reader that dies in a thread of its own would leave the trainer waiting for ever."""
+
+    def broken(number: int) -> object:
+        yield pa.table({"id": [number]})
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(in_advance(broken, 2, ahead=4))  # type: ignore[arg-type]
