@@ -1,10 +1,12 @@
-"""What the workloads share: the fetched tiles, and a Ray driver joined to the session's cluster."""
+"""What the workloads share: the mode, an S3 that is as far away as one wants, tiles, and a driver on the session's cluster."""
 
 from __future__ import annotations
 
+import fcntl
 import json
-import logging
+import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray
-import ray.data
-from pyarrow import compute
+import torch
 
 from gpu_tests import fetch
-from gpu_tests.pipelines.tiles import Tiles, read
-from gpu_tests.pipelines.train import TrainConfig
+from gpu_tests.nodes import Node
+from gpu_tests.pipelines.cluster import join
+from gpu_tests.pipelines.store import open_store, write
+from gpu_tests.pipelines.tiles import drawn, read_table, upload
+from gpu_tests.s3_server import S3Server
 from harness.errors import HarnessError
+
+MODES = ("sim", "gpu")
+ZOOM = 17
+EPOCHS = 8  # as short as it may be while the loss falls by a tenth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,49 +38,89 @@ class Accelerators:
     cuda: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """An empty bucket of a server that is this test's own. `url` has no slash at its end."""
+
+    url: str
+    server: S3Server
+
+    def tiles(self, columns: int, rows: int, *, folder: str = "tiles", zoom: int = ZOOM) -> list[str]:
+        """Draw tiles into a folder of it; their names."""
+        return upload(open_store(f"{self.url}/{folder}"), drawn(zoom, columns, rows))
+
+
+def configure(bucket: Bucket, **changed: Any) -> str:
+    """Put a job's configuration into the bucket; its URL. A value of None leaves its key out."""
+    given = {
+        "tiles": f"{bucket.url}/tiles", "zoom": ZOOM, "epochs": EPOCHS, "learning-rate": 0.02, "batch": 4,
+        "output": f"{bucket.url}/model", "max-runtime-s": 600,
+        **{name.replace("_", "-"): value for name, value in changed.items()},
+    }  # fmt: skip
+    lines = [f"{name} = {json.dumps(value)}" for name, value in given.items() if value is not None]
+    write(open_store(bucket.url), "job.toml", "\n".join(lines).encode())
+    return f"{bucket.url}/job.toml"
+
+
+def forced_mode() -> str:
+    """GPU_TESTS_MODE: `sim` computes on the CPU and simulates waits, `gpu` needs real GPUs; without it the device decides."""
+    mode = os.environ.get("GPU_TESTS_MODE", "")
+    if mode not in ("", *MODES):
+        raise HarnessError(f"GPU_TESTS_MODE = {mode!r}: expected {' or '.join(MODES)}", remedy="unset it to let the device decide")
+    return mode
+
+
+def computes_on_gpu(available: bool) -> bool:
+    """Raises HarnessError when GPUs are demanded and there is none: it is never a skip."""
+    mode = forced_mode()
+    if mode == "gpu" and not available:
+        raise HarnessError(
+            "GPU_TESTS_MODE = 'gpu', and this test has no GPU",
+            remedy="run on a cluster that has GPUs, or unset GPU_TESTS_MODE to simulate them",
+        )
+    return available and mode != "sim"
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The device of this test: its first GPU, or the CPU where it has none or the mode is `sim`."""
+    return torch.device("cuda" if computes_on_gpu(torch.cuda.is_available()) else "cpu")
+
+
 @pytest.fixture(scope="session")
 def all_tiles() -> pa.Table:
-    """All tiles as they were fetched and shipped with the tree. Missing or damaged tiles are an error, never a skip."""
-    if not fetch.up_to_date(fetch.DEEPFOREST, fetch.DATA):
-        raise HarnessError(
-            f"{fetch.DATA.name}/tiles.parquet is missing from the shipped tree, or is not as it was fetched",
-            remedy="run `python -m gpu_tests.fetch` first; [tool.gpu-cluster] include must name gpu_tests/data/**",
-        )
-    return read(fetch.DATA / "tiles.parquet")
-
-
-@pytest.fixture(scope="session", params=[pytest.param("small", marks=pytest.mark.smoke), "all"])
-def tile_table(request: pytest.FixtureRequest, all_tiles: pa.Table) -> pa.Table:
-    """The size of a workload: all 413 tiles, or, in the small variant, the 90 of the three smaller photographs."""
-    if request.param == "all":
-        return all_tiles
-    return all_tiles.filter(compute.invert(compute.match_substring(all_tiles["tile"], "528000")))
+    """The tiles of real photographs, as they came with the tree, or else fetched now, once for all workers of a machine."""
+    cache = fetch.cache_folder(os.environ)
+    cache.mkdir(parents=True, exist_ok=True)
+    with Path(cache, "fetching").open("w") as alone:
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        fetch.fetch(fetch.DEEPFOREST, fetch.DATA, cache)
+    return read_table(fetch.DATA / "tiles.parquet")
 
 
 @pytest.fixture
-def accelerators(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerators]:
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """An S3 of this test alone; its environment is that of this test and of the Ray workers that it drives."""
+    with S3Server() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        server.make_bucket("bucket")
+        yield Bucket(url="s3://bucket", server=server)
+
+
+@pytest.fixture
+def accelerators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerators]:
     """This test as a Ray driver on the session's cluster, and the GPUs there. For tests marked `ray(gpus=2)`."""
+    if "bucket" in request.fixturenames:
+        request.getfixturevalue("bucket")  # its environment is handed to the workers
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # of 2 s: each report would wait for it
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")  # of 60 s: little on a busy machine of two cores
-    monkeypatch.setattr(ray.data.DataContext.get_current(), "enable_progress_bars", False)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # Workers may be on nodes that have no copy of this tree: Ray gives them this package, and the tiles stay here.
-    code = {"py_modules": [str(fetch.HERE)], "excludes": ["data"]}
-    ray.init(runtime_env=code, log_to_driver=False, logging_level=logging.WARNING)
-    try:
-        yield find_accelerators(ray.cluster_resources())  # type: ignore[no-untyped-call]  # ray
-    finally:
-        ray.shutdown()
+    with join(os.environ) as cuda:
+        yield find_accelerators(ray.cluster_resources(), computes_on_gpu(cuda))  # type: ignore[no-untyped-call]  # ray
 
 
-def training_config(tiles: Tiles) -> TrainConfig:
-    """As short as it may be while the loss falls by a tenth; saved at two thirds and at the end."""
-    epochs = 12 if len(tiles) < 100 else 6
-    return TrainConfig(epochs=epochs, batch=4, checkpoint_every=epochs * 2 // 3)
-
-
-def find_accelerators(resources: dict[str, float]) -> Accelerators:
-    """Ray names the type of a GPU that it has seen, and none for one that it was merely told of."""
+def find_accelerators(resources: dict[str, float], cuda: bool) -> Accelerators:
+    """Raises HarnessError for fewer than two: collectives, replicas and trials need a pair."""
     count = int(resources.get("GPU", 0))
     if count < 2:
         raise HarnessError(
@@ -80,7 +128,20 @@ def find_accelerators(resources: dict[str, float]) -> Accelerators:
             remedy="run them with `pytest --gpu-cluster gpu_tests`, simulated-gpus = 2 where there is no GPU",
         )
     types = [key.partition(":")[2] for key in resources if key.startswith("accelerator_type:")]
-    return Accelerators(count=count, name=" + ".join(sorted(types)) or "simulated GPU", cuda=bool(types))
+    return Accelerators(count=count, name=" + ".join(sorted(types)) or "simulated GPU", cuda=cuda)
+
+
+@pytest.fixture
+def another_node(accelerators: Accelerators, tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    """Call it with resources: another node of the cluster, on this machine, that is gone after the test."""
+    with ExitStack() as stack:
+
+        def start(**resources: float) -> Node:
+            folder = tmp_path / f"node-{len(list(tmp_path.glob('node-*')))}"
+            folder.mkdir()
+            return stack.enter_context(Node(folder, resources))
+
+        yield start
 
 
 @pytest.fixture
@@ -88,7 +149,7 @@ def figures(artifacts: Path, accelerators: Accelerators) -> Callable[..., None]:
     """Call it with what was measured: it is printed and kept as figures.json, with the name of the GPUs."""
 
     def keep(**measured: Any) -> None:
-        text = json.dumps({"gpus": accelerators.count, "gpu": accelerators.name, **measured}, indent=1)
+        text = json.dumps({"gpus": accelerators.count, "gpu": accelerators.name, "cuda": accelerators.cuda, **measured}, indent=1)
         (artifacts / "figures.json").write_text(text + "\n")
         print(text)
 

@@ -1,11 +1,17 @@
-"""Batch inference: every tile once, the same result as a plain loop, and files that name their model."""
+"""Batch inference: every tile once, the same result as a plain loop, and files that name their model; whatever dies."""
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,70 +19,74 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
-from gpu_tests.conftest import Accelerators, training_config
-from gpu_tests.pipelines.infer import MODEL_KEY, SCHEMA, infer, rows
-from gpu_tests.pipelines.network import CrownNet, Score, digest, predict, score
-from gpu_tests.pipelines.tiles import Tiles, decode, held_out
-from gpu_tests.pipelines.train import Training, fit, load_network
+from gpu_tests.conftest import ZOOM, Accelerators, Bucket
+from gpu_tests.nodes import Node
+from gpu_tests.pipelines.infer import CONFIG_KEY, MODEL_KEY, NODE_KEY, SCHEMA, InferConfig, Inferred, infer, load, one_by_one
+from gpu_tests.pipelines.job import save_model
+from gpu_tests.pipelines.network import CrownNet
+from gpu_tests.pipelines.store import names, open_store, read
 
 # Ray Data warns of its own settings.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")
-
-CPU = torch.device("cpu")
-
-
-def trained_here(tiles: Tiles, folder: Path) -> CrownNet:
-    """A model out of a checkpoint, trained in this process: for a few tiles that is quicker than starting workers."""
-    training = Training(training_config(tiles), CPU)
-    for _ in range(training.config.epochs):
-        training.epoch(tiles.pick(~held_out(tiles.names)))
-    training.save(folder, tiles.pick(held_out(tiles.names)))
-    return load_network(folder, CPU)
+SHARD = 16
+AT_ONCE = 8
 
 
-def trained_there(tiles: Tiles, folder: Path, *, cuda: bool) -> CrownNet:
-    """The model that two workers trained: inference starts where training ended."""
-    checkpoint, _ = fit(tiles, training_config(tiles), storage_path=str(folder), name="model", cuda=cuda).end
-    with checkpoint.as_directory() as held:
-        return load_network(Path(held), CPU)
+@pytest.fixture
+def config(bucket: Bucket) -> InferConfig:
+    """A model of seeded weights, which is as good as any to see that every tile goes through it."""
+    torch.manual_seed(0)
+    save_model(f"{bucket.url}/model.pt", CrownNet(8).state_dict(), width=8, epoch=0)
+    url = bucket.url
+    return InferConfig(tiles=f"{url}/tiles", zoom=ZOOM, model=f"{url}/model.pt", output=f"{url}/crowns", shard=SHARD, at_once=AT_ONCE)
 
 
 @pytest.mark.ray(gpus=2)
-def test_every_tile_is_inferred_once_and_as_in_a_plain_loop(
-    tile_table: pa.Table,
-    accelerators: Accelerators,
-    figures: Callable[..., None],
-    tmp_path: Path,
+@pytest.mark.smoke
+def test_i1_every_tile_is_inferred_once_and_as_in_a_plain_loop(
+    bucket: Bucket, config: InferConfig, accelerators: Accelerators, figures: Callable[..., None]
 ) -> None:
-    """Distribution may change how long it takes, and nothing else."""
-    cuda = accelerators.cuda
-    tiles = decode(tile_table)
-    net = trained_here(tiles, tmp_path) if len(tiles) < 100 else trained_there(tiles, tmp_path, cuda=cuda)
-    output = tmp_path / "crowns"  # on several machines: a URL that all of them reach
+    """Distribution may change how long it takes, and nothing else; not with a store that is busy either."""
+    tiles = bucket.tiles(10, 10)
+    plain = pa.concat_tables(one_by_one(config))
+    bucket.server.most_at_once("GET")
+    bucket.server.throttle(get_s=0.02)
+    bucket.server.fault("503", times=12, method="GET", path="tiles/images")
+    seen = len(bucket.server.requests())
     began = time.monotonic()
 
-    model = infer(tile_table, net, output=str(output), cuda=cuda)
-    seconds = time.monotonic() - began
+    result = infer(config, cuda=accelerators.cuda)
 
-    files = sorted(output.glob("*.parquet"))
-    check_files(files, model)
-    assert model == digest(net.state_dict())
-    found = pa.concat_tables([pq.read_table(file) for file in files])
-    check_exactly_once(found["tile"].to_pylist(), list(tiles.names))
-    check_equal(found, rows(list(tiles.names), predict(net, tiles.images, CPU)), tiles, cuda=cuda)
-    reached = check_worth(found, tiles)
-    figures(tiles=len(tiles), infer_s=round(seconds, 1), files=len(files), **asdict(reached))
+    seconds, most = time.monotonic() - began, bucket.server.most_at_once("GET")
+    requests = bucket.server.requests()[seen:]
+    figures(tiles=len(tiles), infer_s=round(seconds, 1), simulated_get_s=0.02, refused=12, most_requests_at_once=most)
+    check_files(bucket, config, result, tiles)
+    check_equal(load(config.output), plain, cuda=accelerators.cuda)
+    assert 1 < most <= AT_ONCE, f"{most} tiles were asked for at the same moment; {AT_ONCE} are allowed"
+    reads = Counter(line for line in requests if line.startswith("GET") and "/images/" in line)
+    assert sum(reads.values()) == len(tiles) + 12, "each tile was to be read once, and once more for each refusal"
 
 
-def check_files(files: list[Path], model: str) -> None:
-    """A file that lies about alone still tells what is in it, and which model made it."""
-    assert len(files) >= 2, "one shard: nothing was distributed"
+def check_files(bucket: Bucket, config: InferConfig, result: Inferred, tiles: list[str]) -> None:
+    """A file that lies about alone still tells what is in it, which model made it, and how."""
+    store = open_store(config.output)
+    files = [key for key in names(store, "") if key.endswith(".parquet")]
+    assert len(files) == -(-len(tiles) // SHARD), f"{len(files)} files for {len(tiles)} tiles of {SHARD} a file"
+    found: list[str] = []
     for file in files:
-        schema = pq.read_schema(file)
-        assert schema.remove_metadata() == SCHEMA
-        assert (schema.metadata or {}).get(MODEL_KEY) == model.encode(), f"{file.name} names another model, or none"
+        held = pq.ParquetFile(io.BytesIO(read(store, file)))
+        footer = held.schema_arrow.metadata or {}
+        assert held.schema_arrow.remove_metadata() == SCHEMA
+        assert footer.get(MODEL_KEY) == result.model.encode(), f"{file} names another model, or none"
+        assert footer.get(CONFIG_KEY) == result.config.encode(), f"{file} names another configuration, or none"
+        assert 1 <= held.metadata.num_rows <= SHARD, f"{file} has {held.metadata.num_rows} rows; {SHARD} are allowed"
+        found += held.read()["tile"].to_pylist()
+    check_exactly_once(found, tiles)
+    complete = json.loads(read(store, "complete.json"))
+    assert (complete["tiles"], complete["files"]) == (len(tiles), len(files))
 
 
 def check_exactly_once(found: list[str], expected: list[str]) -> None:
@@ -85,38 +95,109 @@ def check_exactly_once(found: list[str], expected: list[str]) -> None:
     assert not off, f"{len(off)} tiles were not inferred exactly once (tile: times): {dict(list(off.items())[:5])}"
 
 
-def crowns(table: pa.Table, tiles: Tiles) -> npt.NDArray[np.uint8]:
-    """The stored probabilities in 255ths, uint8, (tiles, px, px), in the order of `tiles`."""
-    stored = dict(zip(table["tile"].to_pylist(), table["crown"].to_pylist(), strict=True))
-    return np.stack([np.frombuffer(stored[name], np.uint8) for name in tiles.names]).reshape(tiles.masks.shape)
+def crowns(table: pa.Table) -> npt.NDArray[np.int16]:
+    return np.stack([np.frombuffer(one, np.uint8) for one in table["crown"].to_pylist()]).astype(np.int16)
 
 
-def check_equal(found: pa.Table, plain: pa.Table, tiles: Tiles, *, cuda: bool) -> None:
+def check_equal(found: pa.Table, plain: pa.Table, *, cuda: bool) -> None:
     """To the last bit on the CPU; on a GPU within about a hundredth, because its kernels sum in another order."""
     found, plain = found.replace_schema_metadata(None).sort_by("tile"), plain.sort_by("tile")
+    assert found["tile"].equals(plain["tile"])
     if not cuda:
         assert found.equals(plain), "Ray Data and the plain loop disagree"
         return
-    assert np.abs(crowns(found, tiles).astype(int) - crowns(plain, tiles)).max() <= 3
+    assert np.abs(crowns(found) - crowns(plain)).max() <= 3
     assert np.allclose(found["crown_share"], plain["crown_share"], rtol=0, atol=0.01)
 
 
-def check_worth(found: pa.Table, tiles: Tiles) -> Score:
-    """What was stored is good for something: it beats the commoner class on tiles that were not trained on."""
-    judged = held_out(tiles.names)
-    reached = score(crowns(found, tiles)[judged] / 255, tiles.masks[judged])
-    assert reached.accuracy > reached.majority + 0.02, f"{reached}"
-    return reached
+@pytest.mark.ray(gpus=2)
+def test_i1_nodes_may_join_and_leave(
+    bucket: Bucket,
+    config: InferConfig,
+    accelerators: Accelerators,
+    another_node: Callable[..., Node],
+    figures: Callable[..., None],
+) -> None:
+    """A cluster of machines that are rented by the minute is never the same for long."""
+    tiles = bucket.tiles(12, 12)
+    cpus = ray.cluster_resources()["CPU"]  # type: ignore[no-untyped-call]  # ray
+    most = int(cpus) + 1  # fetchers: more than there is room for without the node
+    config = replace(config, shard=4, at_once=2 * most, fetchers=(1, most), fetcher_cpus=1)
+    plain = pa.concat_tables(one_by_one(config))
+    bucket.server.throttle(get_s=0.5)  # until it has done both
+    result: list[Inferred] = []
+    began = time.monotonic()
+    running = threading.Thread(target=lambda: result.append(infer(config, cuda=accelerators.cuda)))
+    running.start()
+    node = another_node(CPU=2)
+    joined = time.monotonic() - began
+    wait_for_files(config, 1, node=node.id)
+    node.die()
+    left = time.monotonic() - began
+    bucket.server.throttle()
+    files = len(names(open_store(config.output), ""))
+    running.join(180)
+
+    figures(
+        tiles=len(tiles),
+        joined_s=round(joined, 1),
+        left_s=round(left, 1),
+        files_then=files,
+        infer_s=round(time.monotonic() - began, 1),
+    )
+    assert result, "the run did not end, or not well"
+    assert files < len(tiles) // config.shard, "the node was to leave before the end"
+    check_exactly_once(load(config.output)["tile"].to_pylist(), tiles)
+    check_equal(load(config.output), plain, cuda=accelerators.cuda)
 
 
-@pytest.mark.smoke
-def test_a_tile_is_judged_by_itself(all_tiles: pa.Table, device: torch.device) -> None:
-    """Which tiles share a batch is chance on a cluster: were it seen in the results, no run could be compared."""
-    images = decode(all_tiles.slice(0, 40)).images
-    torch.manual_seed(0)
-    net = CrownNet().to(device)
+def files_of(config: InferConfig, node: str = "") -> list[str]:
+    """The shards that are there, or only those whose tiles this node fetched."""
+    store = open_store(config.output)
+    files = [key for key in names(store, "") if key.endswith(".parquet")]
+    if node:
+        return [file for file in files if pq.read_schema(io.BytesIO(read(store, file))).metadata[NODE_KEY] == node.encode()]
+    return files
 
-    together = predict(net, images, device)
-    apart = np.concatenate([predict(net, images[at : at + 7], device) for at in range(0, len(images), 7)])
 
-    np.testing.assert_allclose(apart, together, rtol=0, atol=0 if device.type == "cpu" else 1e-3)
+def wait_for_files(config: InferConfig, count: int, *, node: str = "") -> None:
+    end = time.monotonic() + 120
+    while len(files_of(config, node)) < count:
+        assert time.monotonic() < end, f"there are only {len(files_of(config, node))} files"
+        time.sleep(0.1)
+
+
+@pytest.mark.ray(gpus=2)
+def test_i2_a_run_that_is_killed_is_completed_by_the_next(
+    bucket: Bucket, config: InferConfig, accelerators: Accelerators, figures: Callable[..., None]
+) -> None:
+    """A run over a country takes days: what is done is not done again, and nothing is there twice."""
+    tiles = bucket.tiles(12, 12)
+    config = replace(config, shard=6, at_once=4)
+    bucket.server.throttle(get_s=0.2)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpu_tests.pipelines.infer", json.dumps(asdict(config))],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}, text=True, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for_files(config, 5)
+    process.kill()
+    process.communicate()
+    bucket.server.throttle()
+    with pytest.raises(FileNotFoundError):
+        load(config.output)  # nobody takes it for the whole
+    with pytest.raises(ValueError, match="another job"):
+        infer(replace(config, shard=7), cuda=accelerators.cuda)
+    time.sleep(1)  # a file that was on its way arrives
+    before, seen = files_of(config), len(bucket.server.requests())
+
+    result = infer(config, cuda=accelerators.cuda)
+
+    requests = bucket.server.requests()[seen:]
+    again = [line for line in requests if line.startswith("GET") and "/images/" in line]
+    figures(tiles=len(tiles), kept=result.kept, done=result.done)
+    assert (result.kept, result.done) == (len(before), len(tiles) // 6 - len(before))
+    assert len(before) >= 5
+    assert len(again) == result.done * 6, f"{len(again)} tiles were read again for {result.done} files of 6"
+    check_exactly_once(load(config.output)["tile"].to_pylist(), tiles)
+    check_equal(load(config.output), pa.concat_tables(one_by_one(config)), cuda=accelerators.cuda)
+    assert infer(config, cuda=accelerators.cuda).done == 0, "what is complete is done again"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
 import torch
 
 from gpu_tests.conftest import Accelerators
@@ -32,7 +33,13 @@ def test_t3_early_termination_saves_four_fifths_and_keeps_the_best(
     space = Space.read()
     with ThreadPoolExecutor(1) as beside:  # the whole grid, in this process
         grid_to_come = beside.submit(grid_of, tiles, space, cuda=accelerators.cuda)
-        costs = search(tiles, space, storage_path=str(tmp_path), cuda=accelerators.cuda, early=True)
+        held, device = ray.put(tiles), torch.device("cuda" if accelerators.cuda else "cpu")  # one copy for all trials
+        costs = search(
+            lambda trial: curve(ray.get(held), trial, seed=space.seed, epochs=space.epochs, device=device),
+            space.trials,
+            epochs=space.epochs,
+            storage=f"file://{tmp_path}",
+        )
         grid = grid_to_come.result()
 
     share = saved(costs, space.epochs)

@@ -88,11 +88,13 @@ def predict(net: nn.Module, images: npt.NDArray[np.uint8], device: torch.device)
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Of predictions, over all pixels; `majority` is the accuracy of calling every pixel the commoner class."""
+    """Of predictions, over all pixels. `majority`: the accuracy of calling every pixel the commoner class; `share`: the
+    intersection over union of calling every pixel a crown."""
 
     accuracy: float
     majority: float
     iou: float
+    share: float
 
 
 def score(probabilities: npt.NDArray[np.floating], masks: npt.NDArray[np.uint8]) -> Score:
@@ -100,7 +102,7 @@ def score(probabilities: npt.NDArray[np.floating], masks: npt.NDArray[np.uint8])
     said, true = probabilities > 0.5, masks > 0
     share = float(true.mean())
     iou = float((said & true).sum() / max(1, (said | true).sum()))
-    return Score(accuracy=float((said == true).mean()), majority=max(share, 1 - share), iou=iou)
+    return Score(accuracy=float((said == true).mean()), majority=max(share, 1 - share), iou=iou, share=share)
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:

@@ -7,20 +7,20 @@ another order would be another search.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import ray
 import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from torch import Tensor, nn
 
 from gpu_tests.pipelines.network import one_thread
+from gpu_tests.pipelines.store import arrow
 from gpu_tests.pipelines.tiles import Tiles, held_out
 
 SPACE = Path(__file__).with_name("search_space.json")
@@ -57,7 +57,7 @@ class Space:
 class Cost:
     """What a trial came to: validation loss after each epoch that it was given, and seconds of its process."""
 
-    trial: Trial
+    trial: Any
     losses: tuple[float, ...]
     seconds: float
 
@@ -110,38 +110,46 @@ def step(net: nn.Module, steps: torch.optim.Optimizer, images: Tensor, shares: T
     steps.step()
 
 
-def search(tiles: Tiles, space: Space, *, storage_path: str, cuda: bool, early: bool, gpus: float = 0.5) -> list[Cost]:
-    """Run the search on the Ray cluster that this process has joined; what each trial came to, in the order of the space.
+def search(
+    curve: Callable[[Any], Iterator[float]],
+    trials: Sequence[Any],
+    *,
+    epochs: int,
+    storage: str,
+    early: bool = True,
+    gpus: float = 0.5,
+) -> list[Cost]:
+    """Run the trials on the Ray cluster that this process has joined; what each came to, in their order.
 
-    `early`: asynchronous successive halving, from one epoch on; else every trial gets all its epochs. `gpus` is the share
-    of a GPU that a trial holds while it runs, and so how many run at once.
+    `curve` of a trial yields its loss after each epoch, in a process with `gpus` of a GPU, which is also how many run at
+    once. `early`: asynchronous successive halving, from one epoch on; else every trial gets all its epochs. Ray Tune keeps its
+    state at `storage`, a URL. Raises what a trial raised.
     """
-    held = ray.put(tiles)  # one copy for all trials
 
     def trainable(config: dict[str, Any]) -> None:
-        device = torch.device("cuda" if cuda else "cpu")
-        for loss in curve(ray.get(held), space.trials[config["index"]], seed=space.seed, epochs=space.epochs, device=device):
+        for loss in curve(trials[config["index"]]):
             tune.report({"loss": loss})
 
-    halving = ASHAScheduler(time_attr="training_iteration", max_t=space.epochs, grace_period=1, reduction_factor=REDUCTION)
+    filesystem, path = arrow(storage)
+    halving = ASHAScheduler(time_attr="training_iteration", max_t=epochs, grace_period=1, reduction_factor=REDUCTION)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, "gpu": gpus}),
-        param_space={"index": tune.grid_search(list(range(len(space.trials))))},
+        param_space={"index": tune.grid_search(list(range(len(trials))))},
         tune_config=tune.TuneConfig(metric="loss", mode="min", scheduler=halving if early else None, reuse_actors=True),
-        run_config=tune.RunConfig(storage_path=storage_path, verbose=0),
+        run_config=tune.RunConfig(storage_path=path, storage_filesystem=filesystem, verbose=0),
     )
     grid = tuner.fit()
     results: list[Any] = [grid[number] for number in range(len(grid))]
-    return [cost(space, result) for result in sorted(results, key=lambda result: int(result.config["index"]))]
+    return [cost(trials, result) for result in sorted(results, key=lambda result: int(result.config["index"]))]
 
 
-def cost(space: Space, result: Any) -> Cost:
+def cost(trials: Sequence[Any], result: Any) -> Cost:
     """Raises what a trial raised."""
     if result.error is not None:
         raise result.error
     table = result.metrics_dataframe
     return Cost(
-        trial=space.trials[result.config["index"]],
+        trial=trials[result.config["index"]],
         losses=tuple(float(loss) for loss in table["loss"]),
         seconds=float(table["time_total_s"].iloc[-1]),
     )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +19,24 @@ import torch
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from torch import nn
-from torch.distributed import all_gather_object, all_reduce
+from torch.distributed import all_gather_object, all_reduce, broadcast_object_list
 from torch.nn import functional
 
 from gpu_tests.pipelines.network import CrownNet, digest, one_thread, predict, score, to_input
-from gpu_tests.pipelines.tiles import Tiles, held_out
+from gpu_tests.pipelines.store import arrow, open_store, write
+from gpu_tests.pipelines.tiles import Stored, Tiles, held_out
 
 ANSWERS = 4  # tiles whose predictions a checkpoint keeps, so that whoever restores it can see that it is the same model
+CHECKPOINTS = "checkpoints"  # the folder of all of a job's, and the name of the run in it
+KEPT = 2  # checkpoints: if the newest cannot be read, there is one more
+
+
+class Source(Protocol):
+    """Tiles that can be asked for by place, a batch at a time: in memory, or in a store."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, chosen: Iterable[npt.NDArray[np.int64]]) -> Iterator[Tiles]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,35 +61,42 @@ class Training:
         self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=config.learning_rate)
         self.curve: list[float] = []
 
-    def epoch(self, tiles: Tiles, rank: int = 0, world: int = 1, forward: nn.Module | None = None) -> list[int]:
-        """Train on this process's share, once, and return which tiles those were; every share has the same length.
+    def begin(self, count: int, world: int) -> list[list[npt.NDArray[np.int64]]]:
+        """Set the rate of the next epoch; the places of its batches among `count` tiles, for each of `world` processes.
 
-        `forward` is the network as a distributed wrapper shows it, when there is one.
+        Every share has the same length: where `count` is no multiple of `world` some tiles rest, in each epoch others.
         """
         done = len(self.curve)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.learning_rate * (1 + math.cos(math.pi * done / self.config.epochs)) / 2
-        order = np.random.default_rng((self.config.seed, done)).permutation(len(tiles))
-        share = order[: len(tiles) // world * world][rank::world]
+        order = np.random.default_rng((self.config.seed, done)).permutation(count)
+        shares = [order[: count // world * world][rank::world] for rank in range(world)]
+        return [[share[at : at + self.config.batch] for at in range(0, len(share), self.config.batch)] for share in shares]
+
+    def epoch(self, tiles: Source, rank: int = 0, world: int = 1, forward: nn.Module | None = None) -> list[int]:
+        """Train on this process's share, once, and return which tiles those were.
+
+        `forward` is the network as a distributed wrapper shows it, when there is one.
+        """
+        mine = self.begin(len(tiles), world)[rank]
         losses = []
         with one_thread():
-            for first in range(0, len(share), self.config.batch):
-                chosen = share[first : first + self.config.batch]
-                losses.append(self.step(forward or self.net, tiles, chosen) * len(chosen))
-        total = torch.tensor(sum(losses) / len(share), device=self.device)
+            for batch in tiles.batches(mine):
+                self.optimiser.zero_grad()
+                losses.append(self.backward(forward or self.net, batch) * len(batch))
+                self.optimiser.step()
+        total = torch.tensor(sum(losses) / sum(len(places) for places in mine), device=self.device)
         if world > 1:
             all_reduce(total)
         self.curve.append(float(total) / world)
-        return [int(index) for index in share]
+        return [int(place) for places in mine for place in places]
 
-    def step(self, forward: nn.Module, tiles: Tiles, chosen: npt.NDArray[np.int64]) -> float:
-        """One step on the chosen tiles; returns their mean loss (cross-entropy per pixel, in nats)."""
+    def backward(self, forward: nn.Module, batch: Tiles) -> float:
+        """Add the gradients of one batch; returns its mean loss (cross-entropy per pixel, in nats)."""
         forward.train()
-        truth = torch.from_numpy(tiles.masks[chosen]).to(self.device).float()
-        loss = functional.binary_cross_entropy_with_logits(forward(to_input(tiles.images[chosen], self.device)), truth)
-        self.optimiser.zero_grad()
+        truth = torch.from_numpy(batch.masks).to(self.device).float()
+        loss = functional.binary_cross_entropy_with_logits(forward(to_input(batch.images, self.device)), truth)
         loss.backward()  # type: ignore[no-untyped-call]  # torch
-        self.optimiser.step()
         return float(loss.detach())
 
     def save(self, folder: Path, sample: Tiles) -> None:
@@ -92,50 +114,101 @@ class Training:
         return float(np.abs(predict(self.net, sample.images, self.device) - np.load(folder / "answers.npy")).max())
 
 
-def load_network(folder: Path, device: torch.device) -> CrownNet:
-    """The network of a checkpoint, for inference."""
-    held = torch.load(folder / "training.pt", map_location=device, weights_only=True)
-    net = CrownNet(held["config"]["width"]).to(device)
-    net.load_state_dict(held["net"])
-    return net.eval()
+def in_one_process(config: TrainConfig, tiles: Tiles, *, world: int) -> Training:
+    """What `world` workers come to, without Ray: their batches one after the other, the mean of their gradients.
+
+    With two workers it is the same to the last bit on one kind of CPU; with more, sums come in another order.
+    """
+    training = Training(config, torch.device("cpu"))
+    learn = tiles.pick(~held_out(tiles.names))
+    while len(training.curve) < config.epochs:
+        shares = training.begin(len(learn), world)
+        totals = [0.0] * world
+        with one_thread():
+            for step in zip(*(learn.batches(share) for share in shares), strict=True):
+                mean = [torch.zeros_like(weights) for weights in training.net.parameters()]
+                for rank, batch in enumerate(step):
+                    training.optimiser.zero_grad()
+                    totals[rank] += training.backward(training.net, batch) * len(batch)
+                    for held, weights in zip(mean, training.net.parameters(), strict=True):
+                        assert weights.grad is not None
+                        held += weights.grad / world
+                for held, weights in zip(mean, training.net.parameters(), strict=True):
+                    weights.grad = held
+                training.optimiser.step()
+        count = sum(len(places) for places in shares[0])
+        training.curve.append(float(sum(torch.tensor(total / count) for total in totals)) / world)
+    return training
 
 
-def work(job: dict[str, Any]) -> None:
-    """What each Ray Train worker does. `job`: config, tiles (a reference), cuda, start (a Checkpoint or None)."""
-    config: TrainConfig = job["config"]
-    tiles: Tiles = ray.get(job["tiles"])
-    if job["cuda"] != torch.cuda.is_available():
-        raise RuntimeError(f"the job says cuda={job['cuda']}; this worker's torch finds the opposite")
-    device = get_device() if job["cuda"] else torch.device("cpu")
-    validation = held_out(tiles.names)
-    learn, judge = tiles.pick(~validation), tiles.pick(validation)
-    sample = judge.pick(np.arange(len(judge)) < ANSWERS)
-    training, context, restored = Training(config, device), train.get_context(), None
-    # After a failure Ray gives back the newest checkpoint of this run; `start` is another run's.
-    if (checkpoint := train.get_checkpoint() or job["start"]) is not None:
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What every worker is told. `until`: unix seconds, after which no epoch begins that would end later."""
+
+    config: TrainConfig
+    tiles: Stored
+    output: str
+    cuda: bool
+    until: float
+
+
+def work(told: dict[str, Work]) -> None:
+    """What each Ray Train worker does."""
+    job = told["work"]
+    if job.cuda != torch.cuda.is_available():
+        raise RuntimeError(f"the job says cuda={job.cuda}; this worker's torch finds the opposite")
+    device = get_device() if job.cuda else torch.device("cpu")
+    context = train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    # Ray Train's own node rank takes nodes of one address for one.
+    place = {"node": ray.get_runtime_context().get_node_id(), "gpus": ray.get_gpu_ids(), "device": str(device)}
+    write(open_store(job.output), f"workers/{rank}.json", json.dumps({**place, "pid": os.getpid(), "since": time.time()}).encode())
+    validation = held_out(job.tiles.names)
+    learn, judge = job.tiles.pick(~validation), job.tiles.pick(validation).load() if rank == 0 else None
+    sample = (
+        job.tiles.pick(validation & (np.cumsum(validation) <= ANSWERS)).load()
+        if judge is None
+        else judge.pick(np.arange(len(judge)) < ANSWERS)
+    )
+    training, restored = Training(job.config, device), None
+    if (checkpoint := train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             difference = training.restore(Path(folder), sample)
-        weights = digest(training.net.state_dict())
-        restored = {"weights": weights, "difference": difference, "epoch": len(training.curve)}
-    rank, world = context.get_world_rank(), context.get_world_size()
-    node = ray.get_runtime_context().get_node_id()  # Ray Train's own node rank takes nodes of one address for one
+        restored = {"weights": digest(training.net.state_dict()), "difference": difference, "epoch": len(training.curve)}
     forward = prepare_model(training.net, move_to_device=device)
-    while len(training.curve) < config.epochs:
+    stopped, took = False, 0.0
+    while len(training.curve) < job.config.epochs and not stopped:
+        began = time.time()
         share = training.epoch(learn, rank, world, forward)
-        if len(training.curve) % config.checkpoint_every and len(training.curve) < config.epochs:
+        took = max(took, time.time() - began)
+        stopped = agreed(time.time() + took > job.until, world)
+        if len(training.curve) % job.config.checkpoint_every and len(training.curve) < job.config.epochs and not stopped:
             continue
-        mine = {"gpus": ray.get_gpu_ids(), "node": node, "device": str(device), "tiles": share}
-        workers: list[Any] = [None] * world
-        all_gather_object(workers, {**mine, "weights": digest(training.net.state_dict())})
-        report(training, judge, sample, {"restored": restored, "workers": workers}, keep=rank == 0)
+        mine = {**place, "tiles": share, "weights": digest(training.net.state_dict())}
+        report(training, judge, sample, {"restored": restored, "workers": gathered(mine, world)})
 
 
-def report(training: Training, judge: Tiles, sample: Tiles, metrics: dict[str, Any], *, keep: bool) -> None:
-    """Tell Ray Train where this worker is; the one with `keep` also scores the network and hands in a checkpoint.
+def agreed(mine: bool, world: int) -> bool:
+    """What the first of all workers thinks: their clocks and paces differ, and all must stop after the same epoch."""
+    said = [mine]
+    if world > 1:
+        broadcast_object_list(said, src=0)
+    return said[0]
+
+
+def gathered(mine: dict[str, Any], world: int) -> list[dict[str, Any]]:
+    everybody: list[Any] = [mine] * world
+    if world > 1:
+        all_gather_object(everybody, mine)
+    return everybody
+
+
+def report(training: Training, judge: Tiles | None, sample: Tiles, metrics: dict[str, Any]) -> None:
+    """Tell Ray Train where this worker is; the one with tiles to `judge` by also scores the network and saves a checkpoint.
 
     Every worker must call it equally often: Ray waits for all.
     """
-    if not keep:
+    if judge is None:
         train.report({})
         return
     found = score(predict(training.net, judge.images, training.device), judge.masks)
@@ -145,41 +218,25 @@ def report(training: Training, judge: Tiles, sample: Tiles, metrics: dict[str, A
         train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What a run left: per epoch that was saved, the checkpoint and what was reported with it."""
-
-    saved: dict[int, tuple[train.Checkpoint, dict[str, Any]]]
-
-    @property
-    def end(self) -> tuple[train.Checkpoint, dict[str, Any]]:
-        return self.saved[max(self.saved)]
-
-
-def fit(
-    tiles: Tiles,
-    config: TrainConfig,
-    *,
-    storage_path: str,
-    name: str,
-    cuda: bool,
-    workers: int = 2,
-    start: train.Checkpoint | None = None,
-) -> Trained:
+def fit(job: Work, *, workers: int, failures: int = 3) -> Sequence[tuple[train.Checkpoint, dict[str, Any]]]:
     """Train on `workers` workers with a GPU each, on the Ray cluster that this process has joined.
 
-    Tiles travel through Ray's object store. Checkpoints go to `storage_path`/`name`, which all nodes must reach: a
-    folder does on one machine, on several it is a URL such as s3://bucket/prefix. The same path and name again go on
-    with the newest checkpoint there. `cuda`: whether those GPUs are real; where Ray only counts them, workers train on
-    the CPU and gloo carries the gradients. Raises Ray's TrainingFailedError with the worker's traceback.
+    Returns the checkpoints that are kept, oldest first, each with what was reported with it. They are in `job.output`; the
+    same output again goes on with the newest there. A worker that dies is started again, `failures` times, from the newest
+    checkpoint. Raises Ray's TrainingFailedError with the worker's traceback.
     """
-    job = {"config": config, "tiles": ray.put(tiles), "cuda": cuda, "start": start}
+    filesystem, path = arrow(job.output)
     trainer = TorchTrainer(
         work,
-        train_loop_config=job,
-        torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
-        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=True),
-        run_config=train.RunConfig(name=name, storage_path=storage_path),
+        train_loop_config={"work": job},
+        torch_config=TorchConfig(backend="nccl" if job.cuda else "gloo"),
+        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=True, placement_strategy="SPREAD"),
+        run_config=train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=train.FailureConfig(max_failures=failures),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=KEPT),
+        ),
     )
-    result = trainer.fit()
-    return Trained(saved={metrics["epoch"]: (kept, metrics) for kept, metrics in result.best_checkpoints or ()})
+    return sorted(trainer.fit().best_checkpoints or (), key=lambda kept: int(kept[1]["epoch"]))

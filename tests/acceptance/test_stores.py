@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from gpu_tests.s3_server import S3Server
 from tests.acceptance.conftest import Project, left_of
-from tests.s3_server import S3Server
 
 SUITE = """
 import os

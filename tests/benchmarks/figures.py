@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from gpu_tests.s3_server import S3Server
 from tests.benchmarks.drive import BenchError, Lab, Run, test_properties
-from tests.s3_server import S3Server
 
 IDLE_WATCH_S = 60.0
 MANY = 20_000

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpu_tests.s3_server import S3Server
 from harness import bundle
 from harness.bundle import ship, ship_files
 from harness.errors import RequestError, StoreError
@@ -24,7 +25,6 @@ from harness.model import Tree
 from harness.remote.unpack import unpack
 from harness.store import Store
 from harness.worktree import LITTER
-from tests.s3_server import S3Server
 
 Files = Mapping[str, bytes | str]
 

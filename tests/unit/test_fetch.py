@@ -54,7 +54,7 @@ def test_whole_tiles_are_cut_with_the_boxes_as_masks(source: fetch.Source, wheel
 
     fetch.fetch(source, tmp_path / "data", tmp_path)
 
-    cut = tiles.decode(tiles.read(tmp_path / "data/tiles.parquet"))
+    cut = tiles.decode(tiles.read_table(tmp_path / "data/tiles.parquet"))
     assert cut.names == ("a/00/00", "a/00/01")
     assert cut.images.shape == (2, 128, 128, 3)
     expected = np.zeros((2, 128, 128), np.uint8)

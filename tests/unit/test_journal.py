@@ -18,10 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gpu_tests.s3_server import S3Server
 from harness.errors import StoreError
 from harness.journal import LOCAL, REMOTE, Event, JournalReader, JournalWriter
 from harness.store import Store
-from tests.s3_server import S3Server
 
 PREFIX = "sessions/1/events"
 

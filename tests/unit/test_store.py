@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gpu_tests.s3_server import Fault, S3Server
 from harness.errors import StoreError
 from harness.store import Store, prune, without_secrets
 from tests.conftest import RunPython
-from tests.s3_server import Fault, S3Server
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,11 @@
-"""A real S3 over HTTP on loopback, in a process of its own, with faults on demand.
+"""A real S3 over HTTP, in a process of its own, as far away as a test wants it and with faults on demand.
 
-moto serves the S3; a thin layer before it answers, delays or drops what a test asked it to. A client reaches it as it
-reaches any S3: `AWS_ENDPOINT_URL` and dummy keys, both in `S3Server.env`.
+moto serves the S3; a thin layer before it answers, delays or drops what a test asked it to, and counts. A client reaches it
+as it reaches any S3: `AWS_ENDPOINT_URL` and dummy keys, both in `S3Server.env`.
 
     with S3Server() as server:
         server.make_bucket("bucket")
+        server.throttle(get_s=0.05)
         server.fault("503", times=2, method="PUT")
 """
 
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -30,13 +32,18 @@ ERRORS = {
 
 
 class S3Server:
-    """The server's process, seen from the test. Ends with the `with` block, or when the test's process dies."""
+    """The server's process, seen from the test. Ends with the `with` block, or when the test's process dies.
+
+    `host` is where it listens: the loopback, or this node's address when other machines are to reach it.
+    """
+
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
 
     def __enter__(self) -> S3Server:
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve())], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        self.endpoint = f"http://127.0.0.1:{self._ask(do='accept')}"
+        command = [sys.executable, str(Path(__file__).resolve()), self.host]
+        self._process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.endpoint = f"http://{self.host}:{self._ask(do='accept')}"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,7 +62,7 @@ class S3Server:
             "AWS_ACCESS_KEY_ID": "dummy-access-key",
             "AWS_SECRET_ACCESS_KEY": "dummy-secret-key",
             "AWS_REGION": "us-east-1",
-            "NO_PROXY": "127.0.0.1",
+            "NO_PROXY": self.host,
         }
 
     def make_bucket(self, name: str) -> None:
@@ -70,6 +77,10 @@ class S3Server:
         "slow" answers after `seconds`; "drop" hangs up before the request is served, "drop-after" when it was.
         """
         self._ask(do="fault", kind=kind, times=times, method=method, path=path, seconds=seconds)
+
+    def throttle(self, *, get_s: float = 0, put_s: float = 0) -> None:
+        """Let every GET and PUT take so long: simulated, as the way to a real S3 is not here."""
+        self._ask(do="throttle", waits={"GET": get_s, "PUT": put_s})
 
     def refuse(self) -> None:
         """Refuse connections from now on; what is stored stays."""
@@ -86,6 +97,12 @@ class S3Server:
         assert isinstance(answer, list)
         return answer
 
+    def most_at_once(self, method: str) -> int:
+        """How many requests of `method` were being answered at the same moment, at most; then counts anew."""
+        answer = self._ask(do="most_at_once", method=method)
+        assert isinstance(answer, int)
+        return answer
+
     def _ask(self, **command: Any) -> object:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -97,13 +114,17 @@ class S3Server:
 class _Server:
     """The process itself: commands come in on stdin, one JSON object a line; each is answered with one."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str) -> None:
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
         self._s3: Callable[..., Iterable[bytes]] = DomainDispatcherApplication(create_backend_app)
         self._faults: list[dict[str, Any]] = []
         self._seen: list[str] = []
+        self._waits: dict[str, float] = {}
+        self._now: Counter[str] = Counter()  # requests that are being answered, by method
+        self._most: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._host = host
         self._port = 0
         self._http: Any = None  # werkzeug's server
 
@@ -113,8 +134,12 @@ class _Server:
                 self._faults.append(fault)
             case "heal":
                 self._faults.clear()
+            case "throttle":
+                self._waits = fault["waits"]
             case "requests":
                 return self._seen
+            case "most_at_once":
+                return self._most.pop(fault["method"], 0)
             case "refuse" if self._http is not None:
                 self._http.shutdown()
                 self._http.server_close()
@@ -131,11 +156,23 @@ class _Server:
             def log(self, type: str, message: str, *args: object) -> None:
                 pass
 
-        self._http = make_server("127.0.0.1", self._port, self._serve, threaded=True, request_handler=Quiet)
+        self._http = make_server(self._host, self._port, self._serve, threaded=True, request_handler=Quiet)
         self._port = self._http.server_port
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def _serve(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        method = environ["REQUEST_METHOD"]
+        with self._lock:
+            self._now[method] += 1
+            self._most[method] = max(self._most[method], self._now[method])
+        try:
+            time.sleep(self._waits.get(method, 0))
+            return self._answer(environ, start_response)
+        finally:
+            with self._lock:
+                self._now[method] -= 1
+
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
         fault = self._next_fault(environ["REQUEST_METHOD"], environ["PATH_INFO"])
         kind = fault["kind"] if fault else ""
         if fault and kind == "slow":
@@ -165,7 +202,7 @@ class _Server:
 
 
 def main() -> None:
-    server = _Server()
+    server = _Server(sys.argv[1])
     for line in sys.stdin:
         print(json.dumps(server.command(**json.loads(line))), flush=True)
 
