@@ -62,6 +62,11 @@ def configure(bucket: Bucket, **changed: Any) -> str:
     return f"{bucket.url}/job.toml"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """For a project that runs this package with --pyargs, and whose own settings know nothing of it."""
+    config.addinivalue_line("markers", "smoke: a small variant that runs on every change")
+
+
 def forced_mode() -> str:
     """GPU_TESTS_MODE: `sim` computes on the CPU and simulates waits, `gpu` needs real GPUs; without it the device decides."""
     mode = os.environ.get("GPU_TESTS_MODE", "")
@@ -94,8 +99,9 @@ def all_tiles() -> pa.Table:
     cache.mkdir(parents=True, exist_ok=True)
     with Path(cache, "fetching").open("w") as alone:
         fcntl.flock(alone, fcntl.LOCK_EX)
-        fetch.fetch(fetch.DEEPFOREST, fetch.DATA, cache)
-    return read_table(fetch.DATA / "tiles.parquet")
+        data = fetch.DATA if fetch.up_to_date(fetch.DEEPFOREST, fetch.DATA) else cache / "tiles"  # an installed package is not written to
+        fetch.fetch(fetch.DEEPFOREST, data, cache)
+    return read_table(data / "tiles.parquet")
 
 
 @pytest.fixture

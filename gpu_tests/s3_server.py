@@ -103,6 +103,12 @@ class S3Server:
         assert isinstance(answer, int)
         return answer
 
+    def first_request(self, path: str) -> float:
+        """When (unix seconds) a request whose path contains `path` first came since the last such question; 0 for never."""
+        answer = self._ask(do="first_request", path=path)
+        assert isinstance(answer, float)
+        return answer
+
     def _ask(self, **command: Any) -> object:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -120,6 +126,8 @@ class _Server:
         self._s3: Callable[..., Iterable[bytes]] = DomainDispatcherApplication(create_backend_app)
         self._faults: list[dict[str, Any]] = []
         self._seen: list[str] = []
+        self._times: list[float] = []  # unix seconds of each of them
+        self._asked = 0  # how many there were at the last question
         self._waits: dict[str, float] = {}
         self._now: Counter[str] = Counter()  # requests that are being answered, by method
         self._most: Counter[str] = Counter()
@@ -138,6 +146,10 @@ class _Server:
                 self._waits = fault["waits"]
             case "requests":
                 return self._seen
+            case "first_request":
+                since, self._asked = self._asked, len(self._seen)
+                new = zip(self._seen[since:], self._times[since:], strict=False)
+                return next((at for line, at in new if fault["path"] in line), 0.0)
             case "most_at_once":
                 return self._most.pop(fault["method"], 0)
             case "refuse" if self._http is not None:
@@ -194,6 +206,7 @@ class _Server:
     def _next_fault(self, method: str, path: str) -> dict[str, Any] | None:
         with self._lock:
             self._seen.append(f"{method} {path}")
+            self._times.append(time.time())
             for fault in self._faults:
                 if fault["times"] > 0 and fault["method"] in ("", method) and fault["path"] in path:
                     fault["times"] -= 1

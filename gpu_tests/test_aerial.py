@@ -47,6 +47,6 @@ def test_a1_crowns_are_learned_from_photographs_and_found_in_them(
 def stored(crowns: pa.Table, tiles: tuple[str, ...]) -> npt.NDArray[np.float32]:
     """The stored probabilities of these tiles, float32, (tiles, px, px), 0 to 1."""
     held = dict(zip(crowns["tile"].to_pylist(), crowns["crown"].to_pylist(), strict=True))
-    found: npt.NDArray[np.float32] = np.stack([np.frombuffer(held[name], np.uint8) for name in tiles]) / np.float32(255)
+    found = (np.stack([np.frombuffer(held[name], np.uint8) for name in tiles]) / 255).astype(np.float32)
     side = int(np.sqrt(found.shape[1]))
-    return found.reshape(-1, side, side)
+    return found.reshape((-1, side, side))

@@ -195,7 +195,8 @@ def test_i2_a_run_that_is_killed_is_completed_by_the_next(
     requests = bucket.server.requests()[seen:]
     again = [line for line in requests if line.startswith("GET") and "/images/" in line]
     figures(tiles=len(tiles), kept=result.kept, done=result.done)
-    assert (result.kept, result.done) == (len(before), len(tiles) // 6 - len(before))
+    assert result.kept == len(before), f"{result.kept} of {len(before)} files that were there were kept"
+    assert result.done == len(tiles) // 6 - len(before), f"{result.done} files were made again, of which {len(before)} were there"
     assert len(before) >= 5
     assert len(again) == result.done * 6, f"{len(again)} tiles were read again for {result.done} files of 6"
     check_exactly_once(load(config.output)["tile"].to_pylist(), tiles)

@@ -71,7 +71,7 @@ def test_d1_trainers_get_equal_shares_that_are_together_everything(files: list[s
         for rank in range(2)
     ]
 
-    assert len(shares[0]) == len(shares[1])
+    assert len(shares[0]) == len(shares[1]), f"the shares have {len(shares[0])} and {len(shares[1])} rows"
     assert sorted(shares[0] + shares[1]) == list(range(ROWS))
 
 
@@ -110,7 +110,9 @@ def test_d1_the_trainer_waits_less_when_the_next_epoch_is_read_in_advance(
 
     figures(simulated_step_s=0.004, idle_serial=round(serial.idle, 4), idle_in_advance=round(ahead.idle, 4))
     assert ahead.rows == serial.rows, "reading in advance changed what was read"
-    assert ahead.idle < serial.idle
+    assert ahead.idle < 0.75 * serial.idle, (
+        f"the trainer waited {ahead.idle:.0%} of the time, and {serial.idle:.0%} with nothing in advance"
+    )
 
 
 def test_d1_what_fails_in_advance_is_raised_where_it_is_used() -> None:

@@ -140,8 +140,8 @@ def test_t1_the_runtime_limit_leaves_a_checkpoint_that_goes_on(bucket: Bucket, a
         run(configure(bucket, seed=1), cuda=accelerators.cuda)
     whole = run(configure(bucket), cuda=accelerators.cuda)
 
+    assert stopped.metrics["epoch"] == 1, f"it was to stop after the first epoch, and had {stopped.metrics['epoch']}"
     assert stopped.stopped
-    assert stopped.metrics["epoch"] == 1, "it was to stop after the first epoch"
     assert not whole.stopped
     assert whole.metrics["restored"] == {"weights": stopped.model, "difference": pytest.approx(0, abs=1e-3), "epoch": 1}
     if not accelerators.cuda:

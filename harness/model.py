@@ -26,7 +26,7 @@ class Settings:
     idle_minutes: float = 5.0
     infra_retries: int = 2
     require_gpu: bool = False
-    pass_env: tuple[str, ...] = ("PYTEST_*", "CI")
+    pass_env: tuple[str, ...] = ("PYTEST_*", "CI", "GPU_TESTS_*")
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     allow_files: tuple[str, ...] = ()

@@ -353,7 +353,7 @@ class Cluster:
         told = []
         for index in process.queue:
             nodeid = self.tests[index]["nodeid"]
-            told.append({"nodeid": nodeid, "attempt": 0, "occurrence": seen.get(nodeid, 0)})
+            told.append({"nodeid": nodeid, "attempt": 0, "occurrence": seen.get(nodeid, 0), "outside": self.tests[index]["outside"]})
             seen[nodeid] = seen.get(nodeid, 0) + 1
         process.send(run=told, last=self.workers == 1)
 

@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -190,20 +190,20 @@ class Agent:
     def take_items(self, message: Mapping[str, Any]) -> None:
         """The selection is final: give each test its demand and place in the order, refuse what can never run."""
         self.collected = True
-        seen: dict[str, int] = {}
+        seen: Counter[tuple[str, ...]] = Counter()
         refused: list[tuple[Case, str]] = []
         runnable: list[Case] = []
         nodes = self.cluster.capacity()
         for index, item in enumerate(message["items"]):
-            nodeid = item["nodeid"]
-            seen[nodeid] = seen.get(nodeid, 0) + 1
+            nodeid, outside = item["nodeid"], item["outside"] or ()
+            seen[nodeid, *outside] += 1
             try:
                 demand = plan.demand_of(item, self.default_gpus())
                 problem = plan.impossible(demand, nodes) or self.too_little_memory(item)
             except ValueError as wrong:
                 demand, problem = Demand(), str(wrong)
-            test = Case(index=index, nodeid=nodeid, occurrence=seen[nodeid] - 1, location=item["location"], demand=demand,
-                        expected_s=plan.expected(self.history, nodeid))  # fmt: skip
+            test = Case(index=index, nodeid=nodeid, occurrence=seen[nodeid, *outside] - 1, location=item["location"],
+                        outside=outside, demand=demand, expected_s=plan.expected(self.history, nodeid))  # fmt: skip
             self.tests.append(test)
             if problem:
                 refused.append((test, problem))
@@ -446,7 +446,7 @@ class Agent:
         if not worker.queue:
             worker.since = time.monotonic()
         worker.queue.extend(chosen)
-        told = [{"nodeid": t.nodeid, "occurrence": t.occurrence, "attempt": t.attempt} for t in chosen]
+        told = [{"nodeid": t.nodeid, "occurrence": t.occurrence, "outside": t.outside, "attempt": t.attempt} for t in chosen]
         worker.send({"run": told, "last": alone})
 
     def check_limits(self) -> None:

@@ -40,6 +40,7 @@ class Case:
     nodeid: str
     occurrence: int
     location: Sequence[Any]
+    outside: Sequence[str] = ()  # of a test outside the tree: the argument that led to its file, and the file
     demand: Demand
     attempt: int = 0
     expected_s: float | None = None

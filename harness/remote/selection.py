@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -34,6 +35,7 @@ class Select(Role):
         self.parts: list[dict[str, Any]] = []
         self.feeding = False
         self.session: pytest.Session | None = None
+        self.arguments: dict[Path, str] = {}  # those that lead out of the tree, by where
         channel.send("hello", root=spec["root"], origin=spec["origin"], workers=spec["workers"], pytest=pytest.__version__,
                      python=platform.python_version(), executable=sys.executable)  # fmt: skip
 
@@ -74,6 +76,10 @@ class Select(Role):
     def pytest_collectstart(self, collector: pytest.Collector) -> None:
         if isinstance(collector, pytest.File):
             self.channel.send("collecting", path=collector.nodeid)
+        elif isinstance(collector, pytest.Session):
+            parts = collector._initial_parts  # private; known only now
+            root = collector.config.rootpath
+            self.arguments = {part.path: part.module_name or str(part.path) for part in parts if not part.path.is_relative_to(root)}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_make_collect_report(self, collector: pytest.Collector) -> pytest.CollectReport | None:
@@ -104,7 +110,7 @@ class Select(Role):
         result = yield
         self.flush()
         in_flight = sys.exc_info()[1]
-        nodes = Nodes(session.config)
+        nodes = Nodes(session.config, self.arguments)
         items = [nodes.item(item) for item in session.items]
         problem = self.problem(session)
         self.channel.send(

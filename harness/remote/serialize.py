@@ -6,7 +6,8 @@ import inspect
 import io
 import linecache
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,7 +74,8 @@ def exception_repr(config: pytest.Config, excinfo: pytest.ExceptionInfo[BaseExce
 class Nodes:
     """The collection tree as a table: each collector once, each item a row that names its parent."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, arguments: Mapping[Path, str]) -> None:
+        self._root, self._arguments = config.rootpath, arguments  # those that lead out of the tree, by where
         self._numbers: dict[pytest.Collector, int] = {}
         self.collectors: list[dict[str, Any]] = []
         self._tree = bool(config.option.collectonly)
@@ -83,7 +85,14 @@ class Nodes:
         marks = {mark.name: mark for mark in item.iter_markers() if mark.name in ("gpu", "ray", "xdist_group")}
         closest = {name: item.get_closest_marker(name) for name in marks}
         needs = {name: _arguments(mark) for name, mark in closest.items() if mark is not None}
-        return {**self._row(item), "location": list(item.location), "gpu": None, "ray": None, **needs}
+        return {**self._row(item), "location": list(item.location), "outside": self._outside(item), "gpu": None, "ray": None, **needs}
+
+    def _outside(self, item: pytest.Item) -> list[str] | None:
+        """For a test outside the tree the argument that led there, from which its node id counts, and its file."""
+        if not self._arguments or item.path.is_relative_to(self._root):
+            return None
+        above = (path for path in (item.path, *item.path.parents) if path in self._arguments)
+        return next(([self._arguments[path], str(item.path)] for path in above), None)
 
     def _row(self, node: Any) -> dict[str, Any]:
         row = {"nodeid": node.nodeid, "name": node.name, "parent": self._number(node.parent)}

@@ -64,7 +64,7 @@ class Run(Role):
         super().__init__(spec, channel, options)
         self.tests = LazyItems()
         self.queue: deque[dict[str, Any]] = deque()
-        self.arrived: list[str] = []  # node ids whose files may have to be collected
+        self.arrived: list[dict[str, Any]] = []  # orders whose files may have to be collected
         self.last = False  # nothing will follow what is queued
         self.over = False
         self.previous: tuple[pytest.Item, dict[str, Any]] | None = None
@@ -87,7 +87,7 @@ class Run(Role):
                 return
             if "run" in message:
                 self.queue.extend(message["run"])
-                self.arrived += [order["nodeid"] for order in message["run"]]
+                self.arrived += message["run"]
                 self.last = bool(message.get("last"))
             elif "stop" in message:
                 session.shouldstop = session.shouldstop or "stopped"
@@ -161,9 +161,9 @@ class Run(Role):
             self.channel.flush()
             arrived, self.arrived = self.arrived, []
             self.tests.collect(session, arrived)
-        item = self.tests.get(nodeid, order.get("occurrence", 0))
+        item = self.tests.get(order)
         if item is None:
-            self.refuse(session, nodeid, attempt)
+            self.refuse(session, order)
             return
         self.settle(session, item)
         self.channel.send("started", nodeid=nodeid, attempt=attempt)
@@ -190,18 +190,19 @@ class Run(Role):
         if session.shouldfail or session.shouldstop:
             return None
         for order in self.queue:
-            if (found := self.tests.get(order["nodeid"], order.get("occurrence", 0))) is not None:
+            if (found := self.tests.get(order)) is not None:
                 return found
         if self.last:
             return None
         assert item.parent is not None
         return Hold.from_parent(item.parent, name="<next>")
 
-    def refuse(self, session: pytest.Session, nodeid: str, attempt: int) -> None:
+    def refuse(self, session: pytest.Session, order: dict[str, Any]) -> None:
         """A node id that this process cannot find is that test's error."""
+        nodeid, attempt = order["nodeid"], order.get("attempt", 0)
         path, _, name = nodeid.partition("::")
         self.channel.send("started", nodeid=nodeid, attempt=attempt)
-        records = crash_records(nodeid, (path, None, name), when="setup", text=self.tests.why(session, nodeid))
+        records = crash_records(nodeid, (path, None, name), when="setup", text=self.tests.why(session, order))
         self.channel.send("finished", nodeid=nodeid, attempt=attempt, records=records, duration_s=0.0)
 
     def settle(self, session: pytest.Session, following: pytest.Item | None) -> None:

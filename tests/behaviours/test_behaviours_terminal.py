@@ -9,7 +9,7 @@ import pytest
 
 from tests.behaviours.conftest import Bench
 from tests.behaviours.listed import scenarios
-from tests.replay_rig import Scenario
+from tests.replay_rig import Scenario, write
 from tests.replay_scenarios import CONFTEST, MIXED_FILES, SCENARIOS
 
 MANY = dict.fromkeys(
@@ -251,6 +251,39 @@ def test_b37_absolute_paths_lead_into_the_shipped_tree(bench: Bench) -> None:
     scenario = Scenario(files=MIXED_FILES, args=(str(bench.project / "sub" / "test_other.py"), f"--rootdir={bench.project}"))
 
     assert "1 failed, 1 passed" in bench.same(scenario).counts
+
+
+INSTALLED = {
+    "__init__.py": "",
+    "conftest.py": "import pytest\n\n@pytest.fixture\ndef one(): return 1\n\ndef pytest_configure(config):\n"
+    "    config.addinivalue_line('markers', 'small: registered by the package itself')\n",
+    "test_a.py": "import pytest\n\n@pytest.mark.small\ndef test_it(one): assert one == 1\ndef test_ko(one): assert one == 2\n",
+    "test_b.py": "def test_it(one): print('of b'); assert one == 3\n",
+    "sub/__init__.py": "",
+    "sub/test_a.py": "def test_it(one): pass\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("args", "counts"),
+    [
+        (("installed",), "2 failed, 2 passed"),
+        (("installed", "-m", "small"), "1 passed, 3 deselected"),
+        (("installed.test_a", "installed.test_b"), "2 failed, 1 passed"),
+        (("installed.sub", "test_a.py"), "1 failed, 1 passed"),
+        (("installed.test_b::test_it",), "1 failed"),
+    ],
+)
+def test_b37_an_installed_package_is_run_where_it_is(bench: Bench, args: tuple[str, ...], counts: str) -> None:
+    """Its node ids count from the argument, so that they name a file of the project, or none, or several files at once."""
+    site = bench.beside("site")
+    write(site / "installed", INSTALLED)
+    scenario = Scenario(
+        files={"pytest.ini": f"[pytest]\npythonpath = {site}\n", "test_a.py": "def test_it(): assert 0, 'of the project'\n"},
+        args=("--strict-markers", "-v", "--tb=line", "--pyargs", *args),
+    )
+
+    assert counts in bench.same(scenario).counts
 
 
 @scenarios(38)

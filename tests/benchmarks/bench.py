@@ -96,13 +96,13 @@ def table(rows: Mapping[str, Row]) -> str:
     return "\n".join(lines)
 
 
-def with_table(readme: str, text: str) -> str:
-    """The README with `text` between its markers. Raises ValueError when they are not there."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def with_table(document: str, text: str, first: str = BEGIN, last: str = END) -> str:
+    """The document with `text` between these markers. Raises ValueError when they are not there."""
+    before, begin, rest = document.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"no {BEGIN} … {END} to write between")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+        raise ValueError(f"no {first} … {last} to write between")
+    return f"{before}{first}\n{text}\n{last}{after}"
 
 
 def load(path: Path) -> dict[str, Row]:

@@ -366,6 +366,13 @@ def test_only_named_variables_cross_and_never_pytests_own(pytester: pytest.Pytes
     assert passed == {"CI": "1", "PYTEST_ADDOPTS": "-x -k 'a b'", "PYTEST_PLUGINS": "p"}
 
 
+def test_the_shipped_workloads_hear_their_variables_without_a_setting(pytester: pytest.Pytester) -> None:
+    """GPU_TESTS_MODE=gpu demands real GPUs; where it got lost, simulated ones would pass for them."""
+    request = request_for(pytester, environ={"GPU_TESTS_MODE": "gpu", "HF_TOKEN": "s3cr3t"})
+
+    assert request.passed_env == {"GPU_TESTS_MODE": "gpu"}
+
+
 def test_values_stay_out_of_a_repr(pytester: pytest.Pytester) -> None:
     """A request ends up in tracebacks and logs."""
     request = request_for(pytester, environ={"HF_TOKEN": "s3cr3t", "GPU_CLUSTER_PASS_ENV": "HF_*"})
