@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --prefer-binary
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-own test-smoke demo test-versions bench faults outside clean
+.PHONY: help setup lint format test test-own test-smoke demo test-versions bench bench-workloads mutations faults outside clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,12 @@ test-versions: $(STAMP)  ## what depends on pytest's version, on 8.4, 9.0, 9.1 a
 
 bench: $(STAMP)  ## measure the figures of the README into bench.json (about half an hour)
 	$(BIN)/python -m tests.benchmarks.bench
+
+bench-workloads: $(STAMP)  ## measure the workloads of gpu_tests into bench-workloads.json (about twenty minutes)
+	$(BIN)/python -m tests.benchmarks.workloads
+
+mutations: $(STAMP)  ## break each property of the workloads; a test must notice (about half an hour)
+	$(BIN)/python -m tests.mutations.run
 
 faults: $(STAMP)  ## kill every process in turn; what is left goes into faults.json
 	$(BIN)/python -m tests.faults.run

@@ -86,12 +86,16 @@ def ask(store: Store, provider: Provider, ref: ClusterRef, session: str, values:
         decision = f"clusters/{ref.id}/decision/{session}"
         deadline = time.monotonic() + DECISION_S
         while time.monotonic() < deadline:
-            if store.get(decision) is not None:
-                return True
+            if (said := store.get(decision)) is not None:
+                return taken(said)
             time.sleep(0.01 if store.is_local else 0.3)
         withdrawn = json.dumps({"taken": False, "nonce": secrets.token_hex(8)}).encode()
-        return not store.create(decision, withdrawn)
+        return not store.create(decision, withdrawn) and taken(store.get(decision))
     return False
+
+
+def taken(decision: bytes | None) -> bool:
+    return decision is not None and bool(json.loads(decision)["taken"])
 
 
 def launch(store: Store, provider: Provider, spec: ClusterSpec, session: str, values: Mapping[str, str]) -> ClusterRef:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import queue
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -306,7 +309,8 @@ class Cluster:
         return True, ""
 
     def _remains(self) -> list[str]:
-        """Living actors and placement groups; those that can be named are ended here."""
+        """Living actors and placement groups. Those that can be named are ended here, others of this machine by their process:
+        Ray Train leaves a nameless one behind a job that was killed, which waits for ever where Ray has no dashboard."""
         from ray._private import state
         from ray._raylet import PlacementGroupID
         from ray.util.placement_group import PlacementGroup  # `ray.util.placement_group` is a function of that name
@@ -324,4 +328,9 @@ class Cluster:
         for name in groups:
             ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
         actors = [a for a in state.actors().values() if a["State"] not in ("DEAD",) and a["ActorID"] not in waiting]
+        here = ray.util.get_node_ip_address()
+        for pid in [int(a.get("Pid") or 0) for a in actors if a["Address"]["IPAddress"] == here]:
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
+                    os.kill(pid, signal.SIGKILL)
         return [f"actor {a.get('ActorClassName') or a['ActorID']}" for a in actors] + [f"placement group {name}" for name in groups]

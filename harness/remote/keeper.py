@@ -336,6 +336,14 @@ class Keeper:
             (self.directory / "session").unlink()
         self.announce("idle")
 
+    def turn_away(self, session: str) -> None:
+        """A session that asked whether this cluster is free takes another; the one that it was started for has no other."""
+        if self.served:
+            refused = json.dumps({"taken": False, "nonce": secrets.token_hex(8)}).encode()
+            self.store.create(f"clusters/{self.cluster}/decision/{session}", refused)
+        else:
+            self.write_down(session, self.closing, "")
+
     def write_down(self, session: str, why: str, tail: str) -> None:
         """Say in a session's record why its agent will not; close the record when its client is gone."""
         writer = JournalWriter(self.store, f"sessions/{session}/events", "keeper")
@@ -419,7 +427,7 @@ class Keeper:
                 time.sleep(0.02)
         with contextlib.suppress(HarnessError):
             for key in self.store.list(f"clusters/{self.cluster}/inbox/") if self.head else ():
-                self.write_down(key.rpartition("/")[2], self.closing, "")
+                self.turn_away(key.rpartition("/")[2])
         for pid in own_children():  # wardens first: a process that dies before its warden would look like a crash
             if comm(pid) == "gpu-warden":
                 with contextlib.suppress(ProcessLookupError):

@@ -41,6 +41,8 @@ def test_leaves_ray_things_behind():
 
     left = Left.options(name="left", lifetime="detached", namespace="theirs", num_cpus=0).remote()
     assert ray.get(left.ready.remote())
+    nameless = Left.options(lifetime="detached", num_cpus=0).remote()
+    assert ray.get(nameless.ready.remote())
     group = ray.util.placement_group([{{"GPU": 1}}], lifetime="detached", name="left-group")
     assert group.wait(30)
 """
@@ -84,6 +86,38 @@ def test_a_second_session_is_warm_and_finds_nothing_of_the_first(project: Projec
     assert f"cluster      {first.cluster}, warm" in second.out
     assert not Path(f"/proc/{pid}").exists()
     assert not Path(temporary).exists()
+
+
+IMMORTAL = """
+import pytest
+
+@pytest.mark.ray
+def test_leaves_what_cannot_be_ended():
+    import ray
+    ray.init()
+
+    @ray.remote(num_cpus=0, max_restarts=-1)
+    class Immortal:
+        def ready(self):
+            return True
+
+    left = Immortal.options(lifetime="detached").remote()
+    assert ray.get(left.ready.remote())
+"""
+
+
+def test_a_cluster_that_cannot_be_cleaned_is_not_lent_again_and_costs_the_next_session_nothing(project: Project) -> None:
+    """Who asks for it while that is being found out is turned away, and starts another: it is no failure of theirs."""
+    project.write(test_a=IMMORTAL)
+    first = project.run()
+
+    project.write(test_a="def test_a():\n    pass\n")
+    second = project.run()
+
+    assert first.code == 0, first.out
+    assert second.code == 0, second.out
+    assert second.cluster != first.cluster
+    eventually(lambda: left_of(first.cluster) == [])
 
 
 def test_a_second_session_meanwhile_gets_a_cluster_of_its_own_and_is_told(project: Project, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -108,6 +109,8 @@ def ray_cluster(scratch: Path, environ: Mapping[str, str]) -> Iterator[None]:
         _temp_dir=str(scratch), runtime_env={"env_vars": {**credentials(environ), "PYTHONPATH": str(ROOT)}},
     )  # fmt: skip
     ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.tune", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
@@ -341,7 +344,8 @@ def decision_latency(lab: Lab) -> list[Figure]:
         return decide(dict(zip(MODELS, threads.map(one, MODELS), strict=True)))
 
     with ray_cluster(lab.scratch / "ray", {}), serving(waits) as served, ThreadPoolExecutor(len(MODELS)) as threads:
-        together(specimen(1), threads)  # torch is imported
+        one_after_another(specimen(1), {})  # torch is imported
+        together(specimen(1), threads)
         decision_latency_s(served, "warm", specimen(1))
         for number in range(max(CASES, lab.rounds)):
             uploads = specimen(number + 2)
@@ -377,13 +381,14 @@ def pipelined_ingest(lab: Lab) -> list[Figure]:
         ray.get([mixed.remote(files[:1], [at]) for at in range(2)])  # Ray's processes for it
         whole = by_ray_data(files, "global", batch=BATCH)
         next(iter(whole(0)))
+        ways: dict[str, Callable[[], Any]] = {
+            "naive": lambda: one_after_another(whole, EPOCHS),
+            "windows": lambda: one_after_another(windows.epoch, EPOCHS),
+            "ours": lambda: in_advance(windows.epoch, EPOCHS, ahead=64),
+            "by hand": lambda: in_advance(in_this_process(files), EPOCHS, ahead=64),
+        }
         for _ in range(lab.rounds):
-            for way, batches in (
-                ("naive", lambda: one_after_another(whole, EPOCHS)),
-                ("windows", lambda: one_after_another(windows.epoch, EPOCHS)),
-                ("ours", lambda: in_advance(windows.epoch, EPOCHS, ahead=64)),
-                ("by hand", lambda: in_advance(in_this_process(files), EPOCHS, ahead=64)),
-            ):
+            for way, batches in ways.items():
                 consumer = Consumer(step_s=STEP_S)
                 consumer.take(batches())
                 taken[way].append(consumer)
@@ -405,13 +410,13 @@ def pipelined_ingest(lab: Lab) -> list[Figure]:
     ]  # fmt: skip
 
 
-def in_this_process(files: Sequence[str]) -> Callable[[int], Iterator[object]]:
+def in_this_process(files: Sequence[str]) -> Callable[[int], Iterator[Any]]:
     """Windows by hand: one process reads and mixes, and nothing is moved between processes."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def epoch(number: int) -> Iterator[object]:
+    def epoch(number: int) -> Iterator[Any]:
         source = np.random.default_rng(number)
         order = source.permutation(len(files))
         for first in range(0, len(files), WIDTH):
@@ -423,12 +428,80 @@ def in_this_process(files: Sequence[str]) -> Callable[[int], Iterator[object]]:
     return epoch
 
 
+# Petastorm imports `pyarrow.filesystem`, which newer ones do not have any more.
+PETASTORM = ("petastorm==0.13.1", "pyarrow==14.0.2", "numpy<2", "pandas<3", "setuptools<81")
+OURS = ("torch", "torchgen", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "fsspec", "typing_extensions.py")
+
+
+def petastorm_python(scratch: Path) -> tuple[str, dict[str, str]]:
+    """An interpreter of its own that has Petastorm, and the torch of this one; with the environment that it needs."""
+    import torch
+
+    python, packages = str(scratch / "petastorm" / "bin" / "python"), scratch / "torch"
+    subprocess.run([sys.executable, "-m", "venv", str(scratch / "petastorm")], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PETASTORM], check=True, stderr=subprocess.DEVNULL)
+    packages.mkdir()
+    for name in OURS:
+        (packages / name).symlink_to(Path(torch.__file__).parents[1] / name)
+    return python, {**os.environ, "PYTHONPATH": str(packages)}
+
+
+def ray_data_and_petastorm(lab: Lab) -> list[Figure]:
+    """One shuffled epoch of a million rows: Ray Data, our windows, and Petastorm's two loaders."""
+    import ray
+
+    from gpu_tests.pipelines.ingest import Consumer, Windows, by_ray_data, mixed, one_after_another, write
+
+    (lab.scratch / "rows").mkdir()
+    files = write(str(lab.scratch / "rows"), rows=ROWS, files=FILES, features=20)
+    python, environ = petastorm_python(lab.scratch)
+    script = str(Path(__file__).with_name("petastorm_loaders.py"))
+    speeds: dict[str, list[float]] = {
+        "Petastorm, row loader": [],
+        "Petastorm, batched loader": [],
+        "ours, Ray Data": [],
+        "ours, windows": [],
+    }
+    with ray_cluster(lab.scratch / "ray", {}):
+        ray.get([mixed.remote(files[:1], [at]) for at in range(2)])
+        whole = by_ray_data(files, "global", batch=BATCH)
+        next(iter(whole(0)))
+        for _ in range(lab.rounds):
+            said = subprocess.run(
+                [python, script, str(lab.scratch / "rows"), str(BATCH)], env=environ, text=True, capture_output=True, check=True
+            )
+            loaders = json.loads(said.stdout.splitlines()[-1])
+            if loaders["rows"] != ROWS:
+                raise RuntimeError(f"Petastorm read {loaders['rows']} of {ROWS} rows")
+            for name in ("row loader", "batched loader"):
+                speeds[f"Petastorm, {name}"].append(loaders[name])
+            for way, epochs in (("Ray Data", whole), ("windows", Windows(files=files, width=WIDTH, batch=BATCH).epoch)):
+                consumer = Consumer(step_s=0)
+                took, _ = timed(consumer.take, one_after_another(epochs, 1))
+                if sorted(consumer.rows[0]) != list(range(ROWS)):
+                    raise RuntimeError(f"{way} lost or doubled rows")
+                speeds[f"ours, {way}"].append(ROWS / took)
+    note = f"one epoch of {ROWS:,} rows × 22 columns in {FILES} files on a local disk; Petastorm 0.13.1 in an environment of its own"
+    both: dict[str, Any] = {"ways": speeds, "ways_unit": "rows/s", "busy": lab.busy, "steady": "Petastorm, row loader", "note": note}
+    ours = speeds["ours, Ray Data"]
+    return [
+        figure(
+            f"ray_data_vs_petastorm_{short}",
+            [mine / theirs for mine, theirs in zip(ours, speeds[f"Petastorm, {name}"], strict=True)],
+            baseline=f"Petastorm's {name}",
+            **both,
+        )
+        for short, name in (("rows", "row loader"), ("batched", "batched loader"))
+    ]
+
+
 FIGURES: dict[Callable[[Lab], list[Figure]], tuple[str, ...]] = {
     early_termination: ("early_termination_epochs_saved",),
     batch_inference: ("batch_inference_vs_naive", "batch_inference_vs_prefetch"),
     stacked_models: ("stacked_models_vs_sequential", "stacked_models_unequal_vs_sequential"),
     decision_latency: ("decision_latency_vs_sequential",),
     pipelined_ingest: ("pipelined_ingest_vs_serial", "pipelined_ingest_idle_vs_serial"),
+    ray_data_and_petastorm: ("ray_data_vs_petastorm_rows", "ray_data_vs_petastorm_batched"),
 }
 NAMES = [name for gives in FIGURES.values() for name in gives]
 

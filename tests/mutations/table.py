@@ -39,6 +39,8 @@ S2 = "test_stacked.py::test_s2_stacked_models_see_what_a_plain_loop_sees"
 CRASH = "test_stacked.py::test_s2_a_stage_that_dies_loses_and_doubles_nothing"
 A1 = "test_aerial.py::test_a1_crowns_are_learned_from_photographs_and_found_in_them"
 P1 = "test_whole.py::test_p1_photographs_become_a_map_with_one_command"
+S1 = "test_served.py::test_s1_eight_served_models_come_to_the_decision_of_a_plain_loop"
+KEPT = "test_served.py::test_s1_what_is_kept_of_cases_is_bounded"
 PROMOTE = "test_whole.py::test_p1_a_model_that_is_no_better_is_not_promoted"
 
 MUTATIONS = (
@@ -96,7 +98,7 @@ MUTATIONS = (
         "train.py",
         ("[rank::world] for rank", "[0::world] for rank"),
         test=T1,
-        said="learned from twice",
+        said="a tile was read",
     ),
     mutation(
         "T1",
@@ -392,5 +394,123 @@ MUTATIONS = (
         ("if found.iou <= before or", "if found.iou <= -before or"),
         test=PROMOTE,
         said="assert not",
+    ),
+    mutation(
+        "S1",
+        "a model starts when its own uploads are there",
+        "served.py",
+        ("        for kind in triggers:\n            await", "        for kind in UPLOADS:\n            await"),
+        test=S1,
+        said="have answered, not",
+    ),
+    mutation(
+        "S1",
+        "no model begins before its inputs",
+        "served.py",
+        ("        began = time.time()\n        self.begun", "        began = time.time() - 5\n        self.begun"),
+        test=S1,
+        said="before it had",
+    ),
+    mutation(
+        "S1",
+        "no model runs twice for a case",
+        "served.py",
+        (
+            "response = model.remote(*(self.contents[kind] for kind in triggers))",
+            "response = [model.remote(*(self.contents[kind] for kind in triggers)) for _ in range(2)][1]",
+        ),
+        test=S1,
+        said="the models ran so often",
+    ),
+    mutation(
+        "S1",
+        "another content for the same upload is refused",
+        "served.py",
+        ("elif before != mark:", "elif False:"),
+        test=S1,
+        said="DID NOT RAISE",
+    ),
+    mutation(
+        "S1",
+        "a case whose time is over is forgotten",
+        "served.py",
+        ("if self.open.get(case.name) is case:", "if self.open.get(case.name) is case and not case.ended.exception():"),
+        test=S1,
+        said="is still open",
+    ),
+    mutation(
+        "S1",
+        "what runs for a case that ended is cancelled",
+        "served.py",
+        ("            response.cancel()  # Serve", "            pass  # Serve"),
+        test=S1,
+        said="still under way for a case that has ended",
+    ),
+    mutation(
+        "S1",
+        "a model that fails is named",
+        "served.py",
+        (
+            "        except Exception as error:\n            raise FailedModelError",
+            "        except ZeroDivisionError as error:\n            raise FailedModelError",
+        ),
+        test=S1,
+        said="the report has no line",
+    ),
+    mutation(
+        "S1",
+        "models of the API group run on its nodes",
+        "served.py",
+        ('f"{self.group}_models": 1', '"cpu_models": 1'),
+        test=S1,
+        said="its group has",
+    ),
+    mutation(
+        "S1",
+        "models of the GPU group run where GPUs are",
+        "served.py",
+        ('{"num_gpus": gpus}', '{"resources": {"cpu_models": 1}}'),
+        test=S1,
+        said="its group has",
+    ),
+    mutation(
+        "S1",
+        "cases do not mix",
+        "served.py",
+        ("        return self.open[case]\n", "        return next(reversed(self.open.values()))\n"),
+        test=S1,
+        said="was given another",
+    ),
+    mutation(
+        "S1",
+        "the decision is that of a plain loop",
+        "served.py",
+        ("value=self.function(*inputs)", "value=round(self.function(*inputs), 3)"),
+        test=S1,
+        said="served: Decision",
+    ),
+    mutation(
+        "S1",
+        "models run beside each other",
+        "served.py",
+        ("        response = model.remote(", "        time.sleep(0.1)\n        response = model.remote("),
+        test=S1,
+        said="nothing overlaps",
+    ),
+    mutation(
+        "S1",
+        "nothing is left on the cluster",
+        "served.py",
+        ("        serve.delete(APP)\n", ""),
+        test=S1,
+        said="still held when the app is gone",
+    ),
+    mutation(
+        "S1",
+        "what is kept of cases is bounded",
+        "served.py",
+        ("[: -self.kept]", "[:0]"),
+        test=KEPT,
+        said="the two last decisions are to be kept",
     ),
 )
