@@ -7,10 +7,10 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -125,27 +125,20 @@ def test_i1_nodes_may_join_and_leave(
     config = replace(config, shard=4, at_once=2 * most, fetchers=(1, most), fetcher_cpus=1)
     plain = pa.concat_tables(one_by_one(config))
     bucket.server.throttle(get_s=0.5)  # until it has done both
-    result: list[Inferred] = []
     began = time.monotonic()
-    running = threading.Thread(target=lambda: result.append(infer(config, cuda=accelerators.cuda)))
-    running.start()
-    node = another_node(CPU=2)
-    joined = time.monotonic() - began
-    wait_for_files(config, 1, node=node.id)
-    node.die()
-    left = time.monotonic() - began
-    bucket.server.throttle()
-    files = len(names(open_store(config.output), ""))
-    running.join(180)
+    with ThreadPoolExecutor(1) as beside:
+        run = beside.submit(infer, config, cuda=accelerators.cuda)
+        node = another_node(CPU=2)
+        joined = time.monotonic() - began
+        wait_for_files(config, 1, node=node.id, run=run)
+        node.die()
+        left = time.monotonic() - began
+        bucket.server.throttle()
+        files = len(files_of(config))
+        run.result(180)
 
-    figures(
-        tiles=len(tiles),
-        joined_s=round(joined, 1),
-        left_s=round(left, 1),
-        files_then=files,
-        infer_s=round(time.monotonic() - began, 1),
-    )
-    assert result, "the run did not end, or not well"
+    infer_s = round(time.monotonic() - began, 1)
+    figures(tiles=len(tiles), joined_s=round(joined, 1), left_s=round(left, 1), files_then=files, infer_s=infer_s)
     assert files < len(tiles) // config.shard, "the node was to leave before the end"
     check_exactly_once(load(config.output)["tile"].to_pylist(), tiles)
     check_equal(load(config.output), plain, cuda=accelerators.cuda)
@@ -160,10 +153,13 @@ def files_of(config: InferConfig, node: str = "") -> list[str]:
     return files
 
 
-def wait_for_files(config: InferConfig, count: int, *, node: str = "") -> None:
+def wait_for_files(config: InferConfig, count: int, *, node: str = "", run: Future[Inferred] | None = None) -> None:
+    """Raises what the run raised, if that is why there are none."""
     end = time.monotonic() + 120
-    while len(files_of(config, node)) < count:
-        assert time.monotonic() < end, f"there are only {len(files_of(config, node))} files"
+    while (found := len(files_of(config, node))) < count:
+        if run is not None and run.done():
+            run.result()
+        assert time.monotonic() < end, f"after two minutes there are {found} files{' of the node that joined' if node else ''}"
         time.sleep(0.1)
 
 

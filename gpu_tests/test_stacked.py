@@ -110,7 +110,7 @@ def check_true(seen: list[Seen], vehicles: list[Vehicle]) -> None:
 
 
 def check_bound(seen: list[Seen]) -> None:
-    """From the pipeline's own clocks: how many frames were in it at once."""
+    """From when each was given to the pipeline and came out of it: how many frames were in it at once, those that wait too."""
     moments = sorted([(one.began, 1) for one in seen] + [(one.ended, -1) for one in seen])
     inside = most = 0
     for _, change in moments:

@@ -44,7 +44,7 @@ class Vehicle:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What is known of a frame at the end, and when (unix seconds) it was in the pipeline."""
+    """What is known of a frame at the end, and when (unix seconds) it was given to the pipeline and came out of it."""
 
     frame: int
     vehicles: tuple[tuple[int, str, float, float, float], ...]  # id, kind, pixels per frame, row, column
@@ -166,11 +166,6 @@ class Stage:
         self.waits.wait(self.name)
         return FUNCTIONS[self.name](*inputs)
 
-    def enter(self, picture: Image) -> tuple[Points, float]:
-        """The first stage also says when the frame came in."""
-        began = time.time()
-        return self.run(picture), began
-
 
 class Stack:
     """The five stages as actors on the Ray cluster that this process has joined, each with `gpus` of a GPU.
@@ -198,7 +193,7 @@ class Stack:
                 yield ray.get(waiting.popleft())
             actor = {name: actors[frame % len(actors)] for name, actors in self.actors.items()}
             held = ray.put(picture)
-            points, began = actor["detect"].enter.options(num_returns=2).remote(held)
+            began, points = time.time(), actor["detect"].run.remote(held)
             state, tracks = actor["track"].run.options(num_returns=2).remote(state, points)
             speeds, kinds = actor["speed"].run.remote(tracks), actor["classify"].run.remote(held, tracks)
             waiting.append(actor["collect"].run.remote(frame, tracks, speeds, kinds, began))
