@@ -32,6 +32,7 @@ from gpu_tests.pipelines.tiles import TILE_PX, listed, pixels
 SCHEMA = pa.schema([("tile", pa.string()), ("crown", pa.binary()), ("crown_share", pa.float32())])
 MODEL_KEY, CONFIG_KEY, NODE_KEY = b"model_sha256", b"config_sha256", b"fetched_on_node"  # in every file's footer
 COMPLETE = "complete.json"
+START_S = 600  # for all processes to be up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +155,8 @@ def infer(config: InferConfig, *, cuda: bool) -> Inferred:
 
 def compute(config: InferConfig, missing: list[dict[str, Any]], model: str, digest: str, *, cuda: bool) -> None:
     """Make these shards. Raises ValueError when Ray Data lost or doubled one."""
+    # A model that cannot be loaded fails before a tile is read; and from then on nothing is waited for.
+    ray.data.DataContext.get_current().wait_for_min_actors_s = START_S
     stages: Any = (Fetch, Replica, Keep)  # Ray Data takes classes too, and its types do not say so
     at_once = max(1, config.at_once // config.fetchers[1])
     dataset = (
@@ -172,7 +175,8 @@ def pool(sizes: tuple[int, int]) -> ray.data.ActorPoolStrategy:
 
 
 def one_by_one(config: InferConfig) -> Iterator[pa.Table]:
-    """The plain loop on this machine: a tile is read, decoded, inferred, then the next one. A table of SCHEMA for each shard."""
+    """The plain loop on this machine: a tile is read and decoded, then the next; the model sees a shard of them at a time, which
+    becomes a table of SCHEMA."""
     import torch
 
     from gpu_tests.pipelines.job import load_model
@@ -183,8 +187,8 @@ def one_by_one(config: InferConfig) -> Iterator[pa.Table]:
     tiles = listed(store, "images", config.zoom)
     for first in range(0, len(tiles), config.shard):
         some = tiles[first : first + config.shard]
-        found = [predict(net, pixels([read(store, f"images/{tile}.png")]), device) for tile in some]
-        yield rows(some, np.concatenate(found))
+        images = np.concatenate([pixels([read(store, f"images/{tile}.png")]) for tile in some])
+        yield rows(some, predict(net, images, device))
 
 
 def load(output: str) -> pa.Table:
