@@ -123,7 +123,7 @@ class _Server:
     """The process itself: commands come in on stdin, one JSON object a line; each is answered with one."""
 
     def __init__(self, host: str) -> None:
-        from moto.core.models import DEFAULT_ACCOUNT_ID  # type: ignore[attr-defined]  # it comes from elsewhere
+        from moto.core.models import DEFAULT_ACCOUNT_ID
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
         from moto.s3.models import s3_backends
 

@@ -238,7 +238,8 @@ def batch_inference(lab: Lab) -> list[Figure]:
         ),
         figure(
             "batch_inference_vs_prefetch", [times["32 threads"][at] / times["ours, once it reads"][at] for at in range(count)], floor=1,
-            baseline="one process, 32 threads that read ahead", note=f"{note}; from its first request on, when all processes are up (the start takes the rest)", **both,
+            baseline="one process, 32 threads that read ahead",
+            note=f"{note}; from its first request on, when all processes are up (the start takes the rest)", **both,
         ),
     ]  # fmt: skip
 
