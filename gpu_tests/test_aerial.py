@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from gpu_tests.conftest import ZOOM, Accelerators, Bucket, configure
+from gpu_tests.conftest import SHARE, ZOOM, Accelerators, Bucket, configure
 from gpu_tests.pipelines.infer import InferConfig, infer, load
 from gpu_tests.pipelines.job import run
 from gpu_tests.pipelines.network import score
@@ -32,7 +32,10 @@ def test_a1_crowns_are_learned_from_photographs_and_found_in_them(
     trained = run(configure(bucket, epochs=6, learning_rate=0.01, checkpoint_every=6), cuda=accelerators.cuda)
     train_s, began = time.monotonic() - began, time.monotonic()
     url = bucket.url
-    infer(InferConfig(tiles=f"{url}/tiles", zoom=ZOOM, model=f"{url}/model/model.pt", output=f"{url}/crowns"), cuda=accelerators.cuda)
+    infer(
+        InferConfig(tiles=f"{url}/tiles", zoom=ZOOM, model=f"{url}/model/model.pt", output=f"{url}/crowns", gpus_per_replica=SHARE),
+        cuda=accelerators.cuda,
+    )
     infer_s = time.monotonic() - began
 
     curve = trained.metrics["curve"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_tests.conftest import Accelerators
+from gpu_tests.conftest import ONE_GPU, SHARE, Accelerators
 from gpu_tests.numerics import TOLERANCE, Policy, pinned
 from gpu_tests.pipelines import health
 from gpu_tests.pipelines.health import Sizes
@@ -75,12 +75,13 @@ def test_h1_memory_keeps_what_is_written(device: torch.device, sizes: Sizes) -> 
 @pytest.mark.ray(gpus=2)
 def test_h1_devices_add_up(accelerators: Accelerators, figures: Callable[..., None]) -> None:
     """Training on several devices is no better than their sum."""
-    ranks = accelerators.count if accelerators.cuda else 2
-    nodes, error, speed = health.all_reduce(ranks, 1 << 18, cuda=accelerators.cuda)
+    ranks = max(2, accelerators.count) if accelerators.cuda else 2
+    nodes, error, speed = health.all_reduce(ranks, 1 << 18, cuda=accelerators.cuda, gpus=SHARE)
 
-    covered = f"{ranks} ranks on {nodes} node(s)" + (
-        "" if accelerators.cuda else "; simulated GPUs: gloo on CPUs, no nccl, no link of GPUs"
-    )
+    not_covered = "" if accelerators.cuda else "; simulated GPUs: gloo on CPUs, no nccl, no link of GPUs"
+    if ONE_GPU:
+        not_covered = "; one GPU for both: gloo, no nccl, no link of GPUs"
+    covered = f"{ranks} ranks on {nodes} node(s){not_covered}"
     figures(all_reduce_gb_s=round(speed, 3), covered=covered)
     assert error == 0, f"the sum over {ranks} ranks is off by {error}"
 

@@ -22,7 +22,7 @@ import pytest
 import ray
 import torch
 
-from gpu_tests.conftest import ZOOM, Accelerators, Bucket
+from gpu_tests.conftest import SHARE, ZOOM, Accelerators, Bucket
 from gpu_tests.nodes import Node
 from gpu_tests.pipelines.infer import CONFIG_KEY, MODEL_KEY, NODE_KEY, SCHEMA, InferConfig, Inferred, infer, load, one_by_one
 from gpu_tests.pipelines.job import save_model
@@ -41,7 +41,15 @@ def config(bucket: Bucket) -> InferConfig:
     torch.manual_seed(0)
     save_model(f"{bucket.url}/model.pt", CrownNet(8).state_dict(), width=8, epoch=0)
     url = bucket.url
-    return InferConfig(tiles=f"{url}/tiles", zoom=ZOOM, model=f"{url}/model.pt", output=f"{url}/crowns", shard=SHARD, at_once=AT_ONCE)
+    return InferConfig(
+        tiles=f"{url}/tiles",
+        zoom=ZOOM,
+        model=f"{url}/model.pt",
+        output=f"{url}/crowns",
+        shard=SHARD,
+        at_once=AT_ONCE,
+        gpus_per_replica=SHARE,
+    )
 
 
 @pytest.mark.ray(gpus=2)

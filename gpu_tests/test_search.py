@@ -12,7 +12,7 @@ import pytest
 import ray
 import torch
 
-from gpu_tests.conftest import Accelerators
+from gpu_tests.conftest import SHARE, Accelerators
 from gpu_tests.pipelines.search import REDUCTION, Cost, Space, best, curve, saved, search
 from gpu_tests.pipelines.tiles import Tiles, decode
 
@@ -39,6 +39,7 @@ def test_t3_early_termination_saves_four_fifths_and_keeps_the_best(
             space.trials,
             epochs=space.epochs,
             storage=f"file://{tmp_path}",
+            gpus=SHARE / 2,
         )
         grid = grid_to_come.result()
 

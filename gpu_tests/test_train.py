@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_tests.conftest import EPOCHS, Accelerators, Bucket, configure
+from gpu_tests.conftest import EPOCHS, ONE_GPU, Accelerators, Bucket, configure
 from gpu_tests.nodes import Node
 from gpu_tests.pipelines.job import ConfigError, load_model, run
 from gpu_tests.pipelines.network import digest, predict
@@ -64,9 +64,10 @@ def test_t1_a_job_from_the_store_learns_and_leaves_its_model_there(
 
 
 def check_both_took_part(workers: list[dict[str, Any]], accelerators: Accelerators) -> None:
-    """Each worker had a GPU of its own, and gradients were shared: the weights are the same."""
+    """Each worker had a GPU of its own (or both a half of one), and gradients were shared: the weights are the same."""
     taken = [(worker["node"], *worker["gpus"]) for worker in workers]
-    assert len(set(taken)) == 2, f"two workers were to have a GPU each: {taken}"
+    assert len(workers) == 2
+    assert ONE_GPU or len(set(taken)) == 2, f"two workers were to have a GPU each: {taken}"
     assert all(len(worker["gpus"]) == 1 for worker in workers), taken
     assert {worker["device"].partition(":")[0] for worker in workers} == {"cuda" if accelerators.cuda else "cpu"}
     assert workers[0]["weights"] == workers[1]["weights"], "the workers have drifted apart: gradients were not shared"

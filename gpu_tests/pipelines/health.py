@@ -100,9 +100,9 @@ class Rank:
             free.bind(("", 0))
             return str(ray.util.get_node_ip_address()), int(free.getsockname()[1])  # type: ignore[no-untyped-call]  # ray
 
-    def join(self, address: str, rank: int, world: int) -> str:
-        """Returns the node, so that it is known how far the collective reached."""
-        backend = "nccl" if self.device.type == "cuda" else "gloo"
+    def join(self, address: str, rank: int, world: int, alone: bool) -> str:
+        """Returns the node, so that it is known how far the collective reached. `alone`: on its GPU; two on one talk through the CPU."""
+        backend = "nccl" if self.device.type == "cuda" and alone else "gloo"
         distributed.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=world)
         return str(ray.get_runtime_context().get_node_id())
 
@@ -117,13 +117,13 @@ class Rank:
         return error, 2 * (world - 1) / world * values.nbytes / taken / 1e9
 
 
-def all_reduce(ranks: int, count: int, *, cuda: bool) -> tuple[int, float, float]:
-    """A collective over `ranks` actors with a GPU each, spread over the nodes: nodes reached, largest error, slowest GB/s."""
-    made: Any = ray.remote(num_cpus=0, num_gpus=1, scheduling_strategy="SPREAD")(Rank)
+def all_reduce(ranks: int, count: int, *, cuda: bool, gpus: float = 1) -> tuple[int, float, float]:
+    """A collective over `ranks` actors with `gpus` of a GPU each, spread over the nodes: nodes reached, largest error, slowest GB/s."""
+    made: Any = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(Rank)
     actors = [made.remote(cuda) for _ in range(ranks)]
     try:
         host, port = ray.get(actors[0].place.remote())
-        nodes = ray.get([actor.join.remote(f"{host}:{port}", rank, ranks) for rank, actor in enumerate(actors)])
+        nodes = ray.get([actor.join.remote(f"{host}:{port}", rank, ranks, gpus >= 1) for rank, actor in enumerate(actors)])
         found = ray.get([actor.reduce.remote(count) for actor in actors])
     finally:
         for actor in actors:

@@ -40,7 +40,7 @@ class InferConfig:
     """What to infer, with what, to where. `tiles` and `output` are URLs of folders, `model` of a model.pt.
 
     `at_once`: requests for tiles that are under way in all processes together, at most. `fetchers` and `replicas`: processes
-    that read, and copies of the model with a GPU each; at least and at most, as nodes come and go.
+    that read, and copies of the model with `gpus_per_replica` each; at least and at most, as nodes come and go.
     """
 
     tiles: str
@@ -52,6 +52,7 @@ class InferConfig:
     fetchers: tuple[int, int] = (2, 2)
     fetcher_cpus: float = 0.5
     replicas: tuple[int, int] = (2, 2)
+    gpus_per_replica: float = 1
 
     def digest(self, model: bytes) -> str:
         """Of all that decides what is in the files: not of how it is computed, nor of where model and output lie."""
@@ -162,7 +163,9 @@ def compute(config: InferConfig, missing: list[dict[str, Any]], model: str, dige
     dataset = (
         ray.data.from_items(missing, override_num_blocks=len(missing))  # a block is a shard
         .map(stages[0], fn_constructor_args=(config.tiles, at_once), num_cpus=config.fetcher_cpus, compute=pool(config.fetchers))
-        .map(stages[1], fn_constructor_args=(config.model, cuda), num_cpus=0, num_gpus=1, compute=pool(config.replicas))
+        .map(
+            stages[1], fn_constructor_args=(config.model, cuda), num_cpus=0, num_gpus=config.gpus_per_replica, compute=pool(config.replicas)
+        )
         .map(stages[2], fn_constructor_args=(config.output, model, digest), num_cpus=0.5, compute=pool((1, 1)))
     )
     made = sorted(row["file"] for row in dataset.iter_rows())

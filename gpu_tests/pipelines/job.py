@@ -55,9 +55,10 @@ class Job:
     seed: int = 0
     checkpoint_every: int = 1
     workers: int = 2
+    gpus_per_worker: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "checkpoint_every", "workers", "learning_rate", "max_runtime_s"):
+        for name in ("epochs", "batch", "checkpoint_every", "workers", "gpus_per_worker", "learning_rate", "max_runtime_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{key(name)} = {getattr(self, name)}: expected more than 0")
         if self.zoom not in ZOOMS:
@@ -137,7 +138,7 @@ def run(url: str, *, cuda: bool) -> Outcome:
     output = open_store(job.output)
     keep_resolved(job, tiles, output)
     told = Work(config=job.training, tiles=tiles, output=job.output, cuda=cuda, until=until + job.max_runtime_s)
-    checkpoint, metrics = fit(told, workers=job.workers)[-1]
+    checkpoint, metrics = fit(told, workers=job.workers, gpus_per_worker=job.gpus_per_worker)[-1]
     with checkpoint.as_directory() as folder:
         net = torch.load(Path(folder, "training.pt"), map_location="cpu", weights_only=True)["net"]
     save_model(f"{job.output}/model.pt", net, width=job.width, epoch=metrics["epoch"])

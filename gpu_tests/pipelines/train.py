@@ -218,8 +218,8 @@ def report(training: Training, judge: Tiles | None, sample: Tiles, metrics: dict
         train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))
 
 
-def fit(job: Work, *, workers: int, failures: int = 3) -> Sequence[tuple[train.Checkpoint, dict[str, Any]]]:
-    """Train on `workers` workers with a GPU each, on the Ray cluster that this process has joined.
+def fit(job: Work, *, workers: int, gpus_per_worker: float = 1, failures: int = 3) -> Sequence[tuple[train.Checkpoint, dict[str, Any]]]:
+    """Train on `workers` workers with so much of a GPU each, on the Ray cluster that this process has joined.
 
     Returns the checkpoints that are kept, oldest first, each with what was reported with it. They are in `job.output`; the
     same output again goes on with the newest there. A worker that dies is started again, `failures` times, from the newest
@@ -229,8 +229,10 @@ def fit(job: Work, *, workers: int, failures: int = 3) -> Sequence[tuple[train.C
     trainer = TorchTrainer(
         work,
         train_loop_config={"work": job},
-        torch_config=TorchConfig(backend="nccl" if job.cuda else "gloo"),
-        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=True, placement_strategy="SPREAD"),
+        torch_config=TorchConfig(backend="nccl" if job.cuda and gpus_per_worker >= 1 else "gloo"),  # nccl takes a GPU for each rank
+        scaling_config=train.ScalingConfig(
+            num_workers=workers, use_gpu=True, resources_per_worker={"GPU": gpus_per_worker}, placement_strategy="SPREAD"
+        ),
         run_config=train.RunConfig(
             name=CHECKPOINTS,
             storage_path=path,

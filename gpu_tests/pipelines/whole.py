@@ -44,6 +44,7 @@ class Sizes:
     epochs: int = 10
     batch: int = 4
     max_runtime_s: int = 3600
+    gpus: float = 1.0  # for each worker and replica
 
 
 @ray.remote(num_cpus=0.5)
@@ -116,12 +117,15 @@ def run(url: str, sizes: Sizes, *, cuda: bool) -> dict[str, Any]:
 
     held = ray.put(loaded)
     trials = [TrainConfig(epochs=sizes.search_epochs, batch=sizes.batch, learning_rate=rate) for rate in RATES]
-    costs = search(lambda trial: judged(trial, ray.get(held), device), trials, epochs=sizes.search_epochs, storage=f"{url}/search")
+    costs = search(
+        lambda trial: judged(trial, ray.get(held), device), trials, epochs=sizes.search_epochs, storage=f"{url}/search", gpus=sizes.gpus / 2
+    )
     chosen = replace(best(costs).trial, epochs=sizes.epochs)
 
     described = {
         "tiles": f"{url}/tiles", "zoom": ZOOM, "output": f"{url}/model", "max-runtime-s": sizes.max_runtime_s,
         "epochs": chosen.epochs, "batch": chosen.batch, "learning-rate": chosen.learning_rate,
+        "gpus-per-worker": sizes.gpus,
     }  # fmt: skip
     write(store, "job.toml", "\n".join(f"{name} = {json.dumps(value)}" for name, value in described.items()).encode())
     trained = job.run(f"{url}/job.toml", cuda=cuda)
@@ -129,7 +133,10 @@ def run(url: str, sizes: Sizes, *, cuda: bool) -> dict[str, Any]:
     found = evaluate(f"{url}/model/model.pt", loaded)
     promoted = promote(store, "model/model.pt", found)
     inferred = infer(
-        InferConfig(tiles=f"{url}/tiles", zoom=ZOOM, model=f"{url}/promoted/model.pt", output=f"{url}/crowns", shard=16), cuda=cuda
+        InferConfig(
+            tiles=f"{url}/tiles", zoom=ZOOM, model=f"{url}/promoted/model.pt", output=f"{url}/crowns", shard=16, gpus_per_replica=sizes.gpus
+        ),
+        cuda=cuda,
     )
     return {
         "ingest": {"tiles": len(tiles)},
@@ -145,7 +152,8 @@ def main(argv: list[str], environ: Mapping[str, str]) -> int:
     from gpu_tests.pipelines.cluster import join
 
     with join(environ) as cuda:
-        print(json.dumps(run(argv[0], Sizes(), cuda=cuda)))
+        gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]  # ray
+        print(json.dumps(run(argv[0], Sizes(gpus=min(1.0, gpus / 2)), cuda=cuda)))
     return 0
 
 

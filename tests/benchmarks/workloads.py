@@ -519,12 +519,17 @@ def save(path: Path, found: Mapping[str, Figure]) -> None:
     path.write_text(json.dumps(held, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
+def shown(value: float) -> str:
+    """Three figures that matter: 0.0329, 56.3, 1,536."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def table(found: Mapping[str, Figure]) -> str:
     """A row for each figure, and below it what was compared; a verdict that is not `ok` is bold."""
     lines = ["| figure | measured | floor | against | verdict | |", "|---|--:|--:|---|---|---|"]
     for one in found.values():
         said = one.verdict if one.verdict == "ok" else f"**{one.verdict}**"
-        ways = ", ".join(f"{way} {value:.3g}" for way, value in one.ways.items())
+        ways = ", ".join(f"{way} {shown(value)}" for way, value in one.ways.items())
         floor = "–" if one.floor is None else f"{one.floor:g}"
         lines.append(
             f"| `{one.name}` | {one.value:.3g} {one.unit} | {floor} | {one.baseline} | {said} | {ways} ({one.ways_unit}). {one.note} |"
@@ -544,15 +549,23 @@ def draw_chart(one: Figure, folder: Path) -> None:
     ways = dict(reversed(list(one.ways.items())))
     chart, axes = pyplot.subplots(figsize=(7, 0.9 + 0.38 * len(ways)), layout="constrained")
     bars = axes.barh(list(ways), list(ways.values()), color=["#2a7f62" if way.startswith("ours") else "#b8bcc2" for way in ways])
-    axes.bar_label(bars, fmt="%.3g", padding=4)
+    axes.bar_label(bars, labels=[shown(value) for value in ways.values()], padding=4)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axes.set_xlabel(one.ways_unit)
-    axes.set_xlim(0, 1.15 * max(ways.values()))
+    axes.set_xlim(0, 1.2 * max(ways.values()))
     axes.spines[["top", "right"]].set_visible(False)
     floor = "" if one.floor is None else f", floor {one.floor:g}"
     axes.set_title(f"{one.name}: {one.value:.3g} {one.unit}{floor}, {one.verdict}", loc="left", fontsize=10)
     folder.mkdir(parents=True, exist_ok=True)
     chart.savefig(folder / f"{one.name}.svg", metadata={"Date": None})
     pyplot.close(chart)
+
+
+def show(found: Mapping[str, Figure]) -> None:
+    """Put the table and the charts into docs/."""
+    for one in found.values():
+        draw_chart(one, CHARTS)
+    DOCUMENT.write_text(with_table(DOCUMENT.read_text("utf-8"), table(found), BEGIN, END), "utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -585,9 +598,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found |= {one.name: one for one in new}
         found = {name: found[name] for name in NAMES if name in found}
         save(RESULTS, found)
-    for one in found.values():
-        draw_chart(one, CHARTS)
-    DOCUMENT.write_text(with_table(DOCUMENT.read_text("utf-8"), table(found), BEGIN, END), "utf-8")
+    show(found)
     low = [one.name for one in found.values() if one.verdict == "low"]
     print(f"low: {', '.join(low) or 'none'}; not measured: {len(failed)}")
     return 1 if failed or (low and chosen.check) else 0
