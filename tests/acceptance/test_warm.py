@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -310,27 +312,36 @@ def test_has_no_address():
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class UsersRay:
+    """`environ` has the token: with one of its own it is indifferent to what lies in the user's home."""
+
+    address: str
+    environ: dict[str, str]
+
+
 @pytest.fixture
-def users_ray(tmp_path: Path) -> Iterator[str]:
-    """A Ray that the user runs on this machine, as `ray start --head` leaves it; its address."""
+def users_ray(tmp_path: Path) -> Iterator[UsersRay]:
+    """A Ray that the user runs on this machine, as `ray start --head` leaves it."""
     directory = Path("/tmp") / f"users-ray-{os.getpid()}"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     argv = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false", "--num-cpus=1",
             "--disable-usage-stats", f"--port={port}", f"--temp-dir={directory}", "--node-ip-address=127.0.0.1"]  # fmt: skip
     log = tmp_path / "users-ray.log"
     with log.open("w") as file:
         process = subprocess.Popen(argv, env=environ, stdout=file, stderr=file, start_new_session=True)
     assert eventually(lambda: "Ray runtime started" in log.read_text(), within_s=90), log.read_text()
-    yield f"127.0.0.1:{port}"
+    yield UsersRay(address=f"127.0.0.1:{port}", environ=environ)
     process.terminate()
     process.wait(30)
     subprocess.run(["rm", "-rf", str(directory)], check=True)
 
 
-def test_a_users_own_ray_is_left_alone_and_a_bare_init_joins_ours(lone: Project, users_ray: str) -> None:
+def test_a_users_own_ray_is_left_alone_and_a_bare_init_joins_ours(lone: Project, users_ray: UsersRay) -> None:
     """An engineer's own cluster on the same machine holds an hour of work. Two nodes here, so that one start serves both."""
     before, home = current_cluster(), Path.home() / ".ray"
     home_before = home.exists()
@@ -343,7 +354,8 @@ def test_a_users_own_ray_is_left_alone_and_a_bare_init_joins_ours(lone: Project,
     assert before == current_cluster()
     assert home.exists() == home_before
     asked = "import ray, sys; ray.init(address=sys.argv[1]); print(len([n for n in ray.nodes() if n['Alive']]))"
-    said = subprocess.run([sys.executable, "-c", asked, users_ray], capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-c", asked, users_ray.address]
+    said = subprocess.run(command, env=users_ray.environ, capture_output=True, text=True, timeout=60, check=False)
     assert said.stdout.strip() == "1", said.stderr
     assert left_of(ran.cluster) == []
 
