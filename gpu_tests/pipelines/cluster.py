@@ -22,7 +22,7 @@ def join(environ: Mapping[str, str]) -> Iterator[bool]:
     Nodes may have no copy of this tree: Ray gives them this package, and the tiles that were fetched stay here.
     """
     code = {"py_modules": [str(PACKAGE)], "excludes": ["data"], "env_vars": credentials(environ)}
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its progress bars are off
     ray.data.DataContext.get_current().enable_progress_bars = False
     ray.init(runtime_env=code, log_to_driver=False, logging_level=logging.WARNING)
     try:
