@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from gpu_tests.conftest import computes_on_gpu
 from gpu_tests.pipelines.job import ConfigError, Job, parse
@@ -20,6 +22,7 @@ from gpu_tests.pipelines.store import in_order, open_store
 from gpu_tests.pipelines.tiles import Stored, draw, drawn, listed, upload
 from harness.errors import HarnessError
 from tests.benchmarks import workloads
+from tests.benchmarks.gpu import moved
 from tests.benchmarks.workloads import Figure, figure, load, save, spread, table, verdict
 from tests.mutations.run import apply, copy
 from tests.mutations.table import MUTATIONS, Mutation
@@ -137,6 +140,13 @@ def test_a_noisy_machine_is_not_judged() -> None:
     steady = figure("x", [4.0, 5.0], ways={"naive": [1.0, 1.1], "ours": [0.2, 0.4]}, busy=False, **given)  # type: ignore[arg-type]
 
     assert (jumping.verdict, steady.verdict, steady.value) == ("inconclusive", "ok", 4.5)
+
+
+def test_what_a_layer_moves_is_counted() -> None:
+    """The least time of a step is by what must be read and written; too much counted would flatter."""
+    layer = nn.Sequential(nn.Linear(4, 2, bias=False))
+
+    assert moved(layer, lambda: layer(torch.zeros(3, 4))) == 4 * (3 * 4 + 3 * 2 + 4 * 2)
 
 
 def test_figures_are_kept_shown_and_drawn(tmp_path: Path) -> None:
