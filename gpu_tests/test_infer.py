@@ -132,7 +132,7 @@ def test_i1_nodes_may_join_and_leave(
     most = int(cpus) + 1  # fetchers: more than there is room for without the node
     config = replace(config, shard=4, at_once=2 * most, fetchers=(1, most), fetcher_cpus=1)
     plain = pa.concat_tables(one_by_one(config))
-    bucket.server.throttle(get_s=0.5)  # until it has done both
+    bucket.server.throttle(get_s=2)  # it cannot end before the node has worked: that alone would take two minutes
     began = time.monotonic()
     with ThreadPoolExecutor(1) as beside:
         run = beside.submit(infer, config, cuda=accelerators.cuda)

@@ -272,9 +272,12 @@ MUTATIONS = (
         "I1",
         "a node may leave",
         "infer.py",
-        ("num_cpus=config.fetcher_cpus,", "num_cpus=config.fetcher_cpus, max_restarts=0,"),
+        (
+            "        self.store, self.at_once = open_store(tiles), at_once",
+            "        assert not ray.get_runtime_context().was_current_actor_reconstructed\n        self.store, self.at_once = open_store(tiles), at_once",
+        ),
         test=NODES,
-        said="Died",
+        said="was_current_actor_reconstructed",
     ),
     mutation(
         "I1",
