@@ -273,8 +273,8 @@ MUTATIONS = (
         "a node may leave",
         "infer.py",
         (
-            "        self.store, self.at_once = open_store(tiles), at_once",
-            "        assert not ray.get_runtime_context().was_current_actor_reconstructed\n        self.store, self.at_once = open_store(tiles), at_once",
+            "self.store, self.at_once =",
+            "assert not ray.get_runtime_context().was_current_actor_reconstructed; self.store, self.at_once =",
         ),
         test=NODES,
         said="was_current_actor_reconstructed",
