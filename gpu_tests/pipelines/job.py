@@ -133,11 +133,11 @@ def run(url: str, *, cuda: bool) -> Outcome:
 
     Raises ConfigError before anything is asked of the cluster, also where the output is another job's.
     """
-    until = time.time()
+    began = time.time()
     job, tiles = resolve(url)
     output = open_store(job.output)
     keep_resolved(job, tiles, output)
-    told = Work(config=job.training, tiles=tiles, output=job.output, cuda=cuda, until=until + job.max_runtime_s)
+    told = Work(config=job.training, tiles=tiles, output=job.output, cuda=cuda, until=began + job.max_runtime_s)
     checkpoint, metrics = fit(told, workers=job.workers, gpus_per_worker=job.gpus_per_worker)[-1]
     with checkpoint.as_directory() as folder:
         net = torch.load(Path(folder, "training.pt"), map_location="cpu", weights_only=True)["net"]

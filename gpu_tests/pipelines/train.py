@@ -155,8 +155,8 @@ class Work:
 def work(told: dict[str, Work]) -> None:
     """What each Ray Train worker does."""
     job = told["work"]
-    if job.cuda != torch.cuda.is_available():
-        raise RuntimeError(f"the job says cuda={job.cuda}; this worker's torch finds the opposite")
+    if job.cuda and not torch.cuda.is_available():
+        raise RuntimeError("the job is to compute on GPUs, and this worker's torch finds none")
     device = get_device() if job.cuda else torch.device("cpu")
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
