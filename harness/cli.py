@@ -2,6 +2,7 @@
 
     gpu-cluster ls               sessions and clusters
     gpu-cluster logs SESSION     what happened in a session, a line per event
+    gpu-cluster report [SESSION] what a session came to, also when its client was killed; --publish tells the CI host
     gpu-cluster down [CLUSTER …] close clusters of this store (all of them when none is named)
     gpu-cluster sweep            end what no client and no keeper holds any more
     gpu-cluster doctor           what would go wrong, before anything is spent
@@ -28,6 +29,8 @@ from harness.providers import ClusterRef, provider
 from harness.remote.gpu import by_nvml
 from harness.store import Store
 
+RECENT = 50  # sessions that are looked through for those of a build
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -45,17 +48,23 @@ def main(arguments: list[str] | None = None) -> int:
     made = {
         "ls": add("ls", "List the sessions and the clusters of the store."),
         "logs": add("logs", "Say what happened in a session, a line per event."),
+        "report": add("report", "Say what a session came to, from its record alone; finish the report of a client that was killed."),
         "down": add("down", "Close clusters of the store, idle or busy."),
         "sweep": add("sweep", "End what no client and no keeper holds any more."),
         "doctor": add("doctor", "Say what would go wrong, before anything is spent."),
     }
     made["logs"].add_argument("session", help="a session's id, its beginning, or 'last'")
+    made["report"].add_argument(
+        "session", nargs="?", help="a session's id, its beginning, or 'last'; none: in CI those of this build, elsewhere the last"
+    )
+    made["report"].add_argument("--junitxml", metavar="FILE", help="write the JUnit file there (of the last session, if there are several)")
+    made["report"].add_argument("--publish", action="store_true", help="tell the CI host, unless it has been told already")
     made["down"].add_argument("cluster", nargs="*", help="cluster ids as ls shows them; none: every cluster of the store")
     for each in made.values():
         each.add_argument("--json", action="store_true", help="one JSON document instead of text")
     chosen = parser.parse_args(arguments)
     try:
-        answer, text, code = {"ls": ls, "logs": logs, "down": down, "sweep": sweep, "doctor": doctor}[chosen.command](chosen)
+        answer, text, code = COMMANDS[chosen.command](chosen)
     except HarnessError as problem:
         print(f"gpu-cluster: {problem}", file=sys.stderr)
         return problem.exit_code
@@ -86,7 +95,7 @@ def ls(_: argparse.Namespace) -> tuple[Any, str, int]:
     for name in session_ids(at.store)[-20:]:
         result = at.store.get(f"sessions/{name}/result.json")
         sessions.append(
-            {"session": name, **(json.loads(result) if result else {"closed_by": None, "exitstatus": None, "message": "not final"})}
+            {"session": name, "exitstatus": None, **(json.loads(result) if result else {"closed_by": None, "message": "not final"})}
         )
     found = []
     for record, state in clusters.records(at.store):
@@ -111,11 +120,45 @@ def ls(_: argparse.Namespace) -> tuple[Any, str, int]:
 def logs(chosen: argparse.Namespace) -> tuple[Any, str, int]:
     at = place()
     known = session_ids(at.store)
-    match = known[-1:] if chosen.session == "last" else [name for name in known if name.startswith(chosen.session)]
-    if len(match) != 1:
-        raise RequestError(f"{len(match)} sessions match {chosen.session!r}", remedy="take an id from: gpu-cluster ls")
-    events = JournalReader(at.store, f"sessions/{match[0]}/events").poll()
+    events = JournalReader(at.store, f"sessions/{one_of(known, chosen.session)}/events").poll()
     return events, "\n".join(line(event) for event in events), 0
+
+
+def one_of(known: list[str], wanted: str) -> str:
+    """The session that `wanted` names. Raises RequestError."""
+    match = known[-1:] if wanted == "last" else [name for name in known if name.startswith(wanted)]
+    if len(match) != 1:
+        raise RequestError(f"{len(match)} sessions match {wanted!r}", remedy="take an id from: gpu-cluster ls")
+    return match[0]
+
+
+def report(chosen: argparse.Namespace) -> tuple[Any, str, int]:
+    from harness import publish, reporting
+    from harness.report import junit, words
+
+    at = place()
+    known, ci = session_ids(at.store), publish.detect(os.environ)
+    if chosen.session is not None:
+        wanted = [one_of(known, chosen.session)]
+    elif ci is not None and ci.build:
+        wanted = list(reporting.of_build(at.store, known[-RECENT:], ci))
+    else:
+        wanted = known[-1:]
+    if chosen.publish and chosen.session is None:  # what has been told already is not told twice
+        wanted = [session for session in wanted if not reporting.told(at.store, session)]
+    said, texts = [], []
+    for session in wanted:
+        made = reporting.from_record(
+            session, settings=at.settings, environ=os.environ, root=at.root, store=at.store, publish_it=chosen.publish
+        )
+        lines = made.tell() if chosen.publish and made.report.verdict != "running" else []
+        said.append(words.as_json(made.report))
+        texts.append("\n".join([words.markdown(made.report, limit=1_000_000), *(f"gpu-cluster: {line}" for line in lines)]))
+        if chosen.junitxml:
+            path = Path(chosen.junitxml)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(junit.write(made.report, strict=at.settings.junit_strict))
+    return said, "\n".join(texts) or "nothing to report", 0
 
 
 def line(event: dict[str, Any]) -> str:
@@ -201,6 +244,11 @@ def examine() -> Iterator[dict[str, Any]]:
     yield check("store", writable)
     yield check("environment", installed)
     yield check("GPUs", gpus)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], tuple[Any, str, int]]] = {
+    "ls": ls, "logs": logs, "report": report, "down": down, "sweep": sweep, "doctor": doctor,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

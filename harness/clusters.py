@@ -17,12 +17,14 @@ from typing import Any
 
 from harness.environment import own_code
 from harness.errors import HarnessError, InfrastructureError
+from harness.journal import JournalReader
 from harness.providers import BootScript, ClusterRef, ClusterSpec, Provider
 from harness.store import Store
 
 PROTOCOL = 1  # of the keeper: a warm cluster must speak it
 HEARTBEAT_S = 5.0
 DECISION_S = 4.0  # a warm cluster that has not answered by then is not waited for
+SETTLE_S = 30.0  # for the agent of a session without a client to end
 GRACE_S = 45.0  # a keeper ends a local session whose client is silent for so long
 
 
@@ -167,15 +169,48 @@ def sweep(store: Store | None, provider: Provider) -> list[str]:
     return done
 
 
-def close_record(store: Store, session: str) -> bool:
-    """Make the record of a session final whose keeper is gone, unless its client is still there to do it. Whether that was done."""
-    result, beat = f"sessions/{session}/result.json", f"sessions/{session}/control/heartbeat"
-    if store.get(result) is not None:
-        return False
+def client_lives(store: Store, session: str) -> bool:
+    """Whether somebody is there to make the record final; watches the heartbeat for a moment."""
+    beat = f"sessions/{session}/control/heartbeat"
     before = store.get(beat)
     time.sleep(HEARTBEAT_S + 1)
-    if store.get(beat) != before:
+    return store.get(beat) != before
+
+
+def close_record(store: Store, session: str) -> bool:
+    """Make the record of a session final whose keeper is gone, unless its client is still there to do it. Whether that was done."""
+    if store.get(f"sessions/{session}/result.json") is not None or client_lives(store, session):
         return False
-    said = {"v": 1, "closed_by": "sweep", "exitstatus": None, "failure_class": "infrastructure",
-            "message": "client and keeper were lost; what had finished is in the journal", "nonce": secrets.token_hex(8)}  # fmt: skip
-    return store.create(result, json.dumps(said).encode())
+    return _close(store, session, closed_by="sweep", message="client and keeper were lost; what had finished is in the journal")
+
+
+def settle(store: Store, session: str) -> bool:
+    """Make the record of a session final whose client is gone: its agent is asked to stop and waited for. False while the client lives."""
+    if store.get(f"sessions/{session}/result.json") is not None:
+        return True
+    if client_lives(store, session):
+        return store.get(f"sessions/{session}/result.json") is not None
+    store.put(f"sessions/{session}/control/stop", json.dumps({"why": "the client was lost"}).encode())
+    deadline = time.monotonic() + SETTLE_S
+    while held(store, session) and not ended(store, session) and time.monotonic() < deadline:
+        time.sleep(0.2 if store.is_local else 1.0)
+    _close(store, session, closed_by="report", message="")
+    return True
+
+
+def held(store: Store, session: str) -> bool:
+    """Whether a cluster has the session, or will find it when it has started."""
+    return any(
+        state["session"] == session or (state["state"] == "starting" and store.get(f"clusters/{record['id']}/inbox/{session}") is not None)
+        for record, state in records(store)
+    )
+
+
+def ended(store: Store, session: str) -> bool:
+    return any(event["kind"] == "session_finished" for event in JournalReader(store, f"sessions/{session}/events").poll())
+
+
+def _close(store: Store, session: str, *, closed_by: str, message: str) -> bool:
+    said = {"v": 1, "closed_by": closed_by, "exitstatus": None, "failure_class": "infrastructure", "message": message,
+            "nonce": secrets.token_hex(8)}  # fmt: skip
+    return store.create(f"sessions/{session}/result.json", json.dumps(said).encode())

@@ -4,6 +4,8 @@ HarnessError                 1
 ├── RequestError             4   what was asked cannot be done; nothing was spent
 ├── InfrastructureError     10   not your tests: Ray, a node, the agent, or the store failed
 │   └── StoreError          10   the object store refused, vanished or lied
+├── EnvironmentBuildError   11   the environment could not be built, or is not what was asked for
+├── CapacityError           12   nobody would rent us this machine
 ├── LimitError              13   the session's deadline was reached
 └── TeardownError           14   results stand, but something may still be running
 
@@ -15,6 +17,7 @@ class HarnessError(Exception):
     """A failure with a remedy: a command or an edit the reader can make now."""
 
     exit_code = 1
+    failure_class = "infrastructure"  # what it is called in events, reports and JUnit
 
     def __init__(self, what: str, *, remedy: str) -> None:
         super().__init__(what)
@@ -28,6 +31,7 @@ class RequestError(HarnessError):
     """What was asked cannot be done; nothing was spent."""
 
     exit_code = 4
+    failure_class = "request"
 
 
 class InfrastructureError(HarnessError):
@@ -40,13 +44,29 @@ class StoreError(InfrastructureError):
     """The object store refused, vanished or returned something that is not what was written."""
 
 
+class EnvironmentBuildError(HarnessError):
+    """The environment of the nodes could not be built, or is not what was asked for."""
+
+    exit_code = 11
+    failure_class = "environment"
+
+
+class CapacityError(HarnessError):
+    """Nobody would rent us this machine; `what` lists every refusal."""
+
+    exit_code = 12
+    failure_class = "capacity"
+
+
 class LimitError(HarnessError):
     """The session's deadline was reached."""
 
     exit_code = 13
+    failure_class = "limit"
 
 
 class TeardownError(HarnessError):
     """Results stand, but something of the cluster may still be running."""
 
     exit_code = 14
+    failure_class = "teardown"

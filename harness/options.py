@@ -78,12 +78,13 @@ def build_request(config: pytest.Config, environ: Mapping[str, str]) -> RunReque
 def read_settings(pyproject: Path, *, profile: str | None, environ: Mapping[str, str]) -> Settings:
     """The settings that hold for the project of `pyproject` (which need not exist). Raises RequestError.
 
-    `local_python` comes back as the absolute path of an executable. Under CI a cluster does not stay warm:
-    `idle_minutes` is 0 there unless GPU_CLUSTER_IDLE_MINUTES is set.
+    `local_python` comes back as the absolute path of an executable. Under CI a cluster does not stay warm (`idle_minutes`
+    is 0 there unless GPU_CLUSTER_IDLE_MINUTES is set), and results are written to `test-results`.
     """
     values = _read_pyproject(pyproject, profile)
     if _is_ci(environ):
         values["idle-minutes"] = 0.0
+        values.setdefault("results-dir", "test-results")
     values |= _read_environ(environ)
     values["local.python"] = _interpreter(str(values.get("local.python", "")), pyproject.parent, environ)
     fields: dict[str, Any] = {re.sub("[-.]", "_", key): value for key, value in values.items()}
@@ -179,6 +180,33 @@ def _read_text(value: object) -> object:
     return value
 
 
+def _one_of(*words: str) -> _Key:
+    def read(value: object) -> object:
+        if not isinstance(value, str) or value not in words:
+            raise ValueError(_near(value, words) if isinstance(value, str) else "")
+        return value
+
+    return _Key(expected=" or ".join(f'"{word}"' for word in words), read=read)
+
+
+def _read_suite(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", value):
+        raise ValueError
+    return value
+
+
+def _read_public_url(value: object) -> object:
+    if not isinstance(value, str) or (value and not re.fullmatch(r"https?://[^\s?#@{}\"<>]+", value)):
+        raise ValueError
+    return value
+
+
+def _read_results_dir(value: object) -> object:
+    if not isinstance(value, str) or value.startswith(("/", "~")) or ".." in value.split("/"):
+        raise ValueError
+    return value
+
+
 def _read_provider(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError
@@ -220,6 +248,13 @@ _KEYS: dict[str, _Key] = {
     "exclude": _strings(_GLOBS, relative=True),
     "allow-files": _strings(_GLOBS, relative=True),
     "keep-sessions": _whole(1),
+    "publish": _flag(),
+    "suite": _Key(expected="a name of letters, digits, '.', '_' and '-', at most 80", read=_read_suite),
+    "public-url": _Key(expected="an http:// or https:// URL without a query", read=_read_public_url),
+    "comment": _one_of("always", "changes", "failures", "off"),
+    "check-run": _flag(),
+    "results-dir": _Key(expected="a directory relative to pytest's rootdir and inside it", read=_read_results_dir),
+    "junit-strict": _flag(),
     "local.python": _Key(expected="the path of a Python interpreter", read=_read_text),
 }
 _VARIABLES = {_ENV + re.sub("[-.]", "_", key).upper(): key for key in _KEYS}

@@ -61,6 +61,10 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(str(problem)) from problem
 
 
+# Of sessions in which no test failed by itself.
+EXIT_CODES = {"request": 4, "infrastructure": 10, "environment": 11, "capacity": 12, "limit": 13}
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP: the same orderly way out as Ctrl-C."""
 
@@ -70,16 +74,22 @@ class Host:
 
     def __init__(self, config: pytest.Config, request: Any) -> None:
         from harness.progress import Progress
+        from harness.publish import detect
         from harness.replay import Replay
+        from harness.reporting import Reporting, facts
         from harness.session import Session
 
         self.config = config
         self.replay = Replay(config)
-        self.session = Session(request, pytest.__version__, self.replay.facts())
+        ci = detect(os.environ)
+        self.session = Session(request, pytest.__version__, self.replay.facts() | facts(request, ci, os.environ))
+        reporting = Reporting(asked=self.session.asked, settings=request.settings, environ=os.environ, root=request.root,
+                              store=self.session.store, ci=ci)  # fmt: skip
+        self.reporting = reporting if reporting.wanted and not config.option.collectonly else None
         self.progress = Progress(self.write, quiet=config.get_verbosity() < -1)
         self.events: Generator[Event, None, None] | None = None
         self.failure_class: str | None = None
-        self.message = ""
+        self.message = self.remedy = ""
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self.terminate)
 
@@ -99,6 +109,12 @@ class Host:
         if self.session.closing:
             raise KeyboardInterrupt
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        self.pytest = session
+        if self.reporting is not None:
+            self.reporting.begin()
+
     def pytest_report_header(self) -> str:
         return f"gpu-cluster: session {self.session.id}  {self.session.record}"
 
@@ -107,6 +123,8 @@ class Host:
         assert self.events is not None
         for event in self.events:
             self.progress.show(event)
+            if self.reporting is not None:
+                self.reporting.hear(event)
             if event.kind == "session_finished":
                 self.failure_class, self.message = event.data.get("failure_class"), event.data.get("message", "")
             yield event
@@ -138,11 +156,12 @@ class Host:
         try:
             stage(self.stream(), session)
         except RequestError as problem:
+            self.failure_class, self.message, self.remedy = problem.failure_class, problem.what, problem.remedy
             self.replay.lose(session, str(problem), failure_class="request")
             raise pytest.UsageError(str(problem)) from problem
         except HarnessError as problem:
-            self.failure_class, self.message = "infrastructure", str(problem)
-            self.replay.lose(session, problem.what, failure_class="infrastructure")  # of each test; the remedy is said once
+            self.failure_class, self.message, self.remedy = problem.failure_class, problem.what, problem.remedy
+            self.replay.lose(session, problem.what, failure_class=problem.failure_class)  # of each test; the remedy is said once
         except (KeyboardInterrupt, pytest.exit.Exception):
             if not self.session.over:  # else a test raised it, which does not cost the warm cluster
                 self.session.interrupted = True
@@ -166,8 +185,10 @@ class Host:
         self.describe_suite()
         self.replay.finish(session)
         session.exitstatus = self.exit_code(int(session.exitstatus))
-        if self.session.lent is not None:
-            self.seal(int(session.exitstatus))
+        if self.session.recorded:
+            self.seal(self.end(int(session.exitstatus)))
+        if self.reporting is not None:
+            self.reporting.end(**self.end(int(session.exitstatus)))
 
     def describe_suite(self) -> None:
         """The session among JUnit's suite properties."""
@@ -180,16 +201,29 @@ class Host:
 
     def exit_code(self, pytest_code: int) -> int:
         """pytest's own code, unless what failed was not a test."""
-        codes = {"request": 4, "infrastructure": 10, "limit": 13}
-        if self.failure_class in codes and pytest_code in (0, 1, 5) and not self.replay.own_failures:
-            return codes[self.failure_class]
+        code = EXIT_CODES.get(self.failure_class or "")
+        if code is not None and pytest_code in (0, 1, 5) and not self.replay.own_failures:
+            return code
         if self.session.failure is not None and pytest_code in (0, 5):
             return self.session.failure.exit_code
         return pytest_code
 
-    def seal(self, code: int) -> None:
+    def end(self, code: int) -> dict[str, Any]:
+        """How the session ended, for the record and for reports."""
+        failure_class, message, remedy, failure = self.failure_class, self.message, self.remedy, self.session.failure
+        if failure is not None and failure_class is None:
+            failure_class, message, remedy = failure.failure_class, failure.what, failure.remedy
+        return {
+            "exitstatus": code,
+            "failure_class": failure_class,
+            "message": message,
+            "remedy": remedy,
+            "cancelled": self.session.interrupted,
+        }
+
+    def seal(self, end: dict[str, Any]) -> None:
         try:
-            self.session.finish(exitstatus=code, failure_class=self.failure_class, message=self.message)
+            self.session.finish(**end)
         except HarnessError as problem:
             self.write(f"gpu-cluster: the record could not be finished: {problem}")
 
@@ -197,8 +231,13 @@ class Host:
         """The very last lines: what went wrong with machines, where the record is, what is still there."""
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        lines = [f"{self.failure_class}: {self.message}"] if self.message and self.failure_class else []
+        said = f"{self.message}\n  remedy: {self.remedy}" if self.remedy else self.message
+        lines = [f"{self.failure_class}: {said}"] if self.message and self.failure_class not in (None, "request") else []
         lines += [str(self.session.failure)] if self.session.failure is not None else []
         lines += self.session.farewell(simulated=self.progress.simulated) if self.session.lent is not None else []
+        if self.reporting is not None and self.events is not None:
+            final = int(self.pytest.exitstatus)  # a plugin may have changed it since
+            self.reporting.end(**self.end(final))
+            lines += self.reporting.tell()
         for line in lines:
             self.write(f"gpu-cluster: {line}")

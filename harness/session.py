@@ -45,11 +45,14 @@ class Session:
     over: bool = False  # the session's last event has arrived
     fit: bool = False  # and says that the cluster can be lent again
     failure: HarnessError | None = None
+    asked: dict[str, Any] = field(default_factory=dict)  # the request as the record holds it; no value of a variable, no secret
+    recorded: bool = False
 
     def __post_init__(self) -> None:
         self.settings: Settings = self.request.settings
         self.provider: Provider = provider(self.settings.provider)  # before the store, which a refused request must not create
         self.store = Store.open(self.settings.store, base=self.request.root)
+        self.asked = self.described()
 
     @property
     def record(self) -> str:
@@ -63,6 +66,7 @@ class Session:
             self.store.check_writable()
         except StoreError as problem:
             raise RequestError(problem.what, remedy=problem.remedy) from problem
+        self.put_request()
         installed = environment.describe(self.settings.local_python)
         environment.check(installed, pytest_version=self.pytest_version)
         yield self.phase("environment", f"{installed.python} ({installed.digest})", began)
@@ -73,7 +77,8 @@ class Session:
 
         began = time.monotonic()
         spec = self.cluster_spec(installed)
-        self.store.put(f"sessions/{self.id}/request.json", json.dumps(self.described(tree, code, spec)).encode())
+        self.asked |= {"tree": tree.digest, "code": code.digest, "shape": spec.shape()}
+        self.put_request()
         with clusters.heartbeat(self.store, self.id), self.cluster(spec):
             assert self.lent is not None
             yield self.phase("cluster", f"{self.lent.ref.id}, {self.lent.note}", began)
@@ -102,6 +107,11 @@ class Session:
         tree = bundle.ship(self.store, self.request.root, include=s.include, exclude=s.exclude, allow_files=s.allow_files)
         return tree, bundle.ship_files(self.store, environment.own_code())
 
+    def put_request(self) -> None:
+        """From here on the store knows of the session, and somebody else can say how it ended."""
+        self.store.put(f"sessions/{self.id}/request.json", json.dumps(self.asked).encode())
+        self.recorded = True
+
     def cluster_spec(self, installed: environment.Environment) -> ClusterSpec:
         s = self.settings
         return ClusterSpec(
@@ -110,8 +120,8 @@ class Session:
             deadline_s=s.max_minutes * 60 + s.idle_minutes * 60 + CLUSTER_MARGIN_S,
         )  # fmt: skip
 
-    def described(self, tree: Tree, code: Tree, spec: ClusterSpec) -> dict[str, Any]:
-        """The request as the record holds it: no value of a passed variable, no secret."""
+    def described(self) -> dict[str, Any]:
+        """What is known of the request before anything is done."""
         s = self.settings
         limits = {"max_s": s.max_minutes * 60, "idle_s": s.idle_minutes * 60, "test_timeout_s": s.test_timeout_s,
                   "infra_retries": s.infra_retries, "default_gpus": s.default_gpus}  # fmt: skip
@@ -120,15 +130,13 @@ class Session:
             "v": 1,
             "session": self.id,
             "asked_at": time.time(),
-            "tree": tree.digest,
-            "code": code.digest,
+            "provider": s.provider,
             "root_name": tree_name(request.root, request.invocation_dir),
             "origin": str(request.root),
             "cwd": os.path.relpath(request.invocation_dir, request.root),
             "args": list(request.pytest_args),
             "passed": sorted(request.passed_env),
             "limits": limits,
-            "shape": spec.shape(),
             **self.facts,
         }
 
@@ -215,10 +223,9 @@ class Session:
         with contextlib.suppress(HarnessError):
             self.store.delete(list(self.store.list(f"clusters/{self.lent.ref.id}/")))
 
-    def finish(self, *, exitstatus: int, failure_class: str | None, message: str) -> None:
+    def finish(self, **end: Any) -> None:
         """Make the record final, once; forget the oldest sessions of a local store."""
-        result = {"v": 1, "closed_by": "client", "exitstatus": exitstatus, "failure_class": failure_class, "message": message,
-                  "nonce": secrets.token_hex(8)}  # fmt: skip
+        result = {"v": 1, "closed_by": "client", **end, "nonce": secrets.token_hex(8)}
         self.store.create(f"sessions/{self.id}/result.json", json.dumps(result).encode())
         if self.store.is_local:
             prune(self.store, keep_sessions=self.settings.keep_sessions)

@@ -118,6 +118,7 @@ class Agent:
                         "store": self.spec["store"], "prefix": self.prefix},
             "seed": self.options.get("randomly_seed") or self.request.get("seed"), "crashed_files": self.crashed_files,
             "sys_path": self.request.get("sys_path", []), "plugins": self.request.get("plugins", []),
+            "quarantined": self.request.get("quarantined", []),
         }  # fmt: skip
 
     def width(self) -> int:
@@ -532,8 +533,8 @@ class Agent:
         said = ask(self.spec["node"], {"op": "unpack", "trees": {str(self.root): self.request["tree"]}})
         if "error" in said:
             raise RuntimeError(said["error"])
-        self.write("node", node="head", host=socket.gethostname(), gpus=self.spec["gpus"], driver=self.spec["driver"],
-                   simulated=any(device["simulated"] for device in self.spec["gpus"]))  # fmt: skip
+        self.write("node", node="head", cluster=self.spec["cluster"], host=socket.gethostname(), gpus=self.spec["gpus"],
+                   driver=self.spec["driver"], simulated=any(device["simulated"] for device in self.spec["gpus"]))  # fmt: skip
 
     def handle(self, worker: Worker | None, messages: list[dict[str, Any]]) -> None:
         for message in messages:

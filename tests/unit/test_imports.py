@@ -18,14 +18,18 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "model": (),
     "errors": (),
     "thin": (),
-    "plugin": ("options", "session", "thin", "replay", "progress", "combine", "remote.fixtures", "remote.wire"),
+    "plugin": ("options", "session", "thin", "replay", "progress", "combine", "reporting", "publish", "remote.fixtures", "remote.wire"),
     "combine": (),
-    "cli": ("options", "environment", "clusters", "store", "journal", "report", "providers", "remote.gpu"),
+    "cli": (
+        *("options", "environment", "clusters", "store", "journal", "providers", "remote.gpu"),
+        *("reporting", "report", "report.*", "publish"),
+    ),
     "session": (
-        *("bundle", "environment", "clusters", "store", "journal", "report", "report.*", "publish", "providers"),
+        *("bundle", "environment", "clusters", "store", "journal", "providers"),
         "remote.wire",
     ),
-    "clusters": ("environment", "providers", "store"),
+    "reporting": ("clusters", "credentials", "journal", "publish", "publish.*", "report", "report.*", "store", "remote.wire"),
+    "clusters": ("environment", "journal", "providers", "store"),
     "journal": ("store", "remote.wire"),
     "bundle": ("store", "worktree", "credentials", "remote.unpack"),  # both sides of one format
     "worktree": (),
@@ -39,7 +43,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "report": ("report.*",),
     "report.*": ("report.*", "remote.wire"),
     "publish": ("publish.*",),
-    "publish.*": ("publish", "publish.*"),
+    "publish.*": ("publish", "publish.*", "report", "report.words"),
     "providers": (),
     # What a machine has is asked before it is planned for; which variables a store's client reads, before it is started.
     "providers.*": ("providers", "remote.gpu", "store"),

@@ -1,0 +1,248 @@
+"""Requests to a CI host: which door they take, how long they are tried, and what is said when they fail.
+
+A publisher is a set of generators (`Exchange`) that yield a `Request` and get its `Response`; nothing of the network is in
+them. `Sender` is the network: bounded time, back-off on 429 and 5xx, no redirect followed, no credential in any text.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+SURFACE_S = 25.0  # for all requests of one surface, their retries included
+CONNECT_S = 5.0
+READ_S = 10.0
+TRIES = 5
+PAUSE_S = (0.5, 8.0)  # before the first and at most before a later retry; each with jitter
+BODY_BYTES = 16 << 20
+SHOWN_CHARS = 300  # of a refusal's body
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One call below a door's base URL. `repeatable`: sending it twice does no harm."""
+
+    method: str
+    path: str
+    body: Any = None
+    door: str = "token"
+    repeatable: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    status: int
+    text: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def json(self) -> Any:
+        """The body. Raises PublishError for what is no JSON."""
+        try:
+            return json.loads(self.text)
+        except ValueError as problem:
+            raise PublishError(f"it answered {self.status} with something that is no JSON: {shown(self.text)}") from problem
+
+
+class PublishError(Exception):
+    """A request that did not do what it was for. `status` is 0 where no answer came."""
+
+    def __init__(self, what: str, *, status: int = 0, body: str = "", remedy: str = "") -> None:
+        super().__init__(what)
+        self.status, self.body, self.remedy = status, body, remedy
+
+
+class NoDoor(PublishError):  # noqa: N818 - said of the way, not of an error
+    """There is no way in: no proxy answers, or there is no token."""
+
+
+class Lost(PublishError):  # noqa: N818 - said of the answer
+    """No answer came to something that must not be sent twice: it may have been done."""
+
+
+Exchange = Generator[Request, Response, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """A way to the API. `headers` hold the credential and enter no repr."""
+
+    base: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    proxies: tuple[str, ...] = ()  # the first that answers is used; with any, nothing of the environment's proxies is
+
+
+class Sender:
+    """Sends requests through doors, for at most `SURFACE_S` seconds since the last `begin`, and not beyond `until`."""
+
+    def __init__(self, doors: Mapping[str, Door], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._doors, self._clock = doors, clock
+        self.hurry = threading.Event()  # set: no further try, something newer is to be told
+        self._sessions: dict[str, Any] = {}
+        self._deadline = clock() + SURFACE_S
+        self.until = float("inf")
+
+    def begin(self) -> None:
+        self._deadline = self._clock() + SURFACE_S
+
+    @property
+    def left_s(self) -> float:
+        return min(self._deadline, self.until) - self._clock()
+
+    def __call__(self, request: Request) -> Response:
+        """The answer, if it is a good one (2xx). Raises PublishError."""
+        session = self._session(request.door)
+        url, pause_s, problem = self._doors[request.door].base + request.path, PAUSE_S[0], PublishError("there was no time left")
+        for _ in range(TRIES):
+            if self.left_s <= 0.1:
+                break
+            try:
+                response = self._once(session, request, url)
+            except OSError as error:  # of requests too: no connection, too slow, cut
+                problem = PublishError(f"no answer: {_reason(error)}", remedy="check the network between this step and the host")
+                if not request.repeatable:
+                    raise Lost(str(problem)) from error
+                wait_s = pause_s
+            else:
+                if 200 <= response.status < 300:
+                    return response
+                problem = refusal(response)
+                asked_s = _retry_after(response)
+                if asked_s is None and response.status != 429 and response.status < 500:
+                    raise problem
+                wait_s = max(asked_s or 0.0, pause_s)
+            wait_s *= 1 + random.random() / 4
+            if wait_s >= self.left_s or self.hurry.wait(wait_s):
+                break
+            pause_s = min(2 * pause_s, PAUSE_S[1])
+        raise problem
+
+    def _once(self, session: Any, request: Request, url: str) -> Response:
+        left_s = self.left_s
+        timeout = (min(CONNECT_S, left_s), min(READ_S, left_s))
+        with session.request(request.method, url, json=request.body, timeout=timeout, allow_redirects=False, stream=True) as answer:
+            body = bytearray()
+            while chunk := answer.raw.read1(1 << 16, decode_content=True):
+                body += chunk
+                if self.left_s <= 0 or len(body) > BODY_BYTES:
+                    raise TimeoutError("the answer came too slowly" if self.left_s <= 0 else "the answer is too long")
+            expected = answer.headers.get("Content-Length", "")
+            if expected.isdigit() and "Content-Encoding" not in answer.headers and len(body) < int(expected):
+                raise ConnectionError("the answer was cut off")
+            return Response(status=answer.status_code, text=body.decode("utf-8", "replace"), headers=dict(answer.headers.lower_items()))
+
+    def _session(self, name: str) -> Any:
+        if name not in self._sessions:
+            import requests
+
+            if name not in self._doors:
+                raise NoDoor("there is no credential for it")
+            door, session = self._doors[name], requests.Session()
+            if door.proxies:
+                proxy = next((url for url in door.proxies if _answers(url)), None)
+                if proxy is None:
+                    raise NoDoor(f"no proxy answers at {' or '.join(door.proxies)}")
+                session.trust_env = False
+                session.proxies = {"http": proxy}
+            session.auth = _Headers(door.headers)  # with none, requests looks for one in ~/.netrc
+            session.headers["User-Agent"] = "pytest-gpu-cluster"
+            self._sessions[name] = session
+        return self._sessions[name]
+
+
+class _Headers:
+    """Adds a door's headers to a request; has no value in its repr."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = headers
+
+    def __call__(self, request: Any) -> Any:
+        request.headers.update(self._headers)
+        return request
+
+
+def drive(exchange: Exchange, send: Callable[[Request], Response]) -> None:
+    """Run an exchange to its end. Raises the PublishError that it did not deal with."""
+    try:
+        request = next(exchange)
+        while True:
+            try:
+                response = send(request)
+            except PublishError as problem:
+                request = exchange.throw(problem)
+            else:
+                request = exchange.send(response)
+    except StopIteration:
+        return
+
+
+def refusal(response: Response) -> PublishError:
+    return PublishError(f"{response.status}: {shown(response.text)}", status=response.status, body=response.text)
+
+
+def shown(body: str) -> str:
+    """What a refusal says, in one line: hosts answer with three shapes of JSON, with HTML, or with nothing.
+
+    >>> shown('{"type":"error","error":{"message":"key: too long","fields":{"key":["at most 40"]}}}')
+    'key: too long; key: at most 40'
+    >>> shown("<html><h1>Bad Request (400)</h1></html>"), shown("")
+    ('Bad Request (400)', 'no reason was given')
+    """
+    text = body
+    try:
+        said = json.loads(body)
+    except ValueError:
+        text = re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", body, flags=re.S)
+    else:
+        said = said if isinstance(said, dict) else {"message": said}
+        error = said.get("error", said)
+        error = error if isinstance(error, dict) else {"message": error}
+        fields = error.get("fields") or error.get("errors") or {}
+        fields = fields if isinstance(fields, dict) else {"errors": fields}
+        parts = [error.get("message"), error.get("detail"), *(f"{name}: {_joined(value)}" for name, value in fields.items())]
+        text = "; ".join(str(_joined(part)) for part in parts if part) or body
+    line = " ".join(text.split())
+    return (line[:SHOWN_CHARS] + "…" if len(line) > SHOWN_CHARS else line) or "no reason was given"
+
+
+def _joined(value: Any) -> str:
+    return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+
+
+def _retry_after(response: Response) -> float | None:
+    """Seconds that the host asks to wait; None where it does not ask to try again."""
+    asked = response.headers.get("retry-after", "")
+    if response.status not in (403, 429, 503) or not asked:
+        return None
+    if asked.isdigit():
+        return float(asked)
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _reason(error: OSError) -> str:
+    """The innermost reason: what requests and urllib3 wrap around it repeats the URL."""
+    inner: BaseException = error
+    while (below := getattr(inner, "reason", None) or inner.__context__) and isinstance(below, BaseException):
+        inner = below
+    return " ".join(f"{type(inner).__name__}: {inner}".split())[:SHOWN_CHARS]
+
+
+def _answers(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=1.0):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,242 @@
+"""Events of a session, in any order that its journal gives them -> `Report`. The same live and from the store."""
+
+from __future__ import annotations
+
+import io
+import posixpath
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pytest
+from _pytest._io import TerminalWriter
+from _pytest.junitxml import mangle_test_address
+
+from harness.model import NOT_TESTS, Problem, Report, Result
+from harness.remote.wire import Event, PathMap, from_wire
+
+OUTPUT_CHARS = 10_000  # of each captured section: half from its beginning, half from its end
+TEXT_CHARS = 100_000  # of one failure
+BY_EXIT_CODE = {4: "request", 10: "infrastructure", 11: "environment", 12: "capacity", 13: "limit", 14: "teardown"}
+SUBTESTS = "contains "  # "… 2 failed subtests": each of them is a problem of its own already
+LOST = "the client was lost before this test had a result"
+
+
+class Tally:
+    """`request` is the session's `request.json`; `mask` takes secrets out of a text; `prefix` leads from the repository to the tree."""
+
+    def __init__(self, request: Mapping[str, Any], *, mask: Callable[[str], str], prefix: str = "") -> None:
+        self._request, self._mask, self._prefix = request, mask, prefix
+        self._map = PathMap([])
+        self._items: list[Mapping[str, Any]] = []
+        self._results: dict[int, Result] = {}  # by place in the collection
+        self._collect: dict[str, Result] = {}  # files that could not be collected, or were skipped as a whole
+        self._place: dict[str, int] = {}  # the last one of a node id
+        self._gpus: list[str] = []
+        self._times: list[float] = []
+        self.simulated = False
+        self.collected: int | None = None
+        self.deselected = 0
+        self.cluster = ""
+        self.ended: Event | None = None
+        self.broken = ""  # why the remote session ended by something else than its tests
+        self.cancelled = False
+
+    def hear(self, event: Event) -> None:
+        """Take in one event; kinds that say nothing of a result are passed over."""
+        if event.t:
+            self._times = [min([event.t, *self._times[:1]]), max([event.t, *self._times[1:]])]
+        match event.kind:
+            case "hello":
+                self._map = PathMap([(event["root"], self._request["origin"])])
+            case "node":
+                self._gpus += [device["name"] for device in event["gpus"]]
+                self.simulated = self.simulated or event["simulated"]
+                self.cluster = event.get("cluster") or self.cluster
+            case "selection_restarted":
+                self._collect.clear()
+                self.deselected = 0
+            case "collectreport":
+                self._hear_collection(event["report"])
+            case "deselected":
+                self.deselected += len(event["nodeids"])
+            case "collected":
+                self._items = event["items"]
+                self._place = {row["nodeid"]: index for index, row in enumerate(self._items)}
+                self.collected = len(self._items)
+            case "test_finished":
+                self._hear_test(event)
+            case "late":
+                self._hear_late(event)
+            case "internal_error" | "usage_error" | "interrupted":
+                self.broken = self.broken or self._clean(str(event.get("text", event.kind)))
+                stopped = event.get("shouldfail") or event.get("shouldstop") or event.get("exit")
+                self.cancelled = self.cancelled or (event.kind == "interrupted" and not stopped)
+            case "session_finished" if self.ended is None or event.writer == "agent":
+                self.ended = event
+
+    def report(
+        self, *, suite: str, verdict: str | None = None, exit_code: int | None = None, failure_class: str | None = None,
+        message: str = "", remedy: str = "", cancelled: bool = False, **facts: Any,
+    ) -> Report:  # fmt: skip
+        """The session as it stands. With neither `verdict` nor `exit_code` it is final, but nobody was there to say how it ended."""
+        lost = verdict is None and exit_code is None
+        if lost and self.ended is not None and self.ended.get("exitstatus") is not None:
+            exit_code, message = self.ended["exitstatus"], message or "the client was lost; this is how the tests ended on the cluster"
+        failure_class = failure_class or ("infrastructure" if lost and exit_code is None else None)
+        results = [*self._collect.values(), *(self._results[index] for index in sorted(self._results))]
+        if verdict is None and failure_class is not None and not cancelled:
+            why = self._clean(message) or LOST
+            results += [self._missing(row, failure_class, why) for index, row in enumerate(self._items) if index not in self._results]
+        own = any(problem.failure_class not in NOT_TESTS for result in results for problem in result.problems)
+        if verdict is None:
+            if cancelled or self.cancelled:
+                verdict = "cancelled"
+            elif exit_code is None:
+                verdict = "failed" if own else str(failure_class)
+            else:
+                verdict = "passed" if exit_code == 0 else BY_EXIT_CODE.get(exit_code, "failed")
+        return Report(
+            session=self._request["session"], suite=suite, verdict=verdict, message=self._clean(message) or self._why(exit_code),
+            remedy=self._clean(remedy), exit_code=exit_code, started=self._request["asked_at"],
+            duration_s=self._times[1] - self._times[0] if self._times else 0.0, collected=self.collected, deselected=self.deselected,
+            results=tuple(results), gpus=tuple(self._gpus), simulated=self.simulated, cluster=self.cluster,
+            provider=self._request.get("provider", ""), environment=self._request.get("shape", {}).get("environment", ""),
+            selection=tuple(self._clean(arg) for arg in self._request.get("args", ())), **facts,
+        )  # fmt: skip
+
+    def _why(self, exit_code: int | None) -> str:
+        """What there is to say of an end that no test explains."""
+        if self.broken and exit_code != 0:
+            return self.broken.strip().rpartition("\n")[2]
+        return "no tests were collected" if exit_code == 5 else ""
+
+    # -- one test ------------------------------------------------------------------------------------------------------
+
+    def _hear_test(self, event: Event) -> None:
+        index = event.get("index")
+        if index is None or index in self._results or index >= len(self._items):
+            return
+        blank = self._blank(self._items[index])
+        reports = [record["report"] for record in event["records"] if record["kind"] == "report"]
+        self._results[index] = self._with(blank, reports, event.get("failure_class") or "test", attempts=event.get("attempt", 0) + 1)
+
+    def _hear_late(self, event: Event) -> None:
+        index = self._place.get(event["nodeid"])
+        reports = [record["report"] for record in event["records"] if record["kind"] == "report"]
+        if index in self._results:
+            self._results[index] = self._with(self._results[index], reports, "test", attempts=self._results[index].attempts)
+
+    def _hear_collection(self, report: Mapping[str, Any]) -> None:
+        if report["outcome"] not in ("failed", "skipped"):
+            return
+        nodeid = str(report["nodeid"])
+        name = self._clean(nodeid.removesuffix(".py").replace("/", "."))
+        blank = Result(nodeid=self._clean(nodeid), file=self._file(nodeid.partition("::")[0]), line=0, classname="", name=name,
+                       outcome="passed")  # fmt: skip
+        self._collect[nodeid] = self._with(blank, [{"when": "collect", "duration": 0.0, **report}], "test", attempts=1)
+
+    def _blank(self, row: Mapping[str, Any]) -> Result:
+        file, line, _ = row["location"]
+        *above, name = mangle_test_address(row["nodeid"])
+        return Result(nodeid=self._clean(row["nodeid"]), file=self._file(file), line=line + 1 if line is not None else 0,
+                      classname=self._clean(".".join(above)), name=self._clean(name), outcome="passed")  # fmt: skip
+
+    def _with(self, result: Result, reports: Iterable[Mapping[str, Any]], class_: str, *, attempts: int) -> Result:
+        """`result` after these reports."""
+        problems, outcome, reason = list(result.problems), result.outcome, result.reason
+        duration_s, reruns, properties = result.duration_s, result.reruns, result.properties
+        sections: list[Any] = []
+        for report in reports:
+            duration_s += report.get("duration") or 0.0
+            sections = from_wire(report.get("sections")) or sections
+            properties = tuple((str(n), self._clean(str(v))) for n, v in from_wire(report.get("user_properties") or ())) or properties
+            if report["outcome"] == "failed":
+                if not (report["longrepr"] and any(p.subtest for p in problems) and _text(report["longrepr"]).startswith(SUBTESTS)):
+                    problems.append(self._problem(report, class_, result.file))
+                outcome = "failed" if outcome == "failed" or report["when"] == "call" else "error"
+            elif report["outcome"] == "rerun":
+                reruns += 1
+            elif "wasxfail" in report:
+                outcome = "xfailed" if report["outcome"] == "skipped" else "xpassed"
+                reason = self._clean(str(report["wasxfail"]))
+            elif report["outcome"] == "skipped" and "_subtest.context" not in report:
+                outcome, reason = "skipped", self._skip_reason(report["longrepr"])
+        output = self._output(sections) if problems else ""
+        return Result(nodeid=result.nodeid, file=result.file, line=result.line, classname=result.classname, name=result.name,
+                      outcome=outcome, duration_s=duration_s, problems=tuple(problems), reason=reason, output=output or result.output,
+                      properties=properties, reruns=reruns, attempts=attempts)  # fmt: skip
+
+    def _missing(self, row: Mapping[str, Any], failure_class: str, why: str) -> Result:
+        text = f"{failure_class}: {why}"
+        problem = Problem(when="setup", failure_class=failure_class, message=text.partition("\n")[0], text=text)
+        blank = self._blank(row)
+        return Result(nodeid=blank.nodeid, file=blank.file, line=blank.line, classname=blank.classname, name=blank.name,
+                      outcome="error", problems=(problem,))  # fmt: skip
+
+    # -- texts ---------------------------------------------------------------------------------------------------------
+
+    def _problem(self, report: Mapping[str, Any], class_: str, file: str) -> Problem:
+        longrepr = self._map(report["longrepr"])
+        text = self._clean(_text(longrepr))
+        crash = longrepr.get("reprcrash") if isinstance(longrepr, dict) else None
+        said = self._clean(str(crash["message"])) if crash else _message(text)
+        line = crash["lineno"] if crash and file and str(crash["path"]).endswith(f"/{file}") else 0
+        subtest = from_wire(report["_subtest.context"]) if "_subtest.context" in report else None
+        named = self._clean(_subtest(subtest)) if subtest else ""
+        message = f"{f'{named}: ' if named else ''}{said.strip().partition(chr(10))[0] or 'failed'}"
+        return Problem(when=report["when"], failure_class=class_, message=message, text=_cut(text, TEXT_CHARS), line=line, subtest=named)
+
+    def _skip_reason(self, longrepr: Any) -> str:
+        plain = from_wire(longrepr)
+        reason = str(plain[2]) if isinstance(plain, tuple | list) and len(plain) == 3 else _text(longrepr)
+        return self._clean(reason.removeprefix("Skipped: "))
+
+    def _output(self, sections: Iterable[Any]) -> str:
+        """What the test printed, as its last report has it."""
+        parts = [f"{f' {name} ':-^80}\n{_cut(str(text), OUTPUT_CHARS).rstrip()}\n" for name, text in sections if text]
+        return self._clean("".join(parts))
+
+    def _file(self, path: str) -> str:
+        joined = posixpath.normpath(posixpath.join(self._prefix, path))
+        return "" if joined.startswith(("..", "/")) else self._clean(joined)
+
+    def _clean(self, text: str) -> str:
+        return self._mask(self._map.text(text))
+
+
+def _text(longrepr: Any) -> str:
+    """A failure as pytest prints it, without colours."""
+    if isinstance(longrepr, dict) and "$repr" in longrepr:
+        return str(longrepr["$repr"][0])
+    if longrepr is None or isinstance(longrepr, str):
+        return longrepr or ""
+    if isinstance(longrepr, dict) and "reprcrash" not in longrepr:
+        return str(from_wire(longrepr))
+    data = {"nodeid": "", "location": ("", 0, ""), "keywords": {}, "outcome": "failed", "when": "call", "longrepr": from_wire(longrepr)}
+    report = pytest.TestReport._from_json(data)  # private, and what pytest-xdist calls
+    out = io.StringIO()
+    writer = TerminalWriter(out)
+    writer.hasmarkup = False
+    report.toterminal(writer)
+    return out.getvalue().strip("\n")
+
+
+def _message(text: str) -> str:
+    """The line that says most: pytest marks it with an E."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    marked = next((line[1:].strip() for line in lines if line.startswith("E ")), "")
+    return marked or (lines[0].strip() if lines else "")
+
+
+def _subtest(data: Mapping[str, Any]) -> str:
+    """`[message] (key=value, …)`, as pytest names a subtest."""
+    kwargs = ", ".join(f"{key}={value}" for key, value in (data.get("kwargs") or {}).items())
+    message = f"[{data['msg']}]" if data.get("msg") else ""
+    return " ".join(part for part in (message, f"({kwargs})" if kwargs else "") if part) or "(subtest)"
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"

@@ -1,0 +1,238 @@
+"""What a session tells others than its terminal: files where the CI host finds them, the host itself, the branch's history.
+
+    reporting = Reporting(...)       # live, from the client; `from_record` for a session that is in the store
+    reporting.begin()                # a JUnit file that is no pass, should nothing follow; "running" at the host
+    reporting.hear(event)
+    reporting.end(exitstatus=…)       # after teardown: the JUnit file
+    reporting.tell()                 # the host and the other files; returns lines for the terminal
+
+Nothing here changes a verdict, and nothing raises for a host that refuses: it is said instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness import clusters, publish
+from harness.credentials import masker
+from harness.errors import HarnessError, RequestError
+from harness.journal import JournalReader
+from harness.model import CI, Delta, Report, RunRequest, Settings
+from harness.publish.courier import WITHIN_S, Courier
+from harness.remote.wire import Event
+from harness.report import delta, junit, words
+from harness.report.tally import Tally
+from harness.store import Store
+
+PROGRESS_S = 30.0  # between two reports to the host on the way
+CANCELLED_S = 8.0  # a host that cancels a step kills it soon
+MARKDOWN_CHARS = 500_000
+
+
+class Reporting:
+    """`asked` is the session's request as its record has it; it may still grow until the first event."""
+
+    def __init__(
+        self, *, asked: Mapping[str, Any], settings: Settings, environ: Mapping[str, str], root: Path, store: Store, ci: CI | None,
+        echo: Callable[[str], None] = print,
+    ) -> None:  # fmt: skip
+        self._asked, self._settings, self._store, self._ci, self._echo = asked, settings, store, ci, echo
+        self.directory = root / settings.results_dir if settings.results_dir else None
+        self._mask = masker(environ)
+        self._publisher = publish.publisher(ci, settings, environ) if ci is not None else None
+        self._courier: Courier | None = None
+        self._link, self._own_page = publish.link(settings.public_url, asked["session"], ci)
+        self._tally = Tally(asked, mask=self._mask, prefix=asked.get("prefix", ""))
+        self._told_at = 0.0
+        self._report: Report | None = None
+
+    @property
+    def wanted(self) -> bool:
+        return self.directory is not None or self._publisher is not None
+
+    @property
+    def report(self) -> Report:
+        """At its end, else as it stands."""
+        return self._report or self._make(verdict="running")
+
+    def begin(self) -> None:
+        """Before anything else: whatever happens from here on, no green file of an earlier run is left."""
+        if self._publisher is not None:
+            for line in self._publisher.opening():
+                self._echo(line)
+            self._courier = Courier(self._publisher)
+            self._courier.take(self._publisher.started(self.report))
+            self._told_at = time.monotonic()
+        self._write("xml", junit.write(self.report, strict=self._settings.junit_strict))
+
+    def hear(self, event: Event) -> None:
+        self._tally.hear(event)
+        if self._courier is not None and self._publisher is not None and time.monotonic() - self._told_at > PROGRESS_S:
+            self._told_at = time.monotonic()
+            self._courier.take(self._publisher.progressed(self._make(verdict="running")))
+
+    def end(
+        self, *, exitstatus: int | None, failure_class: str | None = None, message: str = "", remedy: str = "", cancelled: bool = False,
+        compared: Delta | None = None,
+    ) -> Report:  # fmt: skip
+        """The final report, in the JUnit file already. `compared`: what an earlier report of this session had found."""
+        report = self._make(exit_code=exitstatus, failure_class=failure_class, message=message, remedy=remedy, cancelled=cancelled)
+        self._report = dataclasses.replace(report, delta=compared or self._compare(report))
+        self._write("xml", junit.write(self._report, strict=self._settings.junit_strict))
+        return self._report
+
+    def tell(self, *, within_s: float | None = None) -> list[str]:
+        """Bring the final report to whoever wants it; lines for the terminal. Bounded, and never raises for a host."""
+        assert self._report is not None
+        lines: list[str] = []
+        if self._publisher is not None:
+            within_s = within_s or (CANCELLED_S if self._report.verdict == "cancelled" else WITHIN_S)
+            self._courier = self._courier or Courier(self._publisher)
+            told, troubles = self._courier.deliver(self._publisher.finished(self._report), within_s=within_s)
+            troubles = [self._mask(trouble) for trouble in (*self._publisher.troubles, *troubles)]
+            self._report = dataclasses.replace(self._report, troubles=tuple(troubles))
+            if told:
+                lines.append(f"told {self._publisher.name}: {', '.join(told)}")
+            lines += troubles
+        self._write_all(lines)
+        self._keep()
+        if self._publisher is not None:
+            for line in self._publisher.closing(self._report):
+                self._echo(line)
+        return lines
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _make(self, **end: Any) -> Report:
+        ci, record = self._ci, f"{self._store.url}/sessions/{self._asked['session']}"
+        return self._tally.report(
+            suite=self._settings.suite, link=self._link, own_page=self._own_page, record=record,
+            branch=ci.branch if ci else "", commit=ci.commit if ci else "", **end,
+        )  # fmt: skip
+
+    def _write(self, ending: str, data: bytes) -> None:
+        """A whole file or the one that was there; what cannot be written is said, and changes nothing."""
+        if self.directory is None:
+            return
+        path = self.directory / f"{self._settings.suite}.{ending}"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            beside = path.with_name(f".{path.name}.{os.getpid()}")
+            beside.write_bytes(data)
+            beside.replace(path)
+        except OSError as problem:
+            self._echo(f"gpu-cluster: {path} could not be written: {problem.strerror}")
+
+    def _write_all(self, lines: list[str]) -> None:
+        assert self._report is not None
+        if self.directory is not None:
+            self._write("json", words.json_text(self._report).encode())
+            self._write("md", words.markdown(self._report, limit=MARKDOWN_CHARS).encode())
+            lines.append(f"results for this host: {self.directory / self._settings.suite}.xml, .json and .md")
+        for path, text, append in self._publisher.files(self._report, self.directory) if self._publisher is not None else ():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a" if append else "w", encoding="utf-8") as file:
+                    file.write(text)
+            except OSError as problem:
+                lines.append(f"{path} could not be written: {problem.strerror}")
+
+    def _compare(self, report: Report) -> Delta | None:
+        """Against the last session of the branch that this is for, else of its own."""
+        if self._ci is None or not (branch := self._ci.target or self._ci.branch):
+            return None
+        with contextlib.suppress(HarnessError):  # a store that is away is the session's own failure, said elsewhere
+            return delta.compare(report, self._store.get(delta.key(branch, self._settings.suite)))
+        return None
+
+    def _keep(self) -> None:
+        """The summary in the record, and the results as the branch's last: not a pull request's, whose code is not on it yet."""
+        assert self._report is not None
+        with contextlib.suppress(HarnessError):
+            self._store.put(f"sessions/{self._report.session}/summary.json", words.json_text(self._report).encode())
+            own = self._ci is not None and self._ci.branch and not self._ci.pull_request
+            if own and self._ci is not None and (data := delta.results_of(self._report)) is not None:
+                self._store.put(delta.key(self._ci.branch, self._settings.suite), data)
+
+
+def facts(request: RunRequest, ci: CI | None, environ: Mapping[str, str]) -> dict[str, Any]:
+    """What a session's record holds for a report that another process makes of it, and the tests that the host has put aside."""
+    return {
+        "ci": dataclasses.asdict(ci) if ci is not None else None,
+        "suite": request.settings.suite,
+        "public_url": request.settings.public_url,
+        "prefix": prefix(request.root, ci),
+        "quarantined": publish.quarantined(environ),
+    }
+
+
+def prefix(root: Path, ci: CI | None) -> str:
+    """The tree's place in its repository: reviewers see paths from there."""
+    checkout = Path(ci.directory) if ci is not None and ci.directory else None
+    if checkout is None or not root.is_relative_to(checkout):
+        checkout = next((above for above in (root, *root.parents) if (above / ".git").exists()), root)
+    return "" if root == checkout else root.relative_to(checkout).as_posix()
+
+
+# --- from the store -------------------------------------------------------------------------------------------------
+
+
+def from_record(
+    session: str, *, settings: Settings, environ: Mapping[str, str], root: Path, store: Store, publish_it: bool = False
+) -> Reporting:
+    """The report of a session that another process ran, as far as the store has it. Raises RequestError, StoreError.
+
+    `publish_it`: with the files and the requests that its client would have made; without, nothing is written or sent.
+    """
+    raw = store.get(f"sessions/{session}/request.json")
+    if raw is None:
+        raise RequestError(f"session {session} has no request in {store.url}", remedy="take an id from: gpu-cluster ls")
+    asked = json.loads(raw)
+    public_url = settings.public_url or asked.get("public_url", "")
+    settings = dataclasses.replace(settings, suite=asked.get("suite", settings.suite), public_url=public_url)
+    if not publish_it:
+        settings = dataclasses.replace(settings, publish=False, results_dir="")
+    ci = CI(**asked["ci"]) if asked.get("ci") else publish.detect(environ)
+    made = Reporting(asked=asked, settings=settings, environ=environ, root=root, store=store, ci=ci)
+    final = clusters.settle(store, session)
+    for event in JournalReader(store, f"sessions/{session}/events").poll():
+        made.hear(Event.of(event))
+    if final:
+        result = json.loads(store.get(f"sessions/{session}/result.json") or b"{}")
+        made.end(
+            exitstatus=result.get("exitstatus"), failure_class=result.get("failure_class"), message=result.get("message") or "",
+            remedy=result.get("remedy", ""), cancelled=bool(result.get("cancelled")), compared=_compared(store, session),
+        )  # fmt: skip
+    return made
+
+
+def told(store: Store, session: str) -> bool:
+    """Whether a report of this session has reached everybody that it was for."""
+    raw = store.get(f"sessions/{session}/summary.json")
+    return raw is not None and not json.loads(raw).get("not_reported")
+
+
+def of_build(store: Store, sessions: Iterable[str], ci: CI) -> Iterator[str]:
+    """Those of `sessions` that steps of this pipeline build have run."""
+    for session in sessions:
+        raw = store.get(f"sessions/{session}/request.json")
+        theirs = json.loads(raw).get("ci") if raw is not None else None
+        if theirs and (theirs["host"], theirs["build"]) == (ci.host, ci.build):
+            yield session
+
+
+def _compared(store: Store, session: str) -> Delta | None:
+    """What the client had found: by now the branch's last session may be this one."""
+    raw = store.get(f"sessions/{session}/summary.json")
+    said = json.loads(raw).get("delta") if raw is not None else None
+    if said is None:
+        return None
+    lists = {name: tuple(tuple(v) if isinstance(v, list) else v for v in value) for name, value in said.items() if isinstance(value, list)}
+    return Delta(**{**said, **lists})

@@ -1,0 +1,32 @@
+"""Hosts of CI on the loopback, which refuse what the real ones refuse and show what a reviewer would see."""
+
+from tests.hosts.bitbucket import FakeBitbucket
+from tests.hosts.github import Command, FakeGitHub, job_summary, secondary_limit, workflow_commands
+from tests.hosts.gitlab import FakeGitLab, JobLink, annotations_report, gitlab_junit
+from tests.hosts.readers import READERS, Case, bitbucket_finds, schema_errors
+from tests.hosts.server import Fault, Recorded, cut, garbage, html, slow, status, trickle
+
+__all__ = [
+    "READERS",
+    "Case",
+    "Command",
+    "FakeBitbucket",
+    "FakeGitHub",
+    "FakeGitLab",
+    "Fault",
+    "JobLink",
+    "Recorded",
+    "annotations_report",
+    "bitbucket_finds",
+    "cut",
+    "garbage",
+    "gitlab_junit",
+    "html",
+    "job_summary",
+    "schema_errors",
+    "secondary_limit",
+    "slow",
+    "status",
+    "trickle",
+    "workflow_commands",
+]

@@ -1,0 +1,435 @@
+"""GitHub: commit statuses, check runs, comments of a pull request; and what its runner makes of a step's output and summary."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from tests.hosts import schemas
+from tests.hosts.schemas import Schema, Violation, violations, words
+from tests.hosts.server import Answer, Fault, Host, RefusedError, Request, Route, basic
+
+RUN_ID = "9123456789"
+MERGE_COMMIT = "e" * 40
+STATUSES_A_CONTEXT = 1000
+SUMMARY_BYTES = 1024 * 1024
+SHOWN_A_STEP = 10  # of errors, of warnings, and of notices
+DOCUMENTATION = "https://docs.github.com/rest"
+BOT = "github-actions[bot]"
+
+
+def secondary_limit(retry_after: float = 60) -> Fault:
+    """GitHub's other 403: too much was written in too short a time."""
+    message = "You have exceeded a secondary rate limit. Please wait a few minutes before you try again."
+    body = {"message": message, "documentation_url": DOCUMENTATION}
+    return Fault(code=403, body=body, headers={"retry-after": f"{retry_after:g}"}, served=False)
+
+
+class FakeGitHub(Host):
+    """One repository with one pull request, whose head is `commit`; the workflow runs on `merge_commit`.
+
+    A fork's workflow gets `fork_token`, which may read and nothing else; `read_only` makes `token` such a one, too. A write
+    with it is answered with 403 and not held against anybody: a client learns it only by trying.
+    """
+
+    def __init__(
+        self,
+        *,
+        repository: str = "acme/aerial",
+        commit: str = "a" * 40,
+        token: str = "ghs_actions_token",
+        pull_request: int = 7,
+        branch: str = "feature/tiles",
+        target: str = "main",
+        read_only: bool = False,
+    ) -> None:
+        super().__init__()
+        self.repository, self.commit, self.merge_commit = repository, commit, MERGE_COMMIT
+        self.token, self.fork_token, self.read_only = token, f"{token}_of_a_fork", read_only
+        self.pull_request, self.branch, self.target = pull_request, branch, target
+        self.statuses: list[dict[str, Any]] = []  # every one posted, oldest first
+        self.check_runs: list[dict[str, Any]] = []  # each with all annotations it was sent, in output
+        self.comments: list[dict[str, Any]] = []
+        self.summary_path: Path | None = None  # of the last environment that was given out
+
+    # For tests.
+
+    def add_comment(self, body: str, author: str = "ann-reviewer") -> int:
+        """Somebody else's comment on the pull request; its id."""
+        with self._lock:
+            return int(self._new_comment(body, author)["id"])
+
+    def environ(self, tmp_path: Path, *, pull_request: bool = True, fork: bool = False, token: bool = True) -> dict[str, str]:
+        """The environment of a step, with its event, summary and output files in `tmp_path`, and where our host is."""
+        self.summary_path = tmp_path / "step_summary.md"
+        output, event = tmp_path / "output.txt", tmp_path / "event.json"
+        self.summary_path.touch()
+        output.touch()
+        event.write_text(json.dumps(self._event(pull_request, fork)))
+        found = {
+            "CI": "true",
+            "GITHUB_ACTIONS": "true",
+            "GITHUB_API_URL": self.url,
+            "GITHUB_SERVER_URL": "https://github.com",
+            "GITHUB_REPOSITORY": self.repository,
+            "GITHUB_EVENT_NAME": "pull_request" if pull_request else "push",
+            "GITHUB_EVENT_PATH": str(event),
+            "GITHUB_SHA": self.merge_commit if pull_request else self.commit,
+            "GITHUB_REF": f"refs/pull/{self.pull_request}/merge" if pull_request else f"refs/heads/{self.branch}",
+            "GITHUB_REF_NAME": f"{self.pull_request}/merge" if pull_request else self.branch,
+            "GITHUB_RUN_ID": RUN_ID,
+            "GITHUB_RUN_NUMBER": "118",
+            "GITHUB_RUN_ATTEMPT": "1",
+            "GITHUB_WORKFLOW": "tests",
+            "GITHUB_JOB": "gpu",
+            "GITHUB_WORKSPACE": str(tmp_path),
+            "GITHUB_STEP_SUMMARY": str(self.summary_path),
+            "GITHUB_OUTPUT": str(output),
+            "RUNNER_OS": "Linux",
+        }
+        if pull_request:
+            found |= {"GITHUB_HEAD_REF": self.branch, "GITHUB_BASE_REF": self.target}
+        if token:
+            found["GITHUB_TOKEN"] = self.fork_token if fork else self.token
+        return found
+
+    def _event(self, pull_request: bool, fork: bool) -> dict[str, Any]:
+        if not pull_request:
+            return {"ref": f"refs/heads/{self.branch}", "after": self.commit, "repository": {"full_name": self.repository}}
+        home = f"contributor/{self.repository.partition('/')[2]}" if fork else self.repository
+        return {
+            "action": "synchronize",
+            "number": self.pull_request,
+            "pull_request": {
+                "number": self.pull_request,
+                "head": {"sha": self.commit, "ref": self.branch, "repo": {"full_name": home, "fork": fork}},
+                "base": {"sha": "d" * 40, "ref": self.target, "repo": {"full_name": self.repository, "fork": False}},
+            },
+            "repository": {"full_name": self.repository},
+        }
+
+    # Who may come in.
+
+    def admit(self, request: Request) -> None:
+        if not request.headers.get("user-agent"):
+            page = "Request forbidden by administrative rules. Please make sure your request has a User-Agent header."
+            self.refuse(Answer(403, page), "no User-Agent")
+        header = request.headers.get("authorization", "")
+        if not header:
+            self.refuse(self.error(401, "Requires authentication"), "no credentials")
+        given = (basic(header) or ("", header.partition(" ")[2]))[1]
+        if given not in (self.token, self.fork_token):
+            self.refuse(self.error(401, "Bad credentials"), "credentials that are not valid")
+        if request.method != "GET" and (self.read_only or given == self.fork_token):
+            raise RefusedError(self.error(403, "Resource not accessible by integration"), "")
+
+    # What is served.
+
+    def routes(self) -> Iterable[Route]:
+        repository = "/repos/{owner}/{name}"
+        table: list[tuple[str, str, Callable[..., Answer]]] = [
+            ("POST", "/statuses/{sha}", self._post_status),
+            ("GET", "/commits/{sha}/statuses", self._list_statuses),
+            ("POST", "/check-runs", self._post_check_run),
+            ("PATCH", "/check-runs/{number}", self._patch_check_run),
+            ("GET", "/check-runs/{number}", self._get_check_run),
+            ("GET", "/commits/{sha}/check-runs", self._list_check_runs),
+            ("GET", "/issues/{number}/comments", self._list_comments),
+            ("POST", "/issues/{number}/comments", self._post_comment),
+            ("GET", "/issues/comments/{number}", self._get_comment),
+            ("PATCH", "/issues/comments/{number}", self._patch_comment),
+            ("DELETE", "/issues/comments/{number}", self._delete_comment),
+        ]
+        return [Route(method, repository + path, self._in_repository(serve)) for method, path, serve in table]
+
+    def error(self, code: int, message: str) -> Answer:
+        if code == 429:
+            message = "API rate limit exceeded for installation."
+        return Answer(code, {"message": message, "documentation_url": DOCUMENTATION, "status": str(code)})
+
+    def _in_repository(self, serve: Callable[..., Answer]) -> Callable[..., Answer]:
+        def checked(request: Request, owner: str, name: str, **rest: str) -> Answer:
+            if f"{owner}/{name}".lower() != self.repository.lower():
+                self.refuse(self.error(404, "Not Found"), f"no repository {owner}/{name}")
+            return serve(request, **rest)
+
+        return checked
+
+    def _valid(self, request: Request, resource: str, schema: Schema) -> Any:
+        # The content type does not matter here: whatever it says, the body is read as JSON.
+        body = self.loaded(Request(request.method, request.path, {}, {"content-type": "application/json"}, request.content, request.via))
+        if broken := violations(schema, body):
+            self.refuse(self._unprocessable(resource, broken), words(broken))
+        return body
+
+    def _unprocessable(self, resource: str, broken: list[Violation]) -> Answer:
+        errors = [{"resource": resource, "field": one.field, **_code(one)} for one in broken]
+        return Answer(422, {"message": "Validation Failed", "errors": errors, "documentation_url": DOCUMENTATION, "status": "422"})
+
+    def _wrong(self, resource: str, name: str, why: str) -> Answer:
+        return self._unprocessable(resource, [Violation(name, why, None, None)])
+
+    def _commit(self, request: Request, sha: str) -> None:
+        if sha not in (self.commit, self.merge_commit):
+            self.refuse(self.error(422, f"No commit found for SHA: {sha}"), f"no commit {sha}")
+        if sha == self.merge_commit and request.method != "GET":
+            self.complain(request, "posted to the merge commit, where nobody who looks at the pull request sees it")
+
+    def _listed(self, request: Request, items: list[Any], wrap: str = "") -> Answer:
+        page = self.number(request, "page", 1, 10**9)
+        length = self.number(request, "per_page", 30, 100)
+        links = []
+        if page * length < len(items):
+            links.append((page + 1, "next"))
+            links.append((-(-len(items) // length), "last"))
+        if page > 1:
+            links.append((page - 1, "prev"))
+            links.append((1, "first"))
+        base = f"{self.url}{request.path}"
+        header = ", ".join(f'<{base}?{urlencode({"per_page": length, "page": number})}>; rel="{name}"' for number, name in links)
+        values = items[(page - 1) * length : page * length]
+        return Answer(200, {"total_count": len(items), wrap: values} if wrap else values, {"Link": header} if header else {})
+
+    # Statuses.
+
+    def _post_status(self, request: Request, sha: str) -> Answer:
+        body = self._valid(request, "Status", schemas.GITHUB_STATUS)
+        self._commit(request, sha)
+        context = body.get("context", "default")
+        same = [one for one in self.statuses if one["sha"] == sha and one["context"].lower() == context.lower()]
+        if len(same) >= STATUSES_A_CONTEXT:
+            why = "This SHA and context has reached the maximum number of statuses."
+            self.refuse(self._wrong("Status", "base", why), f"more than {STATUSES_A_CONTEXT} statuses of {context}")
+        held = {
+            "target_url": None,
+            "description": None,
+            **body,
+            "context": context,
+            "sha": sha,
+            "id": self.serial(),
+            "created_at": self.now(),
+        }
+        self.statuses.append(held)
+        return Answer(201, held)
+
+    def _list_statuses(self, request: Request, sha: str) -> Answer:
+        self._commit(request, sha)
+        return self._listed(request, [one for one in reversed(self.statuses) if one["sha"] == sha])
+
+    # Check runs.
+
+    def _post_check_run(self, request: Request) -> Answer:
+        body = self._valid(request, "CheckRun", schemas.GITHUB_NEW_CHECK_RUN)
+        self._commit(request, body["head_sha"])
+        self._sound_check_run(body)
+        held = {"status": "queued", "conclusion": None, **_concluded(body), "id": self.serial(), "started_at": self.now()}
+        self.check_runs.append(held)
+        return Answer(201, held)
+
+    def _patch_check_run(self, request: Request, number: str) -> Answer:
+        held = self._held(self.check_runs, number, "check run")
+        body = self._valid(request, "CheckRun", schemas.GITHUB_CHECK_RUN)
+        self._sound_check_run(body)
+        earlier = held.get("output", {}).get("annotations", [])
+        held.update(_concluded(body))
+        if "output" in body:
+            held["output"] = {**body["output"], "annotations": [*earlier, *body["output"].get("annotations", [])]}
+        return Answer(200, held)
+
+    def _sound_check_run(self, body: dict[str, Any]) -> None:
+        if (body.get("status") == "completed" or "completed_at" in body) and "conclusion" not in body:
+            self.refuse(self._wrong("CheckRun", "conclusion", "missing"), "completed, without a conclusion")
+        for at, one in enumerate(body.get("output", {}).get("annotations", [])):
+            if one["end_line"] < one["start_line"]:
+                self.refuse(self._wrong("CheckRun", "end_line", "invalid"), f"annotation {at} ends before it starts")
+            if one["end_line"] != one["start_line"] and {"start_column", "end_column"} & set(one):
+                self.refuse(self._wrong("CheckRun", "start_column", "invalid"), f"annotation {at} has columns on more than one line")
+            for name in ("message", "raw_details"):
+                if len(one.get(name, "").encode()) > 64 * 1024:
+                    self.refuse(self._wrong("CheckRun", name, "too_large"), f"annotation {at} has a {name} of more than 64 KiB")
+
+    def _get_check_run(self, request: Request, number: str) -> Answer:
+        return Answer(200, self._held(self.check_runs, number, "check run"))
+
+    def _list_check_runs(self, request: Request, sha: str) -> Answer:
+        self._commit(request, sha)
+        return self._listed(request, [one for one in self.check_runs if one["head_sha"] == sha], "check_runs")
+
+    # Comments.
+
+    def _list_comments(self, request: Request, number: str) -> Answer:
+        self._pull_request(number)
+        return self._listed(request, self.comments)
+
+    def _post_comment(self, request: Request, number: str) -> Answer:
+        self._pull_request(number)
+        return Answer(201, self._new_comment(self._comment_body(request), BOT))
+
+    def _get_comment(self, request: Request, number: str) -> Answer:
+        return Answer(200, self._held(self.comments, number, "comment"))
+
+    def _patch_comment(self, request: Request, number: str) -> Answer:
+        held = self._own_comment(number)
+        held.update(body=self._comment_body(request), updated_at=self.now())
+        return Answer(200, held)
+
+    def _delete_comment(self, request: Request, number: str) -> Answer:
+        self.comments.remove(self._own_comment(number))
+        return Answer(204)
+
+    def _comment_body(self, request: Request) -> str:
+        return str(self._valid(request, "IssueComment", schemas.GITHUB_COMMENT)["body"])
+
+    def _new_comment(self, body: str, author: str) -> dict[str, Any]:
+        now = self.now()
+        user = {"login": author, "type": "Bot" if author == BOT else "User"}
+        self.comments.append({"id": self.serial(), "body": body, "user": user, "created_at": now, "updated_at": now})
+        return self.comments[-1]
+
+    def _own_comment(self, number: str) -> dict[str, Any]:
+        held = self._held(self.comments, number, "comment")
+        if held["user"]["login"] != BOT:
+            # A token that may write may even do this; nobody wants it to.
+            self.refuse(self.error(403, "Resource not accessible by integration"), f"comment {number} is somebody else's")
+        return held
+
+    def _pull_request(self, number: str) -> None:
+        if number != str(self.pull_request):
+            self.refuse(self.error(404, "Not Found"), f"no pull request {number}")
+
+    def _held(self, among: list[dict[str, Any]], number: str, what: str) -> dict[str, Any]:
+        for one in among:
+            if str(one["id"]) == number:
+                return one
+        raise RefusedError(self.error(404, "Not Found"), f"no {what} {number}")
+
+
+def _concluded(body: dict[str, Any]) -> dict[str, Any]:
+    return {**body, "status": "completed"} if "conclusion" in body else body
+
+
+def _code(broken: Violation) -> dict[str, str]:
+    name = broken.field.rpartition(".")[2]
+    match broken.rule:
+        case "maxLength":
+            return {"code": "custom", "message": f"{name} is too long (maximum is {broken.limit} characters)"}
+        case "maxItems":
+            return {"code": "custom", "message": f"No more than {broken.limit} {name} are allowed in one request"}
+        case "required" | "missing":
+            return {"code": "missing_field"}
+        case _:
+            return {"code": "invalid"}
+
+
+# What the runner reads of a step.
+
+
+@dataclass(frozen=True)
+class Command:
+    """A workflow command as the runner understood it; `shown` is whether anybody sees the annotation."""
+
+    name: str
+    params: Mapping[str, str]
+    message: str
+    shown: bool = True
+    line: int = 0  # of the output, counted from 1
+
+
+KNOWN = frozenset(
+    {
+        "add-mask",
+        "add-matcher",
+        "add-path",
+        "debug",
+        "echo",
+        "endgroup",
+        "error",
+        "group",
+        "notice",
+        "remove-matcher",
+        "save-state",
+        "set-env",
+        "set-output",
+        "stop-commands",
+        "warning",
+    }
+)
+_DATA = (("%0D", "\r"), ("%0A", "\n"))
+_PARAMETER = (*_DATA, ("%3A", ":"), ("%2C", ","))
+_OLD = (*_DATA, ("%3B", ";"), ("%5D", "]"))
+
+
+@dataclass
+class _Runner:
+    """Reads lines as the runner does: `token` is what commands are stopped until."""
+
+    token: str = ""
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def read(self, line: str, number: int) -> Command | None:
+        known = KNOWN | ({self.token.lower()} if self.token else set())
+        found = _command(line, known) or _old_command(line, known)
+        if found is None:
+            return None
+        name, params, message = found
+        if self.token:
+            if name.lower() == self.token.lower():
+                self.token = ""
+            return None
+        if name == "stop-commands":
+            self.token = "" if message.lower() in KNOWN else message  # a token that anybody might print stops nothing
+            return None
+        self.counts[name] += 1
+        shown = name not in ("error", "warning", "notice") or self.counts[name] <= SHOWN_A_STEP
+        return Command(name, params, message, shown, number)
+
+
+def workflow_commands(stdout: str) -> list[Command]:
+    """The commands in a step's output, in order; what stands between stop-commands and its token is none."""
+    runner = _Runner()
+    lines = re.split(r"\r\n|\r|\n", stdout)
+    return [found for number, line in enumerate(lines, 1) if (found := runner.read(line, number)) is not None]
+
+
+def _command(line: str, known: frozenset[str]) -> tuple[str, dict[str, str], str] | None:
+    """`::name key=value,key=value::message`, with nothing but space before it; the message starts at the second `::` at all."""
+    found = re.match(r"\s*::(.*?)::(.*)", line)
+    if found is None:
+        return None
+    name, _, given = found[1].partition(" ")
+    params = _params(given.strip(), ",", _PARAMETER)
+    return (name.lower(), params, _unescaped(found[2], _DATA)) if name.lower() in known else None
+
+
+def _old_command(line: str, known: frozenset[str]) -> tuple[str, dict[str, str], str] | None:
+    """`##[name key=value;key=value]message`, anywhere in the line: older, not written down any more, and still obeyed."""
+    found = re.search(r"##\[(.*?)\](.*)", line)
+    if found is None:
+        return None
+    name, _, given = found[1].partition(" ")
+    return (name.lower(), _params(given, ";", _OLD), _unescaped(found[2], _OLD)) if name.lower() in known else None
+
+
+def _params(given: str, separator: str, escapes: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    pairs = (one.partition("=") for one in given.split(separator))
+    return {name: _unescaped(value, escapes) for name, _, value in pairs if name and value}
+
+
+def _unescaped(value: str, escapes: tuple[tuple[str, str], ...]) -> str:
+    for escape, character in (*escapes, ("%25", "%")):
+        value = value.replace(escape, character)
+    return value
+
+
+def job_summary(path: Path) -> str:
+    """The Markdown of a step's summary; ValueError where GitHub would not upload it."""
+    content = path.read_bytes()
+    if len(content) > SUMMARY_BYTES:
+        raise ValueError(f"{path.name} has {len(content)} bytes, and a summary of more than {SUMMARY_BYTES} is not uploaded")
+    return content.decode()
