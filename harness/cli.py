@@ -151,7 +151,10 @@ def report(chosen: argparse.Namespace) -> tuple[Any, str, int]:
         made = reporting.from_record(
             session, settings=at.settings, environ=os.environ, root=at.root, store=at.store, publish_it=chosen.publish
         )
-        lines = made.tell() if chosen.publish and made.report.verdict != "running" else []
+        final = made.report.verdict != "running"
+        lines = made.tell() if chosen.publish and final else []
+        if chosen.publish and final:
+            made.close()
         said.append(words.as_json(made.report))
         texts.append("\n".join([words.markdown(made.report, limit=1_000_000), *(f"gpu-cluster: {line}" for line in lines)]))
         if chosen.junitxml:
@@ -177,13 +180,19 @@ def down(chosen: argparse.Namespace) -> tuple[Any, str, int]:
     known = {record["id"]: record for record, _ in clusters.records(at.store)}
     if unknown := [name for name in chosen.cluster if name not in known]:
         raise RequestError(f"no cluster {', '.join(unknown)} in {at.store.url}", remedy="take an id from: gpu-cluster ls")
-    closed = []
+    closed, lines, code = [], [], 0
     for name in chosen.cluster or known:
         ref = ClusterRef(provider=known[name]["provider"], id=name)
-        provider(ref.provider).close(ref)
+        try:
+            provider(ref.provider).close(ref)
+        except HarnessError as problem:  # the others are to be closed all the same
+            lines.append(f"cluster {name} NOT closed: {problem}")
+            code = code or problem.exit_code
+            continue
         at.store.delete(list(at.store.list(f"clusters/{name}/")))
         closed.append(name)
-    return {"closed": closed}, "\n".join(f"cluster {name} closed" for name in closed) or "no cluster", 0
+        lines.append(f"cluster {name} closed")
+    return {"closed": closed}, "\n".join(lines) or "no cluster", code
 
 
 def sweep(_: argparse.Namespace) -> tuple[Any, str, int]:

@@ -7,7 +7,6 @@ switched off. A file that is meant to travel is named in `allow-files`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 
 SCANNED_BYTES = 1 << 20  # of a text file; a bigger one is judged by its name alone
 
@@ -80,41 +79,3 @@ def _is_real(found: re.Match[bytes]) -> bool:
     """Not one of the documentation's examples, nor `ghp_xxxx…`."""
     token = found[found.lastindex or 0]
     return b"EXAMPLE" not in token.upper() and len(set(re.split(rb"[-_]", token, maxsplit=1)[-1])) >= _DISTINCT
-
-
-# --- texts that people will read ------------------------------------------------------------------------------------
-
-_SECRET_NAME = re.compile(
-    r"SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_?KEY|STORAGE_KEY|AUTH|(^|_)(KEY|PWD|PASS|SAS|DSN|PAT)$"
-)
-_FORMS = re.compile(
-    r"\b(?:gh[opsu]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,}|glpat-[A-Za-z0-9_-]{20,}|xox[abprs]-[A-Za-z0-9-]{18,}|hf_[A-Za-z0-9]{34}"
-    r"|AT(?:BB|ATT|CTT)[A-Za-z0-9_=.-]{20,}|(?:AKIA|ASIA)[0-9A-Z]{16})|://[^/\s:@\"']+:[^/\s@\"']+@"
-    r"|-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----(?:(?!-----END)[\s\S])*(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY-----)?"
-)
-_SHORT = 8  # a value of fewer characters is too common a word
-MASK = "***"
-
-
-def masker(environ: Mapping[str, str]) -> Callable[[str], str]:
-    """Takes secrets out of a text: values of variables that are named like one, and what has a token's known form.
-
-    >>> masker({"MY_TOKEN": "abcdefgh1"})("it is abcdefgh1, and AKIAABCDEFGHIJKLMNOP")
-    'it is ***, and ***'
-    """
-    values = {value for name, value in environ.items() if _SECRET_NAME.search(name.upper()) and _secret(value)}
-    lines = {line for value in values for line in value.splitlines() if len(line) >= 2 * _SHORT}
-    wanted = sorted({v.strip() for v in values | lines}, key=len, reverse=True)
-    pattern = re.compile("|".join(re.escape(value) for value in wanted)) if wanted else None
-
-    def mask(text: str) -> str:
-        text = pattern.sub(MASK, text) if pattern is not None else text
-        return _FORMS.sub(lambda found: f"://{MASK}@" if found[0].startswith("://") else MASK, text)
-
-    return mask
-
-
-def _secret(value: str) -> bool:
-    """Not a word, a number, a path or a URL that happens to be in a variable with such a name."""
-    plain = value.strip()
-    return len(plain) >= _SHORT and not plain.startswith(("/", "http://", "https://", "file:", "s3://")) and len(set(plain)) >= 4

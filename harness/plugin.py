@@ -234,10 +234,12 @@ class Host:
         said = f"{self.message}\n  remedy: {self.remedy}" if self.remedy else self.message
         lines = [f"{self.failure_class}: {said}"] if self.message and self.failure_class not in (None, "request") else []
         lines += [str(self.session.failure)] if self.session.failure is not None else []
-        lines += self.session.farewell(simulated=self.progress.simulated) if self.session.lent is not None else []
+        lines += self.session.farewell(simulated=self.progress.simulated) if self.session.recorded else []
         if self.reporting is not None and self.events is not None:
             final = int(self.pytest.exitstatus)  # a plugin may have changed it since
             self.reporting.end(**self.end(final))
             lines += self.reporting.tell()
         for line in lines:
             self.write(f"gpu-cluster: {line}")
+        if self.reporting is not None:
+            self.reporting.close()

@@ -5,6 +5,7 @@
     reporting.hear(event)
     reporting.end(exitstatus=…)       # after teardown: the JUnit file
     reporting.tell()                 # the host and the other files; returns lines for the terminal
+    reporting.close()                # after those
 
 Nothing here changes a verdict, and nothing raises for a host that refuses: it is said instead.
 """
@@ -15,17 +16,18 @@ import contextlib
 import dataclasses
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness import clusters, publish
-from harness.credentials import masker
 from harness.errors import HarnessError, RequestError
 from harness.journal import JournalReader
 from harness.model import CI, Delta, Report, RunRequest, Settings
 from harness.publish.courier import WITHIN_S, Courier
+from harness.remote.masking import masker
 from harness.remote.wire import Event
 from harness.report import delta, junit, words
 from harness.report.tally import Tally
@@ -103,10 +105,12 @@ class Reporting:
             lines += troubles
         self._write_all(lines)
         self._keep()
-        if self._publisher is not None:
-            for line in self._publisher.closing(self._report):
-                self._echo(line)
         return lines
+
+    def close(self) -> None:
+        """After the last line of the terminal: from here on the host reads the output again, where it had been asked not to."""
+        for line in self._publisher.closing(self.report) if self._publisher is not None else ():
+            self._echo(line)
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -184,9 +188,15 @@ def prefix(root: Path, ci: CI | None) -> str:
 # --- from the store -------------------------------------------------------------------------------------------------
 
 
+def to_stderr(line: str) -> None:
+    """A host reads both streams, and a command's answer is on the other."""
+    print(line, file=sys.stderr)
+
+
 def from_record(
-    session: str, *, settings: Settings, environ: Mapping[str, str], root: Path, store: Store, publish_it: bool = False
-) -> Reporting:
+    session: str, *, settings: Settings, environ: Mapping[str, str], root: Path, store: Store, publish_it: bool = False,
+    echo: Callable[[str], None] = to_stderr,
+) -> Reporting:  # fmt: skip
     """The report of a session that another process ran, as far as the store has it. Raises RequestError, StoreError.
 
     `publish_it`: with the files and the requests that its client would have made; without, nothing is written or sent.
@@ -200,7 +210,7 @@ def from_record(
     if not publish_it:
         settings = dataclasses.replace(settings, publish=False, results_dir="")
     ci = CI(**asked["ci"]) if asked.get("ci") else publish.detect(environ)
-    made = Reporting(asked=asked, settings=settings, environ=environ, root=root, store=store, ci=ci)
+    made = Reporting(asked=asked, settings=settings, environ=environ, root=root, store=store, ci=ci, echo=echo)
     final = clusters.settle(store, session)
     for event in JournalReader(store, f"sessions/{session}/events").poll():
         made.hear(Event.of(event))

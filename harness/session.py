@@ -150,6 +150,9 @@ class Session:
                 if ref.id == spec.token:
                     self.lent = clusters.Lent(ref=ref, warm=False, note="")
             self.close()
+            if self.lent is None:
+                with contextlib.suppress(HarnessError):  # nothing was rented: nothing is to be looked for
+                    self.store.delete(list(self.store.list(f"clusters/{spec.token}/")))
             raise
         try:
             yield

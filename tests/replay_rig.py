@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+EPOCH = 1_700_000_000.0  # unix seconds: the first event is written a second later, and every second one more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +138,15 @@ class Host:
         self.events: Iterator[Any] = Cluster(config, self.replay.facts()).events()
 
     def stream(self) -> Iterator[Any]:
-        """The events, without the first of the kind that RIG_CUT names."""
+        """The events, without the first of the kind that RIG_CUT names; each is a line of the file that RIG_EVENTS names."""
         for event in iter(lambda: next(self.events, None), None):
             if event.kind == os.environ.get("RIG_CUT"):
                 del os.environ["RIG_CUT"]
                 continue
+            if "RIG_EVENTS" in os.environ:
+                line = {"kind": event.kind, "data": event.data, "seq": event.seq, "writer": event.writer, "t": EPOCH + event.seq}
+                with Path(os.environ["RIG_EVENTS"]).open("a") as file:
+                    file.write(json.dumps(line) + "\n")
             yield event
 
     def pytest_collection(self, session: pytest.Session) -> bool:

@@ -25,10 +25,11 @@ from harness.model import STORE_CREDENTIALS
 from harness.remote import plan
 from harness.remote.cluster import Cluster
 from harness.remote.crash import crash_text, with_last_words
+from harness.remote.masking import masker, secrets_of
 from harness.remote.outcomes import Outcomes
 from harness.remote.plan import Backlog, Case, Demand
 from harness.remote.slot import Lease, ask
-from harness.remote.wire import decode_line, encode_line
+from harness.remote.wire import decode_line, encode_line, map_strings
 from harness.store import Store
 
 STOP_GRACE_S = 5.0  # between asking a running test to stop and killing it
@@ -69,6 +70,8 @@ class Agent:
         self.store = Store.open(spec["store"], base=Path("/"))
         self.prefix = f"sessions/{spec['session']}"
         self.scratch = Path(spec["scratch"])
+        self.secrets = secrets_of(spec["env"])
+        self.mask = masker(spec["env"])
         self.journal = JournalWriter(self.store, f"{self.prefix}/events", "agent", spool=self.scratch / "spool")
         self.events: queue.SimpleQueue[tuple[Worker | None, list[dict[str, Any]]]] = queue.SimpleQueue()
         self.began = time.monotonic()
@@ -607,6 +610,8 @@ class Agent:
         data.pop("from", None)
         if kind != "test_finished":
             data.pop("paths", None)
+        if self.secrets:  # of the passed variables: what a test prints of them is in no store
+            data = map_strings(data, self.mask)
         self.journal.append(kind, **data)
 
     def forward(self, message: dict[str, Any]) -> None:

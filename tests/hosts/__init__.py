@@ -4,6 +4,7 @@ from tests.hosts.bitbucket import FakeBitbucket
 from tests.hosts.github import Command, FakeGitHub, job_summary, secondary_limit, workflow_commands
 from tests.hosts.gitlab import FakeGitLab, JobLink, annotations_report, gitlab_junit
 from tests.hosts.readers import READERS, Case, bitbucket_finds, schema_errors
+from tests.hosts.render import page
 from tests.hosts.server import Fault, Recorded, cut, garbage, html, slow, status, trickle
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "gitlab_junit",
     "html",
     "job_summary",
+    "page",
     "schema_errors",
     "secondary_limit",
     "slow",

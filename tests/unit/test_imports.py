@@ -28,7 +28,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("bundle", "environment", "clusters", "store", "journal", "providers"),
         "remote.wire",
     ),
-    "reporting": ("clusters", "credentials", "journal", "publish", "publish.*", "report", "report.*", "store", "remote.wire"),
+    "reporting": ("clusters", "journal", "publish", "publish.*", "report", "report.*", "store", "remote.masking", "remote.wire"),
     "clusters": ("environment", "journal", "providers", "store"),
     "journal": ("store", "remote.wire"),
     "bundle": ("store", "worktree", "credentials", "remote.unpack"),  # both sides of one format
