@@ -10,7 +10,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from harness.store import Store
 PROTOCOL = 1  # of the keeper: a warm cluster must speak it
 HEARTBEAT_S = 5.0
 DECISION_S = 4.0  # a warm cluster that has not answered by then is not waited for
+RECENT = 50  # sessions that a sweep looks at
 SETTLE_S = 30.0  # for the agent of a session without a client to end
 GRACE_S = 45.0  # a keeper ends a local session whose client is silent for so long
 
@@ -153,48 +154,46 @@ def heartbeat(store: Store, session: str) -> Iterator[None]:
 
 
 def sweep(store: Store | None, provider: Provider) -> list[str]:
-    """End what nobody holds: clusters whose keeper is gone, and what a double kill left of them. Returns what was done, a line each."""
+    """End what nobody holds: clusters whose keeper is gone, what a double kill left of them, records that nobody is left to close.
+
+    Returns what was done, a line each.
+    """
     done = []
     for ref in provider.owned():
         if provider.state(ref).state == "gone":
             provider.close(ref)
             done.append(f"cluster {ref.id}: its keeper was gone; what was left of it is ended and removed")
-    for record, state in records(store) if store is not None else ():
+    for record, _ in records(store) if store is not None else ():
         ref = ClusterRef(provider=record["provider"], id=record["id"])
         if store is not None and record["provider"] == provider.name and provider.state(ref).state == "gone":
-            if state["session"] is not None and close_record(store, state["session"]):
-                done.append(f"session {state['session']}: its record is final; it was lost with its cluster and its client")
             store.delete(list(store.list(f"clusters/{ref.id}/")))
             done.append(f"cluster {ref.id}: struck off the store's list")
+    for session in silent(store, sorted(store.names("sessions"))[-RECENT:]) if store is not None else ():
+        if store is not None and not held(store, session) and _close(store, session, closed_by="sweep"):
+            done.append(f"session {session}: its record is final; it was lost with its client")
     return done
 
 
-def client_lives(store: Store, session: str) -> bool:
-    """Whether somebody is there to make the record final; watches the heartbeat for a moment."""
-    beat = f"sessions/{session}/control/heartbeat"
-    before = store.get(beat)
-    time.sleep(HEARTBEAT_S + 1)
-    return store.get(beat) != before
-
-
-def close_record(store: Store, session: str) -> bool:
-    """Make the record of a session final whose keeper is gone, unless its client is still there to do it. Whether that was done."""
-    if store.get(f"sessions/{session}/result.json") is not None or client_lives(store, session):
-        return False
-    return _close(store, session, closed_by="sweep", message="client and keeper were lost; what had finished is in the journal")
+def silent(store: Store, sessions: Iterable[str]) -> list[str]:
+    """Those of `sessions` whose record is open though nobody is there to make it final; their heartbeats are watched for a moment."""
+    beats = {s: store.get(f"sessions/{s}/control/heartbeat") for s in sessions if store.get(f"sessions/{s}/result.json") is None}
+    if beats:
+        time.sleep(HEARTBEAT_S + 1)
+    still = [session for session, beat in beats.items() if store.get(f"sessions/{session}/control/heartbeat") == beat]
+    return [session for session in still if store.get(f"sessions/{session}/result.json") is None]
 
 
 def settle(store: Store, session: str) -> bool:
     """Make the record of a session final whose client is gone: its agent is asked to stop and waited for. False while the client lives."""
     if store.get(f"sessions/{session}/result.json") is not None:
         return True
-    if client_lives(store, session):
+    if not silent(store, [session]):
         return store.get(f"sessions/{session}/result.json") is not None
     store.put(f"sessions/{session}/control/stop", json.dumps({"why": "the client was lost"}).encode())
     deadline = time.monotonic() + SETTLE_S
     while held(store, session) and not ended(store, session) and time.monotonic() < deadline:
         time.sleep(0.2 if store.is_local else 1.0)
-    _close(store, session, closed_by="report", message="")
+    _close(store, session, closed_by="report")
     return True
 
 
@@ -210,7 +209,8 @@ def ended(store: Store, session: str) -> bool:
     return any(event["kind"] == "session_finished" for event in JournalReader(store, f"sessions/{session}/events").poll())
 
 
-def _close(store: Store, session: str, *, closed_by: str, message: str) -> bool:
-    said = {"v": 1, "closed_by": closed_by, "exitstatus": None, "failure_class": "infrastructure", "message": message,
-            "nonce": secrets.token_hex(8)}  # fmt: skip
+def _close(store: Store, session: str, *, closed_by: str) -> bool:
+    """How it ended, its events say; if they do not, it was lost."""
+    said = {"v": 1, "closed_by": closed_by, "exitstatus": None, "failure_class": None if ended(store, session) else "infrastructure",
+            "message": "the client was lost; what had finished is in the journal", "nonce": secrets.token_hex(8)}  # fmt: skip
     return store.create(f"sessions/{session}/result.json", json.dumps(said).encode())

@@ -113,7 +113,7 @@ class Host:
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self.pytest = session
         if self.reporting is not None:
-            self.reporting.begin()
+            self.reporting.clear()
 
     def pytest_report_header(self) -> str:
         return f"gpu-cluster: session {self.session.id}  {self.session.record}"
@@ -131,6 +131,8 @@ class Host:
 
     def pytest_collection(self, session: pytest.Session) -> bool:
         self.events = self.session.events()
+        if self.reporting is not None:
+            self.reporting.begin()
         self.guarded(self.replay.collect, session)
         return True
 

@@ -1,7 +1,8 @@
 """What a session tells others than its terminal: files where the CI host finds them, the host itself, the branch's history.
 
     reporting = Reporting(...)       # live, from the client; `from_record` for a session that is in the store
-    reporting.begin()                # a JUnit file that is no pass, should nothing follow; "running" at the host
+    reporting.clear()                # a JUnit file that is no pass, should nothing follow
+    reporting.begin()                # "running" at the host
     reporting.hear(event)
     reporting.end(exitstatus=…)       # after teardown: the JUnit file
     reporting.tell()                 # the host and the other files; returns lines for the terminal
@@ -64,15 +65,22 @@ class Reporting:
         """At its end, else as it stands."""
         return self._report or self._make(verdict="running")
 
-    def begin(self) -> None:
-        """Before anything else: whatever happens from here on, no green file of an earlier run is left."""
-        if self._publisher is not None:
-            for line in self._publisher.opening():
-                self._echo(line)
-            self._courier = Courier(self._publisher)
-            self._courier.take(self._publisher.started(self.report))
-            self._told_at = time.monotonic()
+    def clear(self) -> None:
+        """Before anything else: no file of an earlier run may be taken for this one's, and the one that is there is no pass."""
+        for ending in ("json", "md") if self.directory is not None else ():
+            with contextlib.suppress(OSError):
+                self._path(ending).unlink()
         self._write("xml", junit.write(self.report, strict=self._settings.junit_strict))
+
+    def begin(self) -> None:
+        """From here on the host knows that something goes on."""
+        if self._publisher is None:
+            return
+        for line in self._publisher.opening():
+            self._echo(line)
+        self._courier = Courier(self._publisher)
+        self._courier.take(self._publisher.started(self.report))
+        self._told_at = time.monotonic()
 
     def hear(self, event: Event) -> None:
         self._tally.hear(event)
@@ -102,7 +110,7 @@ class Reporting:
             self._report = dataclasses.replace(self._report, troubles=tuple(troubles))
             if told:
                 lines.append(f"told {self._publisher.name}: {', '.join(told)}")
-            lines += troubles
+            lines += [*(f"{self._publisher.name}: {note}" for note in self._publisher.notes), *troubles]
         self._write_all(lines)
         self._keep()
         return lines
@@ -121,11 +129,15 @@ class Reporting:
             branch=ci.branch if ci else "", commit=ci.commit if ci else "", **end,
         )  # fmt: skip
 
+    def _path(self, ending: str) -> Path:
+        assert self.directory is not None
+        return self.directory / f"{self._settings.suite}.{ending}"
+
     def _write(self, ending: str, data: bytes) -> None:
         """A whole file or the one that was there; what cannot be written is said, and changes nothing."""
         if self.directory is None:
             return
-        path = self.directory / f"{self._settings.suite}.{ending}"
+        path = self._path(ending)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             beside = path.with_name(f".{path.name}.{os.getpid()}")

@@ -36,6 +36,7 @@ class Publisher(Protocol):
 
     name: str
     troubles: Sequence[str]  # known before anything is sent: a credential that cannot be used
+    notes: Sequence[str]  # what is left out without anything being wrong
     doors: Mapping[str, Door]
 
     def started(self, report: Report) -> list[Surface]: ...

@@ -38,6 +38,8 @@ class GitHub:
         if token and not ci.fork:  # a fork's token can only read: summary and commands are all there is
             headers = {"Authorization": f"Bearer {token}", "Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
             self.doors["token"] = Door(base=ci.api, headers=headers)
+        why = "a fork's token can only read" if ci.fork else "no GITHUB_TOKEN"
+        self.notes = [] if self.doors else [f"{why}: job summary and annotations, no commit status and no comment"]
         self._repository = f"/repos/{quote(ci.repository)}"
         self._mark = f"<!-- {self._context} -->"
         self._silence = ""  # the word that ends it; only this process knows it

@@ -32,6 +32,8 @@ class GitLab:
         token = environ.get("GITLAB_TOKEN", "").strip()
         if token and not ci.fork:
             self.doors["token"] = Door(base=ci.api, headers={"PRIVATE-TOKEN": token})
+        why = "a fork has no access" if ci.fork else "no GITLAB_TOKEN"
+        self.notes = [] if self.doors else [f"{why}: a link on the job's page and JUnit, no commit status and no note"]
         self._project = f"/projects/{quote(ci.repository, safe='')}"
         self._mark = f"<!-- {self._suite} -->"
 

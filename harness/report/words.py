@@ -141,7 +141,7 @@ def _table(report: Report) -> str:
         rows.append(("cluster", f"{_code(report.cluster)} ({report.provider})" if report.provider else _code(report.cluster)))
     if report.commit:
         rows.append(("commit", _code(report.commit[:12])))
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows)])
 
 
 def _failures(report: Report, texts: int, listed: int) -> Iterable[str]:
@@ -173,8 +173,8 @@ def problems_text(result: Result) -> str:
 
 
 def _code(text: str) -> str:
-    """Inline code, whatever the text has in it; a `|` would end a table's cell."""
-    text = one_line(text).replace("|", "¦")
+    """Inline code, whatever the text has in it."""
+    text = one_line(text)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     ticks = "`" * (longest + 1)
     return f"{ticks} {text} {ticks}" if longest else f"`{text}`"
