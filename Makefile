@@ -35,14 +35,14 @@ test-own: $(STAMP)
 	$(BIN)/python -m pytest --timeout 300 --junitxml=test-results/own.xml
 
 test-smoke: $(STAMP) | images
-	$(BIN)/python -m pytest --gpu-cluster gpu_tests -m smoke --junitxml=test-results/smoke.xml
+	GPU_CLUSTER_RESULTS_DIR=test-results GPU_CLUSTER_SUITE=smoke $(BIN)/python -m pytest --gpu-cluster gpu_tests -m smoke
 
 .PHONY: images
 images: $(STAMP)
 	$(BIN)/python -m gpu_tests.fetch
 
 demo: $(STAMP) | images  ## the main job: all of gpu_tests on a local cluster
-	$(BIN)/python -m pytest --gpu-cluster gpu_tests --junitxml=test-results/demo.xml
+	GPU_CLUSTER_RESULTS_DIR=test-results GPU_CLUSTER_SUITE=demo $(BIN)/python -m pytest --gpu-cluster gpu_tests
 
 test-versions: $(STAMP)  ## what depends on pytest's version, on 8.4, 9.0, 9.1 and 9.2
 	$(BIN)/python -m tests.versions 8.4 9.0 9.1 9.2

@@ -132,3 +132,14 @@ def test_the_first_screen_has_what_a_newcomer_needs() -> None:
     assert "make test" in first
     assert "──►" in first
     assert "(CONTRIBUTING.md)" in first
+
+
+def test_every_row_of_the_hosts_table_names_a_test(repository: Path) -> None:
+    """A table that nobody holds to account becomes a wish."""
+    text = (repository / "docs" / "ci.md").read_text()
+    rows = [line.split("|") for line in text.splitlines() if re.match(r"\| (Bitbucket|GitHub|GitLab|any other) ", line)]
+    tests = "\n".join(path.read_text() for path in (repository / "tests").rglob("test_*.py"))
+
+    assert len(rows) >= 15
+    for *_, cell, _ in rows:
+        assert f"def {cell.strip().strip('`')}(" in tests, cell
