@@ -18,6 +18,7 @@ from harness.remote.fixtures import MARKERS, artifacts, cluster, device, gpus, t
 
 if TYPE_CHECKING:
     from harness.remote.wire import Event
+    from harness.reporting import Reporting
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,18 +75,20 @@ class Host:
 
     def __init__(self, config: pytest.Config, request: Any) -> None:
         from harness.progress import Progress
-        from harness.publish import detect
+        from harness.publish import detect, facts
         from harness.replay import Replay
-        from harness.reporting import Reporting, facts
         from harness.session import Session
 
         self.config = config
         self.replay = Replay(config)
         ci = detect(os.environ)
         self.session = Session(request, pytest.__version__, self.replay.facts() | facts(request, ci, os.environ))
-        reporting = Reporting(asked=self.session.asked, settings=request.settings, environ=os.environ, root=request.root,
-                              store=self.session.store, ci=ci)  # fmt: skip
-        self.reporting = reporting if reporting.wanted and not config.option.collectonly else None
+        self.reporting: Reporting | None = None
+        if (ci is not None or request.settings.results_dir) and not config.option.collectonly:  # on a laptop there is nobody to tell
+            from harness.reporting import Reporting
+
+            self.reporting = Reporting(asked=self.session.asked, settings=request.settings, environ=os.environ, root=request.root,
+                                       store=self.session.store, ci=ci)  # fmt: skip
         self.progress = Progress(self.write, quiet=config.get_verbosity() < -1)
         self.events: Generator[Event, None, None] | None = None
         self.failure_class: str | None = None
@@ -243,5 +246,5 @@ class Host:
             lines += self.reporting.tell()
         for line in lines:
             self.write(f"gpu-cluster: {line}")
-        if self.reporting is not None:
+        if self.reporting is not None and self.events is not None:
             self.reporting.close()

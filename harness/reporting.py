@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +27,7 @@ from typing import Any
 from harness import clusters, publish
 from harness.errors import HarnessError, RequestError
 from harness.journal import JournalReader
-from harness.model import CI, Delta, Report, RunRequest, Settings
+from harness.model import CI, Delta, Report, Settings
 from harness.publish.courier import WITHIN_S, Courier
 from harness.remote.masking import masker
 from harness.remote.wire import Event
@@ -34,6 +35,7 @@ from harness.report import delta, junit, words
 from harness.report.tally import Tally
 from harness.store import Store
 
+SUITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"  # as options.py has it
 PROGRESS_S = 30.0  # between two reports to the host on the way
 CANCELLED_S = 8.0  # a host that cancels a step kills it soon
 MARKDOWN_CHARS = 500_000
@@ -55,10 +57,6 @@ class Reporting:
         self._tally = Tally(asked, mask=self._mask, prefix=asked.get("prefix", ""))
         self._told_at = 0.0
         self._report: Report | None = None
-
-    @property
-    def wanted(self) -> bool:
-        return self.directory is not None or self._publisher is not None
 
     @property
     def report(self) -> Report:
@@ -178,25 +176,6 @@ class Reporting:
                 self._store.put(delta.key(self._ci.branch, self._settings.suite), data)
 
 
-def facts(request: RunRequest, ci: CI | None, environ: Mapping[str, str]) -> dict[str, Any]:
-    """What a session's record holds for a report that another process makes of it, and the tests that the host has put aside."""
-    return {
-        "ci": dataclasses.asdict(ci) if ci is not None else None,
-        "suite": request.settings.suite,
-        "public_url": request.settings.public_url,
-        "prefix": prefix(request.root, ci),
-        "quarantined": publish.quarantined(environ),
-    }
-
-
-def prefix(root: Path, ci: CI | None) -> str:
-    """The tree's place in its repository: reviewers see paths from there."""
-    checkout = Path(ci.directory) if ci is not None and ci.directory else None
-    if checkout is None or not root.is_relative_to(checkout):
-        checkout = next((above for above in (root, *root.parents) if (above / ".git").exists()), root)
-    return "" if root == checkout else root.relative_to(checkout).as_posix()
-
-
 # --- from the store -------------------------------------------------------------------------------------------------
 
 
@@ -217,22 +196,41 @@ def from_record(
     if raw is None:
         raise RequestError(f"session {session} has no request in {store.url}", remedy="take an id from: gpu-cluster ls")
     asked = json.loads(raw)
-    public_url = settings.public_url or asked.get("public_url", "")
-    settings = dataclasses.replace(settings, suite=asked.get("suite", settings.suite), public_url=public_url)
+    public_url, suite = settings.public_url or asked.get("public_url", ""), str(asked.get("suite", ""))
+    suite = suite if re.fullmatch(SUITE_NAME, suite) else settings.suite  # it becomes a file's name
+    settings = dataclasses.replace(settings, suite=suite, public_url=public_url)
     if not publish_it:
         settings = dataclasses.replace(settings, publish=False, results_dir="")
-    ci = CI(**asked["ci"]) if asked.get("ci") else publish.detect(environ)
-    made = Reporting(asked=asked, settings=settings, environ=environ, root=root, store=store, ci=ci, echo=echo)
+    made = Reporting(asked=asked, settings=settings, environ=environ, root=root, store=store, ci=_place(asked, environ), echo=echo)
     final = clusters.settle(store, session)
-    for event in JournalReader(store, f"sessions/{session}/events").poll():
-        made.hear(Event.of(event))
+    gap = _follow(made, JournalReader(store, f"sessions/{session}/events"))
     if final:
-        result = json.loads(store.get(f"sessions/{session}/result.json") or b"{}")
+        result = {**json.loads(store.get(f"sessions/{session}/result.json") or b"{}"), **gap}
         made.end(
             exitstatus=result.get("exitstatus"), failure_class=result.get("failure_class"), message=result.get("message") or "",
             remedy=result.get("remedy", ""), cancelled=bool(result.get("cancelled")), compared=_compared(store, session),
         )  # fmt: skip
     return made
+
+
+def _place(asked: Mapping[str, Any], environ: Mapping[str, str]) -> CI | None:
+    """Where the session was asked for. Its record says so; whom a token is sent to is for this process alone to say."""
+    ci = publish.detect(environ)
+    names = {field.name for field in dataclasses.fields(CI)}
+    if said := {name: value for name, value in (asked.get("ci") or {}).items() if name in names}:
+        ci = dataclasses.replace(CI(**said), api=publish.api(said["host"], environ))
+    return ci
+
+
+def _follow(made: Reporting, reader: JournalReader) -> dict[str, Any]:
+    """Take in all that is there; of a journal with a hole what it means for the result."""
+    try:
+        while events := reader.poll():
+            for event in events:
+                made.hear(Event.of(event))
+    except HarnessError as problem:
+        return {"exitstatus": None, "failure_class": "infrastructure", "message": problem.what, "remedy": problem.remedy}
+    return {}
 
 
 def told(store: Store, session: str) -> bool:

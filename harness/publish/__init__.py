@@ -7,16 +7,19 @@ files that the host collects, and into lines that it reads from the output. None
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import ipaddress
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlsplit
 
-from harness.model import CI, Report, Settings
-from harness.publish.http import Door, Exchange, PublishError
+from harness.model import CI, Report, RunRequest, Settings
+
+if TYPE_CHECKING:
+    from harness.publish.http import Door, Exchange, PublishError
 
 REGISTRY = {
     "bitbucket": "harness.publish.bitbucket:Bitbucket",
@@ -28,7 +31,13 @@ BUILD_URLS = ("BUILD_URL", "CIRCLE_BUILD_URL", "BUILDKITE_BUILD_URL", "DRONE_BUI
 COMMITS = ("GIT_COMMIT", "CIRCLE_SHA1", "BUILDKITE_COMMIT", "DRONE_COMMIT_SHA", "BUILD_SOURCEVERSION")
 BRANCHES = ("GIT_BRANCH", "CIRCLE_BRANCH", "BUILDKITE_BRANCH", "DRONE_BRANCH", "BUILD_SOURCEBRANCHNAME")
 
-Surface = tuple[str, Exchange]  # what it is called in the summary, and how it is brought up to date
+APIS = {
+    "bitbucket": ("BITBUCKET_API_URL", "https://api.bitbucket.org/2.0"),
+    "github": ("GITHUB_API_URL", "https://api.github.com"),
+    "gitlab": ("CI_API_V4_URL", "https://gitlab.com/api/v4"),
+}
+
+Surface = tuple[str, "Exchange"]  # what it is called in the summary, and how it is brought up to date
 
 
 class Publisher(Protocol):
@@ -90,6 +99,12 @@ def detect(environ: Mapping[str, str], read: Callable[[str], str] = lambda path:
     return CI(host="other", commit=commit, branch=branch.removeprefix("origin/"), step_url=url, build=url)
 
 
+def api(host: str, environ: Mapping[str, str]) -> str:
+    """The base URL that a host's token is sent to: this process's own, never one that a record names."""
+    variable, usual = APIS.get(host, ("", ""))
+    return (environ.get(variable) or usual).rstrip("/")
+
+
 def _below(environ: Mapping[str, str], prefix: str) -> Callable[[str], str]:
     return lambda name: environ.get(prefix + name, "")
 
@@ -100,7 +115,7 @@ def _bitbucket(environ: Mapping[str, str]) -> CI:
     step = f"/steps/{quote(get('STEP_UUID'), safe='')}" if get("STEP_UUID") else ""
     return CI(
         host="bitbucket",
-        api=(get("API_URL") or "https://api.bitbucket.org/2.0").rstrip("/"),
+        api=api("bitbucket", environ),
         repository=repository,
         commit=get("COMMIT"),
         branch=get("BRANCH"),
@@ -125,7 +140,7 @@ def _github(environ: Mapping[str, str], read: Callable[[str], str]) -> CI:
     attempt = f"/attempts/{get('RUN_ATTEMPT')}" if get("RUN_ATTEMPT") else ""
     return CI(
         host="github",
-        api=(get("API_URL") or "https://api.github.com").rstrip("/"),
+        api=api("github", environ),
         repository=get("REPOSITORY"),
         commit=head.get("sha") or get("SHA"),  # GITHUB_SHA is the merge with the target, which no reviewer looks at
         branch=get("HEAD_REF") or get("REF_NAME"),
@@ -143,7 +158,7 @@ def _gitlab(environ: Mapping[str, str]) -> CI:
     theirs = get("MERGE_REQUEST_SOURCE_PROJECT_ID")
     return CI(
         host="gitlab",
-        api=(get("API_V4_URL") or "https://gitlab.com/api/v4").rstrip("/"),
+        api=api("gitlab", environ),
         repository=get("PROJECT_ID"),
         commit=get("MERGE_REQUEST_SOURCE_BRANCH_SHA") or get("COMMIT_SHA"),  # the former where the pipeline runs on a merge result
         branch=get("MERGE_REQUEST_SOURCE_BRANCH_NAME") or get("COMMIT_REF_NAME"),
@@ -191,3 +206,22 @@ def quarantined(environ: Mapping[str, str]) -> list[list[str]]:
         tests = said.get("quarantinedTests") or []
         return [[str(test.get(key) or "") for key in ("package", "class", "name")] for test in tests if test.get("name")]
     return []
+
+
+def facts(request: RunRequest, ci: CI | None, environ: Mapping[str, str]) -> dict[str, Any]:
+    """What a session's record holds for a report that another process makes of it, and the tests that the host has put aside."""
+    return {
+        "ci": dataclasses.asdict(ci) if ci is not None else None,
+        "suite": request.settings.suite,
+        "public_url": request.settings.public_url,
+        "prefix": place_in_repository(request.root, ci),
+        "quarantined": quarantined(environ),
+    }
+
+
+def place_in_repository(root: Path, ci: CI | None) -> str:
+    """The tree's place in its repository: reviewers see paths from there."""
+    checkout = Path(ci.directory) if ci is not None and ci.directory else None
+    if checkout is None or not root.is_relative_to(checkout):
+        checkout = next((above for above in (root, *root.parents) if (above / ".git").exists()), root)
+    return "" if root == checkout else root.relative_to(checkout).as_posix()

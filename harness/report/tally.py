@@ -82,6 +82,8 @@ class Tally:
         lost = verdict is None and exit_code is None
         if lost and self.ended is not None and self.ended.get("exitstatus") is not None:
             exit_code, message = self.ended["exitstatus"], message or "the client was lost; this is how the tests ended on the cluster"
+        if lost and exit_code == 0 and len(self._results) < len(self._items):  # then something of it is not in the store
+            exit_code, message = None, f"{len(self._items) - len(self._results)} tests have no result in the store"
         failure_class = failure_class or ("infrastructure" if lost and exit_code is None else None)
         results = [*self._collect.values(), *(self._results[index] for index in sorted(self._results))]
         if verdict is None and failure_class is not None and not cancelled:
