@@ -129,13 +129,13 @@ def _bitbucket(environ: Mapping[str, str]) -> CI:
 
 def _github(environ: Mapping[str, str], read: Callable[[str], str]) -> CI:
     get = _below(environ, "GITHUB_")
-    event: dict[str, Any] = {}
+    event: Any = {}
     with contextlib.suppress(OSError, ValueError):  # without it, it is a push as far as anybody can tell
         event = json.loads(read(get("EVENT_PATH"))) if get("EVENT_PATH") else {}
-    pull: dict[str, Any] = event.get("pull_request") or {}
-    head: dict[str, Any] = pull.get("head") or {}
-    theirs = (head.get("repo") or {}).get("full_name", "")
-    read_only = get("ACTOR") == "dependabot[bot]" or bool(pull and theirs != get("REPOSITORY"))
+    pull = _object(event, "pull_request")
+    head = _object(pull, "head")
+    theirs = _object(head, "repo").get("full_name", "")
+    theirs_alone = get("EVENT_NAME") == "pull_request" and bool(pull) and theirs != get("REPOSITORY")
     server = get("SERVER_URL") or "https://github.com"
     attempt = f"/attempts/{get('RUN_ATTEMPT')}" if get("RUN_ATTEMPT") else ""
     return CI(
@@ -144,18 +144,23 @@ def _github(environ: Mapping[str, str], read: Callable[[str], str]) -> CI:
         repository=get("REPOSITORY"),
         commit=head.get("sha") or get("SHA"),  # GITHUB_SHA is the merge with the target, which no reviewer looks at
         branch=get("HEAD_REF") or get("REF_NAME"),
-        target=(pull.get("base") or {}).get("ref", ""),
+        target=_object(pull, "base").get("ref", ""),
         pull_request=str(pull.get("number", "")),
         build=f"{get('REPOSITORY')}/{get('RUN_ID')}",
         step_url=f"{server}/{get('REPOSITORY')}/actions/runs/{get('RUN_ID')}{attempt}",
         directory=get("WORKSPACE"),
-        fork=read_only and get("EVENT_NAME") == "pull_request",
+        fork=theirs_alone or (get("ACTOR") == "dependabot[bot]" and get("EVENT_NAME") in ("pull_request", "push")),
     )
+
+
+def _object(of: Any, name: str) -> dict[str, Any]:
+    found = of.get(name) if isinstance(of, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _gitlab(environ: Mapping[str, str]) -> CI:
     get = _below(environ, "CI_")
-    theirs = get("MERGE_REQUEST_SOURCE_PROJECT_ID")
+    projects = {get("MERGE_REQUEST_SOURCE_PROJECT_ID"), get("MERGE_REQUEST_PROJECT_ID")}  # a fork's own pipeline has its id as the source
     return CI(
         host="gitlab",
         api=api("gitlab", environ),
@@ -168,7 +173,7 @@ def _gitlab(environ: Mapping[str, str]) -> CI:
         step_url=get("JOB_URL"),
         directory=get("PROJECT_DIR"),
         pipeline=get("PIPELINE_ID"),
-        fork=bool(theirs and theirs != get("PROJECT_ID")),
+        fork=bool(projects - {"", get("PROJECT_ID")}),
     )
 
 
@@ -189,14 +194,18 @@ def reachable(url: str) -> bool:
     """
     try:
         parts = urlsplit(url)
-        host = parts.hostname or ""
+        host = (parts.hostname or "").rstrip(".")
     except ValueError:
+        return False
+    if parts.scheme not in ("http", "https") or parts.username or parts.password:
         return False
     try:
         address = ipaddress.ip_address(host)
-        return parts.scheme in ("http", "https") and not (address.is_loopback or address.is_unspecified or address.is_link_local)
     except ValueError:
-        return parts.scheme in ("http", "https") and "." in host.strip(".") and not host.endswith(".localhost")
+        local = host.endswith((".localhost", ".localdomain")) or host.rpartition(".")[2].isdecimal()  # 127.1 is an address too
+        return "." in host and not local
+    address = getattr(address, "ipv4_mapped", None) or address
+    return not (address.is_loopback or address.is_unspecified or address.is_link_local)
 
 
 def quarantined(environ: Mapping[str, str]) -> list[list[str]]:

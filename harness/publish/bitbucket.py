@@ -69,6 +69,8 @@ class Bitbucket:
         scopes = {"commit status": "repository (and repository:write if that is not enough)", "pull request comment": "pullrequest:write"}
         if isinstance(problem, NoDoor):
             return "run this in a Pipelines step, or set BITBUCKET_TOKEN to a repository access token"
+        if "token" not in self.doors and problem.status:
+            return "the Pipelines proxy refused it; set BITBUCKET_TOKEN to a repository access token, with which it is sent directly"
         match problem.status:
             case 401:
                 return "BITBUCKET_TOKEN is wrong or has expired: create a new repository access token (an API token needs BITBUCKET_EMAIL)"
@@ -95,20 +97,23 @@ class Bitbucket:
         body = self._insights_body(report)
         try:
             yield Request(method="PUT", path=path, body=body, door=door)
-        except NoDoor:
+        except PublishError:  # there is no proxy, or it does not let this pass
             if "token" not in self.doors:
                 raise
             door = "token"
             yield Request(method="PUT", path=path, body=body, door=door)
         if report.verdict == "running":
             return
-        annotations = list(self._annotations(report))
-        stale = yield from self._stale(path, door, {annotation["external_id"] for annotation in annotations})
-        annotations += stale[: ANNOTATIONS - len(annotations)]
+        now = {annotation["external_id"]: annotation for annotation in self._annotations(report)}
+        there = yield from self._there(path, door)
+        known = [annotation for key, annotation in now.items() if key in there]
+        new = [annotation for key, annotation in now.items() if key not in there]
+        stale = [_no_longer(old) for key, old in there.items() if key not in now and old.get("result") != "PASSED"]
+        annotations = [*known, *new[: max(0, ANNOTATIONS - len(there))], *stale]
         for start in range(0, len(annotations), BATCH):
             yield Request(method="POST", path=f"{path}/annotations", body=annotations[start : start + BATCH], door=door)
 
-    def _stale(self, path: str, door: str, now: set[str]) -> Generator[Request, Response, list[dict[str, Any]]]:
+    def _there(self, path: str, door: str) -> Generator[Request, Response, dict[str, dict[str, Any]]]:
         """Annotations that an earlier session left at this commit: replacing a report keeps them, and the proxy deletes nothing."""
         try:
             found = yield from sticky.pages(
@@ -117,14 +122,8 @@ class Bitbucket:
                 lambda _, said: bool(said.get("next")),
             )
         except PublishError:
-            return []  # nobody promises that they can be read
-        left = [a for a in found if str(a.get("external_id", "")).startswith(f"{self._id}-") and a["external_id"] not in now]
-        kept = ("external_id", "annotation_type", "path", "line")
-        return [
-            {**{key: a[key] for key in kept if a.get(key)}, "summary": f"no longer: {a.get('summary', '')}"[:SUMMARY_CHARS],
-             "result": "PASSED", "severity": "LOW"}
-            for a in left if a.get("result") != "PASSED"
-        ]  # fmt: skip
+            return {}  # nobody promises that they can be read
+        return {a["external_id"]: a for a in found if str(a.get("external_id", "")).startswith(f"{self._id}-")}
 
     def _insights_body(self, report: Report) -> dict[str, Any]:
         lines = [words.headline(report)]
@@ -222,7 +221,7 @@ class Bitbucket:
                 lambda _, said: bool(said.get("next")),
             )
             ours = [c for c in found if not c.get("deleted") and _raw(c).rstrip().endswith(f"\n{self._mark}")]
-            return (str(ours[0]["id"]), _raw(ours[0])) if ours else None
+            return (str(ours[-1]["id"]), _raw(ours[-1])) if ours else None  # the newest: an older one may be another token's
 
         body = {"content": {"raw": text}}
         return sticky.exchange(
@@ -236,11 +235,16 @@ def _raw(comment: Mapping[str, Any]) -> str:
     return str((comment.get("content") or {}).get("raw", ""))
 
 
+def _no_longer(old: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: old[key] for key in ("external_id", "annotation_type", "path", "line") if old.get(key)}
+    return kept | {"summary": f"no longer: {old.get('summary', '')}"[:SUMMARY_CHARS], "result": "PASSED", "severity": "LOW"}
+
+
 def _details(result: Result, report: Report) -> str:
-    head = f"{words.session_line(report)}\n{result.nodeid}\n\n"
+    head = f"{words.session_line(report)}\n{result.nodeid[: DETAILS_CHARS // 2]}\n\n"
     text = words.plain(words.problems_text(result))
     left = DETAILS_CHARS - len(head)
-    return head + (text if len(text) <= left else f"…{text[-(left - 1) :]}")
+    return (head + (text if len(text) <= left else f"…{text[len(text) - max(0, left - 1) :]}"))[:DETAILS_CHARS]
 
 
 def short(key: str, limit: int) -> str:

@@ -20,7 +20,8 @@ class Courier:
         self._changed = threading.Condition()
         self._waiting: deque[Sequence[Surface]] = deque()
         self._busy = False
-        self._current = ""
+        self._surfaces: Sequence[Surface] = ()  # of the report that is told, or was last
+        self._left: list[str] = []  # its surfaces that have not ended
         self._told: list[str] = []  # of the last report: surfaces that have it …
         self._troubles: list[str] = []  # … and what went wrong with the others
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
@@ -36,28 +37,32 @@ class Courier:
     def deliver(self, surfaces: Sequence[Surface], *, within_s: float = WITHIN_S) -> tuple[list[str], list[str]]:
         """Tell this now. Returns the surfaces that were told, and what went wrong with the others, a text each with its remedy."""
         until = time.monotonic() + within_s
-        self._sender.hurry.set()  # what is being told is out of date
         with self._changed:
             self._waiting.clear()
-            self._changed.wait_for(lambda: not self._busy, within_s / 2)
-            self._sender.hurry.clear()
-            self._sender.until = until
             self._waiting.append(surfaces)
+            self._sender.until = until
+            self._sender.hurry.set()  # what is being told is out of date
             self._changed.notify_all()
             done = self._changed.wait_for(lambda: not self._busy and not self._waiting, until - time.monotonic())
-            told, troubles = list(self._told), list(self._troubles)
-        if not done:
-            troubles.append(f"{self._publisher.name}: the {self._current} was given up after {within_s:.0f} s; the verdict stands")
+            ours = self._surfaces is surfaces  # and not an older report, that the host has not done with
+            told, troubles = (list(self._told), list(self._troubles)) if ours else ([], [])
+            left = list(self._left) if ours else [name for name, _ in surfaces]
+        for name in [] if done else left:
+            what = f"{self._publisher.name}: the {name} was given up after {within_s:.0f} s"
+            troubles.append(f"{what}\n  remedy: {self._publisher.remedy(name, PublishError(what))}")
         return told, troubles
 
     def _run(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._waiting))
-                surfaces, self._busy, self._told, self._troubles = self._waiting.popleft(), True, [], []
-            for name, exchange in surfaces:
-                self._current = name
-                self._sender.begin()
+                self._surfaces, self._busy, self._told, self._troubles = self._waiting.popleft(), True, [], []
+                self._left = [name for name, _ in self._surfaces]
+                self._sender.hurry.clear()
+            for name, exchange in self._surfaces:
+                if self._waiting:  # something newer: what is left of this is out of date
+                    break
+                self._sender.begin(share=1 / len(self._left))
                 try:
                     drive(exchange, self._sender)
                     self._told.append(name)
@@ -65,7 +70,9 @@ class Courier:
                     remedy = self._publisher.remedy(name, problem)
                     self._troubles.append(f"{self._publisher.name}: the {name} was not taken: {problem}\n  remedy: {remedy}")
                 except Exception as problem:  # a host that answers nonsense must not take the run with it
-                    self._troubles.append(f"{self._publisher.name}: the {name} failed: {type(problem).__name__}: {problem}")
+                    what = f"{self._publisher.name}: the {name} failed: {type(problem).__name__}: {problem}"
+                    self._troubles.append(f"{what}\n  remedy: {self._publisher.remedy(name, PublishError(what))}")
+                self._left.remove(name)
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()

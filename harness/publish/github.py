@@ -14,16 +14,17 @@ from urllib.parse import quote
 
 from harness.model import CI, NOT_TESTS, Report, Settings
 from harness.publish import Surface, sticky
-from harness.publish.http import Door, Exchange, PublishError, Request, Response
+from harness.publish.http import Door, Exchange, Lost, PublishError, Request, Response, unusable
 from harness.report import words
 
 DESCRIPTION_CHARS = 140
 COMMENT_CHARS = 65_000
 SUMMARY_BYTES = 1_000_000  # of 1 MiB for all that a step writes
+SUMMARY_LEAST = 500  # bytes, or it says nothing
 CHECK_CHARS, BATCH, ANNOTATIONS = 65_000, 50, 1_000
 COMMANDS = 9  # 10 errors of a step are shown; one is kept for what is not a test's
 STATES = {"running": "pending", "passed": "success", "failed": "failure"}
-CONCLUSIONS = {"passed": "success", "failed": "failure", "cancelled": "cancelled"}
+CONCLUSIONS = {"passed": "success", "cancelled": "cancelled"}  # all else is a failure: a required check lets "neutral" pass
 
 
 class GitHub:
@@ -32,10 +33,10 @@ class GitHub:
     def __init__(self, ci: CI, settings: Settings, environ: Mapping[str, str]) -> None:
         self._ci, self._settings, self._environ = ci, settings, environ
         self._context = settings.suite if settings.suite.startswith("gpu-cluster") else f"gpu-cluster: {settings.suite}"
-        self.troubles: list[str] = []
         self.doors: dict[str, Door] = {}
         token = environ.get("GITHUB_TOKEN", "").strip()
-        if token and not ci.fork:  # a fork's token can only read: summary and commands are all there is
+        self.troubles = unusable("GITHUB_TOKEN", token)
+        if token and not ci.fork and not self.troubles:  # a fork's token can only read: summary and commands are all there is
             headers = {"Authorization": f"Bearer {token}", "Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
             self.doors["token"] = Door(base=ci.api, headers=headers)
         why = "a fork's token can only read" if ci.fork else "no GITHUB_TOKEN"
@@ -71,10 +72,11 @@ class GitHub:
         if summary := self._environ.get("GITHUB_STEP_SUMMARY"):
             path = Path(summary)
             room = SUMMARY_BYTES - (path.stat().st_size if path.exists() else 0)
-            text = words.markdown(report, limit=max(0, room))
-            while len(text.encode()) > room > 0:  # the limit counts bytes
-                text = words.markdown(report, limit=len(text) * 3 // 4)
-            found += [(path, text + "\n", True)] if room > 0 else []
+            if room >= SUMMARY_LEAST:
+                text = words.markdown(report, limit=room)
+                while len(text.encode()) > room:  # the limit counts bytes
+                    text = words.markdown(report, limit=len(text) * 3 // 4)
+                found.append((path, text + "\n", True))
         if output := self._environ.get("GITHUB_OUTPUT"):
             said = {"session": report.session, "verdict": report.verdict, "link": report.link, "exit-code": report.exit_code}
             lines = [f"{name}={words.one_line(str(value if value is not None else ''))}\n" for name, value in said.items()]
@@ -116,20 +118,28 @@ class GitHub:
         def exchange() -> Exchange:
             name = quote(self._context, safe="")
             path = f"{self._repository}/commits/{self._ci.commit}/check-runs?check_name={name}&filter=latest"
-            found = yield Request(method="GET", path=path)
-            runs = [run for run in found.json().get("check_runs", []) if run.get("external_id") == report.session]
-            if runs and runs[0].get("status") == "completed":
+            find = Request(method="GET", path=path)
+
+            def ours() -> Generator[Request, Response, dict[str, Any]]:
+                found = yield from sticky.pages(lambda _: find, lambda said: said["check_runs"], lambda *_: False)
+                return next((run for run in found if run.get("external_id") == report.session), {})
+
+            run = yield from ours()
+            if run.get("status") == "completed":
                 return  # told already: annotations would be added to those that are there
             body = self._check_body(report)
             annotations = list(_annotations(report)) if report.verdict != "running" else []
             body["output"]["annotations"] = annotations[:BATCH]
-            if runs:
-                yield Request(method="PATCH", path=f"{self._repository}/check-runs/{runs[0]['id']}", body=body, repeatable=not annotations)
-                number = runs[0]["id"]
+            if run:
+                yield Request(method="PATCH", path=f"{self._repository}/check-runs/{run['id']}", body=body, repeatable=not annotations)
+                number = run["id"]
             else:
-                made = yield Request(method="POST", path=f"{self._repository}/check-runs",
-                                     body={"head_sha": self._ci.commit, **body}, repeatable=False)  # fmt: skip
-                number = made.json()["id"]
+                create = Request(method="POST", path=f"{self._repository}/check-runs",
+                                 body={"head_sha": self._ci.commit, **body}, repeatable=False)  # fmt: skip
+                try:
+                    number = (yield create).json()["id"]
+                except Lost:
+                    number = (yield from ours()).get("id") or (yield create).json()["id"]
             for start in range(BATCH, len(annotations), BATCH):  # they are added to those that are there
                 output = {**body["output"], "annotations": annotations[start : start + BATCH]}
                 yield Request(method="PATCH", path=f"{self._repository}/check-runs/{number}", body={"output": output}, repeatable=False)
@@ -144,7 +154,7 @@ class GitHub:
             "status": "in_progress" if running else "completed",
             "output": {"title": _cut(words.headline(report), 255), "summary": words.markdown(report, limit=CHECK_CHARS)},
         }
-        body |= {} if running else {"conclusion": CONCLUSIONS.get(report.verdict, "neutral" if report.verdict in NOT_TESTS else "failure")}
+        body |= {} if running else {"conclusion": CONCLUSIONS.get(report.verdict, "failure")}
         return body | ({"details_url": report.link} if report.link else {})
 
     def _comment(self, report: Report) -> Exchange:
@@ -158,7 +168,7 @@ class GitHub:
                 lambda _, said: len(said) == 100,
             )
             ours = [c for c in found if str(c.get("body") or "").startswith(f"{self._mark}\n")]
-            return (str(ours[0]["id"]), str(ours[0]["body"])) if ours else None
+            return (str(ours[-1]["id"]), str(ours[-1]["body"])) if ours else None  # the newest: an older one may be another token's
 
         return sticky.exchange(
             self._settings.comment, report, text, find=find,

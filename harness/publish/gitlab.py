@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from harness.model import CI, Report, Settings
 from harness.publish import Surface, sticky
-from harness.publish.http import Door, Exchange, PublishError, Request, Response
+from harness.publish.http import Door, Exchange, PublishError, Request, Response, unusable
 from harness.report import words
 
 TEXT_CHARS = 255
@@ -27,10 +27,10 @@ class GitLab:
     def __init__(self, ci: CI, settings: Settings, environ: Mapping[str, str]) -> None:
         self._ci, self._settings = ci, settings
         self._suite = settings.suite if settings.suite.startswith("gpu-cluster") else f"gpu-cluster: {settings.suite}"
-        self.troubles: list[str] = []
         self.doors: dict[str, Door] = {}
         token = environ.get("GITLAB_TOKEN", "").strip()
-        if token and not ci.fork:
+        self.troubles = unusable("GITLAB_TOKEN", token)
+        if token and not ci.fork and not self.troubles:
             self.doors["token"] = Door(base=ci.api, headers={"PRIVATE-TOKEN": token})
         why = "a fork has no access" if ci.fork else "no GITLAB_TOKEN"
         self.notes = [] if self.doors else [f"{why}: a link on the job's page and JUnit, no commit status and no note"]

@@ -6,6 +6,7 @@ them. `Sender` is the network: bounded time, back-off on 429 and 5xx, no redirec
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from harness.report import words
+
 SURFACE_S = 25.0  # for all requests of one surface, their retries included
 CONNECT_S = 5.0
 READ_S = 10.0
@@ -24,6 +27,7 @@ TRIES = 5
 PAUSE_S = (0.5, 8.0)  # before the first and at most before a later retry; each with jitter
 BODY_BYTES = 16 << 20
 SHOWN_CHARS = 300  # of a refusal's body
+UNSURE = (500, 502, 504)  # it may have been done all the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +93,10 @@ class Sender:
         self._deadline = clock() + SURFACE_S
         self.until = float("inf")
 
-    def begin(self) -> None:
-        self._deadline = self._clock() + SURFACE_S
+    def begin(self, *, share: float = 1.0) -> None:
+        """A new surface, with at most this share of the time that is left for all."""
+        now = self._clock()
+        self._deadline = now + min(SURFACE_S, share * max(0.0, self.until - now))
 
     @property
     def left_s(self) -> float:
@@ -108,15 +114,17 @@ class Sender:
             except OSError as error:  # of requests too: no connection, too slow, cut
                 problem = PublishError(f"no answer: {_reason(error)}", remedy="check the network between this step and the host")
                 if not request.repeatable:
-                    raise Lost(str(problem)) from error
+                    raise Lost(str(problem), remedy=problem.remedy) from error
                 wait_s = pause_s
             else:
                 if 200 <= response.status < 300:
                     return response
-                problem = refusal(response)
                 asked_s = _retry_after(response)
+                problem = refusal(response, asked_s=asked_s or 0.0)
                 if asked_s is None and response.status != 429 and response.status < 500:
                     raise problem
+                if not request.repeatable and response.status in UNSURE:
+                    raise Lost(str(problem), status=response.status, body=response.text)
                 wait_s = max(asked_s or 0.0, pause_s)
             wait_s *= 1 + random.random() / 4
             if wait_s >= self.left_s or self.hurry.wait(wait_s):
@@ -125,17 +133,19 @@ class Sender:
         raise problem
 
     def _once(self, session: Any, request: Request, url: str) -> Response:
+        from urllib3.exceptions import HTTPError
+
         left_s = self.left_s
         timeout = (min(CONNECT_S, left_s), min(READ_S, left_s))
         with session.request(request.method, url, json=request.body, timeout=timeout, allow_redirects=False, stream=True) as answer:
             body = bytearray()
-            while chunk := answer.raw.read1(1 << 16, decode_content=True):
-                body += chunk
-                if self.left_s <= 0 or len(body) > BODY_BYTES:
-                    raise TimeoutError("the answer came too slowly" if self.left_s <= 0 else "the answer is too long")
-            expected = answer.headers.get("Content-Length", "")
-            if expected.isdigit() and "Content-Encoding" not in answer.headers and len(body) < int(expected):
-                raise ConnectionError("the answer was cut off")
+            try:
+                while chunk := answer.raw.read1(1 << 16, decode_content=True):
+                    body += chunk
+                    if self.left_s <= 0 or len(body) > BODY_BYTES:
+                        raise TimeoutError("the answer came too slowly" if self.left_s <= 0 else "the answer is too long")
+            except HTTPError as error:  # cut off, too slow, not what its encoding says: what requests would make an OSError of
+                raise ConnectionError(str(error)) from error
             return Response(status=answer.status_code, text=body.decode("utf-8", "replace"), headers=dict(answer.headers.lower_items()))
 
     def _session(self, name: str) -> Any:
@@ -183,8 +193,15 @@ def drive(exchange: Exchange, send: Callable[[Request], Response]) -> None:
         return
 
 
-def refusal(response: Response) -> PublishError:
-    return PublishError(f"{response.status}: {shown(response.text)}", status=response.status, body=response.text)
+def refusal(response: Response, *, asked_s: float = 0.0) -> PublishError:
+    wish = f" (it asks to be left alone for {asked_s:.0f} s)" if asked_s else ""
+    return PublishError(f"{response.status}: {shown(response.text)}{wish}", status=response.status, body=response.text)
+
+
+def unusable(name: str, token: str) -> list[str]:
+    """What is wrong with a token that cannot be a header; the HTTP library would say it by showing it."""
+    bad = any(ord(character) < 33 or ord(character) > 126 for character in token)
+    return [f"{name} has a blank or a control character inside: set it again"] if bad else []
 
 
 def shown(body: str) -> str:
@@ -196,19 +213,17 @@ def shown(body: str) -> str:
     ('Bad Request (400)', 'no reason was given')
     """
     text = body
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         said = json.loads(body)
-    except ValueError:
-        text = re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", body, flags=re.S)
-    else:
         said = said if isinstance(said, dict) else {"message": said}
-        error = said.get("error", said)
-        error = error if isinstance(error, dict) else {"message": error}
-        fields = error.get("fields") or error.get("errors") or {}
+        error = said.get("error") or said
+        error = error if isinstance(error, dict) else {"message": error, "detail": said.get("error_description")}
+        message, fields = error.get("message"), error.get("fields") or error.get("errors") or {}
+        message, fields = ("", message) if isinstance(message, dict) else (message, fields)
         fields = fields if isinstance(fields, dict) else {"errors": fields}
-        parts = [error.get("message"), error.get("detail"), *(f"{name}: {_joined(value)}" for name, value in fields.items())]
-        text = "; ".join(str(_joined(part)) for part in parts if part) or body
-    line = " ".join(text.split())
+        parts = [message, error.get("detail"), *(f"{name}: {_joined(value)}" for name, value in fields.items())]
+        text = "; ".join(_joined(part) for part in parts if part) or body
+    line = words.one_line(re.sub(r"<(style|script)\b.*?</\1>|</?[A-Za-z!][^>]*>", " ", text, flags=re.S))
     return (line[:SHOWN_CHARS] + "…" if len(line) > SHOWN_CHARS else line) or "no reason was given"
 
 
@@ -221,7 +236,7 @@ def _retry_after(response: Response) -> float | None:
     asked = response.headers.get("retry-after", "")
     if response.status not in (403, 429, 503) or not asked:
         return None
-    if asked.isdigit():
+    if asked.isdecimal():
         return float(asked)
     from email.utils import parsedate_to_datetime
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from harness.model import Report
-from harness.publish.http import Lost, PublishError, Request, Response
+from harness.publish.http import Lost, PublishError, Request, Response, shown
 
 PAGES = 20  # of 100 comments are looked through
 
@@ -64,7 +64,10 @@ def pages(
     for number in range(1, PAGES + 1):
         response = yield request(number)
         said = response.json()
-        found += entries(said)
+        try:
+            found += [dict(entry) for entry in entries(said)]
+        except (AttributeError, KeyError, TypeError, ValueError) as problem:
+            raise PublishError(f"it answered {response.status} with something that is no list: {shown(response.text)}") from problem
         if not more(response, said):
             break
     return found

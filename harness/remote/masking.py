@@ -11,6 +11,7 @@ _SECRET_NAME = re.compile(
 _FORMS = re.compile(
     r"\b(?:gh[opsu]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,}|glpat-[A-Za-z0-9_-]{20,}|xox[abprs]-[A-Za-z0-9-]{18,}|hf_[A-Za-z0-9]{34}"
     r"|AT(?:BB|ATT|CTT)[A-Za-z0-9_=.-]{20,}|(?:AKIA|ASIA)[0-9A-Z]{16})|://[^/\s:@\"']+:[^/\s@\"']+@"
+    r"|\b(?:Basic|Bearer) [A-Za-z0-9+/=_.~-]{16,}"
     r"|-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----(?:(?!-----END)[\s\S])*(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY-----)?"
 )
 _SHORT = 8  # a value of fewer characters is too common a word

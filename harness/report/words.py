@@ -76,7 +76,8 @@ def plain(text: str) -> str:
 
 def markdown(report: Report, *, limit: int) -> str:
     """At most `limit` characters: first failures lose their texts, then the longest lists their ends, each with a note."""
-    for texts, listed in ((len(report.bad), 1_000_000), (20, 200), (5, 100), (0, 50), (0, 10), (0, 0)):
+    every = len(report.bad)
+    for texts, listed in ((every, every), (100, every), (20, every), (5, every), (20, 500), (20, 200), (5, 100), (0, 50), (0, 10), (0, 0)):
         text = "\n\n".join(_sections(report, texts=texts, listed=listed)) + "\n"
         if len(text) <= limit:
             return text
