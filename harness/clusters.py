@@ -18,6 +18,7 @@ from typing import Any
 from harness.environment import own_code
 from harness.errors import HarnessError, InfrastructureError
 from harness.journal import JournalReader
+from harness.model import CLIENT_LOST
 from harness.providers import BootScript, ClusterRef, ClusterSpec, Provider
 from harness.store import Store
 
@@ -189,7 +190,7 @@ def settle(store: Store, session: str) -> bool:
         return True
     if not silent(store, [session]):
         return store.get(f"sessions/{session}/result.json") is not None
-    store.put(f"sessions/{session}/control/stop", json.dumps({"why": "the client was lost"}).encode())
+    store.put(f"sessions/{session}/control/stop", json.dumps({"why": CLIENT_LOST}).encode())
     deadline = time.monotonic() + SETTLE_S
     while held(store, session) and not ended(store, session) and time.monotonic() < deadline:
         time.sleep(0.2 if store.is_local else 1.0)
@@ -212,5 +213,5 @@ def ended(store: Store, session: str) -> bool:
 def _close(store: Store, session: str, *, closed_by: str) -> bool:
     """How it ended, its events say; if they do not, it was lost."""
     said = {"v": 1, "closed_by": closed_by, "exitstatus": None, "failure_class": None if ended(store, session) else "infrastructure",
-            "message": "the client was lost; what had finished is in the journal", "nonce": secrets.token_hex(8)}  # fmt: skip
+            "message": f"{CLIENT_LOST}; what had finished is in the journal", "nonce": secrets.token_hex(8)}  # fmt: skip
     return store.create(f"sessions/{session}/result.json", json.dumps(said).encode())

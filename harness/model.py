@@ -132,6 +132,7 @@ class Delta:
         return not (self.newly_failing or self.fixed or self.removed or self.slower or self.flaky)
 
 
+CLIENT_LOST = "the client was lost"  # why a session was stopped, where nobody was left to want it
 NOT_TESTS = ("infrastructure", "environment", "capacity", "limit", "teardown")  # verdicts that are never the tests' fault
 
 
@@ -176,7 +177,7 @@ class Report:
 
     def link_to(self, result: Result) -> str:
         """Where to read about one test; "" when there is no link."""
-        return f"{self.link}#{quote(result.nodeid, safe='')}" if self.own_page else self.link
+        return f"{self.link}#{quote(result.nodeid, safe='', errors='surrogatepass')}" if self.own_page else self.link
 
     @property
     def bad(self) -> tuple[Result, ...]:

@@ -20,14 +20,13 @@ def key(branch: str, suite: str) -> str:
     ('history/branches/feature%2Fx.json', 'history/branches/main~nightly.json')
     """
     other = "" if suite == "gpu-cluster" else f"~{suite}"
-    return f"history/branches/{quote(branch, safe='')}{other}.json"
+    return f"history/branches/{quote(branch, safe='', errors='surrogatepass')}{other}.json"
 
 
 def results_of(report: Report) -> bytes | None:
     """The report as a later one compares itself with; None when it says nothing of its tests as a whole."""
     own = all(problem.failure_class not in NOT_TESTS for result in report.results for problem in result.problems)
-    whole = report.verdict in ("passed", "failed", "teardown") and own and report.collected is not None
-    if not whole or len(report.results) < (report.collected or 0) or not report.results:
+    if report.verdict not in ("passed", "failed", "teardown") or not own or not report.results or not _whole(report):
         return None
     tests = {result.nodeid: [result.outcome, round(result.duration_s, 3)] for result in report.results}
     said = {"v": 1, "session": report.session, "commit": report.commit, "branch": report.branch, "selection": list(report.selection),
@@ -39,6 +38,8 @@ def compare(report: Report, before: bytes | None) -> Delta | None:
     """`report` against what `results_of` gave for an earlier one; None without one, or when it is the same session."""
     try:
         old: dict[str, Any] = json.loads(before) if before else {}
+        if old["v"] != 1:
+            return None
         known = {nodeid: (str(outcome), float(seconds)) for nodeid, (outcome, seconds) in old["tests"].items()}
         branch, session, commit = str(old["branch"]), str(old["session"]), str(old["commit"])
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -52,7 +53,8 @@ def compare(report: Report, before: bytes | None) -> Delta | None:
     flaky = {n for n, r in now.items() if r.reruns and r.outcome in GOOD}
     if commit and commit == report.commit:  # the same code, another outcome
         flaky |= {n for n, outcome in was.items() if (outcome in BAD) != (n in failing) and now[n].outcome in (*GOOD, *BAD)}
-    whole = len(own) >= (report.collected or 0) and list(report.selection) == old.get("selection")
+    whole = _whole(report) and len(own) == len(report.results) and list(report.selection) == old.get("selection")
+    broken = tuple(f"{result.nodeid}::" for result in own if not result.classname)  # files whose tests nobody could see
     slower = [(n, known[n][1], r.duration_s) for n, r in now.items() if n in known and _slower(known[n][1], r.duration_s)]
     return Delta(
         branch=branch,
@@ -60,10 +62,15 @@ def compare(report: Report, before: bytes | None) -> Delta | None:
         commit=commit,
         newly_failing=tuple(n for n in now if n in failing and was.get(n, "passed") not in BAD),
         fixed=tuple(n for n, r in now.items() if r.outcome in GOOD and was.get(n) in BAD),
-        removed=tuple(sorted(known.keys() - {r.nodeid for r in report.results})) if whole else (),
+        removed=tuple(sorted(n for n in known.keys() - now.keys() if not n.startswith(broken))) if whole else (),
         slower=tuple(sorted(slower, key=lambda each: each[1] - each[2])),
         flaky=tuple(n for n in now if n in flaky),
     )
+
+
+def _whole(report: Report) -> bool:
+    """Whether every test that was collected has a result; a file has no class name."""
+    return report.collected is not None and sum(bool(result.classname) for result in report.results) >= report.collected
 
 
 def _slower(before_s: float, now_s: float) -> bool:

@@ -6,6 +6,7 @@ A test is one `testcase` with at most one problem in it, since readers keep only
 
 from __future__ import annotations
 
+import itertools
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -32,14 +33,11 @@ def write(report: Report, *, strict: bool = False) -> bytes:
     properties = ET.SubElement(suite, "properties")
     for name, value in facts(report):
         ET.SubElement(properties, "property", name=name, value=_text(value))
-    seen: Counter[tuple[str, str]] = Counter()
+    seen: set[tuple[str, str]] = set()
     counts: Counter[str] = Counter()
     for result in (*report.results, *_of_the_session(report)):
         for case in _cases(result, report, strict=strict):
-            key = case.get("classname", ""), case.get("name", "")
-            seen[key] += 1
-            if seen[key] > 1:
-                case.set("name", f"{key[1]} #{seen[key]}")
+            _name_apart(case, seen)
             counts[next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")] += 1
             suite.append(case)
     for name, number in (("tests", sum(counts.values())), ("failures", counts["failure"]), ("errors", counts["error"])):
@@ -49,6 +47,13 @@ def write(report: Report, *, strict: bool = False) -> bytes:
     suite.set("timestamp", datetime.fromtimestamp(report.started, UTC).isoformat(timespec="seconds"))
     ET.indent(root, space=" ")
     return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
+
+
+def _name_apart(case: ET.Element, seen: set[tuple[str, str]]) -> None:
+    classname, name = str(case.get("classname")), str(case.get("name"))
+    names = itertools.chain([name], (f"{name} #{number}" for number in itertools.count(2)))
+    case.set("name", next(each for each in names if (classname, each) not in seen))
+    seen.add((classname, str(case.get("name"))))
 
 
 def _of_the_session(report: Report) -> list[Result]:
@@ -89,7 +94,7 @@ def _cases(result: Result, report: Report, *, strict: bool) -> Iterator[ET.Eleme
     if result.properties and not strict:
         properties = ET.SubElement(case, "properties")
         for name, value in result.properties:
-            ET.SubElement(properties, "property", name=_text(name), value=_text(value))
+            ET.SubElement(properties, "property", name=_filled(name), value=_text(value))
     if first is not None:
         _add_problem(case, first, result, report)
     elif result.outcome in ("skipped", "xfailed"):
@@ -106,7 +111,7 @@ def _cases(result: Result, report: Report, *, strict: bool) -> Iterator[ET.Eleme
 
 def _case(result: Result, name: str, *, strict: bool) -> ET.Element:
     """Jenkins takes an empty class name from the suite, Buildkite refuses it: a file that was not collected gives its own."""
-    case = ET.Element("testcase", classname=_text(result.classname or result.name), name=_text(name))
+    case = ET.Element("testcase", classname=_filled(result.classname, result.name), name=_filled(name, result.classname))
     if not strict and result.file:
         case.set("file", _text(result.file))
         if result.line:
@@ -121,7 +126,7 @@ def _add_problem(case: ET.Element, problem: Problem, result: Result, report: Rep
     element.set("type", problem.failure_class if own else error_type(problem.failure_class))
     where = {"collect": "collection failure: ", "setup": "failed on setup: ", "teardown": "failed on teardown: "}
     message = (where.get(problem.when, "") if own and result.nodeid else "") + problem.message
-    element.set("message", _text(message[:MESSAGE_CHARS]))
+    element.set("message", _filled(message[:MESSAGE_CHARS], problem.failure_class))
     line = session_line(report)
     element.text = _text("\n".join([line, message, "", problem.text, *([result.output] if result.output else [])]))
     ET.SubElement(case, "system-out").text = _text("\n".join([line, *([result.output] if result.output else [])]))
@@ -142,9 +147,11 @@ def _alone(report: Report, failure_class: str, message: str, remedy: str) -> byt
 
     text = "\n".join([session_line(report), message, *([f"remedy: {remedy}"] if remedy else [])])
     case = TestCase("session", classname="gpu-cluster", elapsed_sec=report.duration_s)
-    kind = "gpu_cluster.RequestError" if failure_class == "request" else error_type(failure_class)
+    own = {"request": "gpu_cluster.RequestError"}.get(failure_class, "gpu_cluster.SessionError")
+    kind = error_type(failure_class) if failure_class in NOT_TESTS else own
     # Without a message and an output this library writes a failure as a pass.
-    case.add_error_info(message=_text(message.partition("\n")[0][:MESSAGE_CHARS] or failure_class), output=_text(text), error_type=kind)
+    said = _filled(message.strip().partition("\n")[0][:MESSAGE_CHARS], failure_class)
+    case.add_error_info(message=said, output=_text(text), error_type=kind)
     suite = TestSuite(report.suite, [case], properties={name: _text(value) for name, value in facts(report)})
     root = ET.fromstring(to_xml_report_string([suite], prettyprint=False))
     found = root.findall(".//testcase/error[@message]")
@@ -152,8 +159,14 @@ def _alone(report: Report, failure_class: str, message: str, remedy: str) -> byt
         raise AssertionError(f"a session that ended with {failure_class} would be written as a pass")
     root.attrib = {"name": "pytest-gpu-cluster"}  # the counts stand at the suite, and "disabled" is in no schema
     root[0].attrib.pop("disabled")
+    root[0].set("time", f"{report.duration_s:.3f}")
     root[0][-1].set("time", f"{report.duration_s:.3f}")
     return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
+
+
+def _filled(text: str, *instead: str) -> str:
+    """`text`, or the first that is not blank: readers refuse an empty name, and take an empty message for none."""
+    return next((_text(each) for each in (text, *instead) if _text(each).strip()), "-")
 
 
 def _text(text: str) -> str:

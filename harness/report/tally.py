@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,14 +12,14 @@ import pytest
 from _pytest._io import TerminalWriter
 from _pytest.junitxml import mangle_test_address
 
-from harness.model import NOT_TESTS, Problem, Report, Result
+from harness.model import CLIENT_LOST, NOT_TESTS, Problem, Report, Result
 from harness.remote.wire import Event, PathMap, from_wire
 
 OUTPUT_CHARS = 10_000  # of each captured section: half from its beginning, half from its end
 TEXT_CHARS = 100_000  # of one failure
 BY_EXIT_CODE = {4: "request", 10: "infrastructure", 11: "environment", 12: "capacity", 13: "limit", 14: "teardown"}
-SUBTESTS = "contains "  # "… 2 failed subtests": each of them is a problem of its own already
-LOST = "the client was lost before this test had a result"
+SUBTESTS = re.compile(r"contains \d+ failed subtests?")  # each of them is a problem of its own already
+LOST = f"{CLIENT_LOST} before this test had a result"
 
 
 class Tally:
@@ -68,7 +69,7 @@ class Tally:
             case "late":
                 self._hear_late(event)
             case "internal_error" | "usage_error" | "interrupted":
-                self.broken = self.broken or self._clean(str(event.get("text", event.kind)))
+                self.broken = self.broken or _telling(self._clean(str(event.get("text", ""))), usage=event.kind == "usage_error")
                 stopped = event.get("shouldfail") or event.get("shouldstop") or event.get("exit")
                 self.cancelled = self.cancelled or (event.kind == "interrupted" and not stopped)
             case "session_finished" if self.ended is None or event.writer == "agent":
@@ -79,12 +80,8 @@ class Tally:
         message: str = "", remedy: str = "", cancelled: bool = False, **facts: Any,
     ) -> Report:  # fmt: skip
         """The session as it stands. With neither `verdict` nor `exit_code` it is final, but nobody was there to say how it ended."""
-        lost = verdict is None and exit_code is None
-        if lost and self.ended is not None and self.ended.get("exitstatus") is not None:
-            exit_code, message = self.ended["exitstatus"], message or "the client was lost; this is how the tests ended on the cluster"
-        if lost and exit_code == 0 and len(self._results) < len(self._items):  # then something of it is not in the store
-            exit_code, message = None, f"{len(self._items) - len(self._results)} tests have no result in the store"
-        failure_class = failure_class or ("infrastructure" if lost and exit_code is None else None)
+        if verdict is None and exit_code is None:
+            exit_code, failure_class, message = self._end_of_lost(failure_class, message)
         results = [*self._collect.values(), *(self._results[index] for index in sorted(self._results))]
         if verdict is None and failure_class is not None and not cancelled:
             why = self._clean(message) or LOST
@@ -106,10 +103,22 @@ class Tally:
             selection=tuple(self._clean(arg) for arg in self._request.get("args", ())), **facts,
         )  # fmt: skip
 
+    def _end_of_lost(self, failure_class: str | None, message: str) -> tuple[int | None, str | None, str]:
+        """Exit code, failure class and message of a session whose client did not live to say them."""
+        ended = self.ended.data if self.ended is not None else {}
+        code, class_, why = ended.get("exitstatus"), ended.get("failure_class"), ended.get("message") or ""
+        missing = len(self._items) - len(self._results)
+        if class_ in NOT_TESTS:
+            return None, class_, why or message
+        stopped = CLIENT_LOST in (why, ended.get("shouldstop"))
+        if code is None or (missing and (code == 0 or stopped)):
+            return None, failure_class or "infrastructure", message or f"{CLIENT_LOST}; {missing} tests have no result"
+        return code, None, f"{CLIENT_LOST}; this is how the tests ended on the cluster"
+
     def _why(self, exit_code: int | None) -> str:
         """What there is to say of an end that no test explains."""
         if self.broken and exit_code != 0:
-            return self.broken.strip().rpartition("\n")[2]
+            return self.broken
         return "no tests were collected" if exit_code == 5 else ""
 
     # -- one test ------------------------------------------------------------------------------------------------------
@@ -132,7 +141,7 @@ class Tally:
         if report["outcome"] not in ("failed", "skipped"):
             return
         nodeid = str(report["nodeid"])
-        name = self._clean(nodeid.removesuffix(".py").replace("/", "."))
+        name = self._clean(nodeid.removesuffix(".py").replace("/", ".")).strip(".") or "collection"
         blank = Result(nodeid=self._clean(nodeid), file=self._file(nodeid.partition("::")[0]), line=0, classname="", name=name,
                        outcome="passed")  # fmt: skip
         self._collect[nodeid] = self._with(blank, [{"when": "collect", "duration": 0.0, **report}], "test", attempts=1)
@@ -153,15 +162,17 @@ class Tally:
             sections = from_wire(report.get("sections")) or sections
             properties = tuple((str(n), self._clean(str(v))) for n, v in from_wire(report.get("user_properties") or ())) or properties
             if report["outcome"] == "failed":
-                if not (report["longrepr"] and any(p.subtest for p in problems) and _text(report["longrepr"]).startswith(SUBTESTS)):
+                if not (any(p.subtest for p in problems) and SUBTESTS.fullmatch(_text(report["longrepr"]).strip())):
                     problems.append(self._problem(report, class_, result.file))
                 outcome = "failed" if outcome == "failed" or report["when"] == "call" else "error"
             elif report["outcome"] == "rerun":
                 reruns += 1
+            elif "_subtest.context" in report:
+                pass  # a part that was skipped or expected to fail does not decide about the whole
             elif "wasxfail" in report:
                 outcome = "xfailed" if report["outcome"] == "skipped" else "xpassed"
                 reason = self._clean(str(report["wasxfail"]))
-            elif report["outcome"] == "skipped" and "_subtest.context" not in report:
+            elif report["outcome"] == "skipped":
                 outcome, reason = "skipped", self._skip_reason(report["longrepr"])
         output = self._output(sections) if problems else ""
         return Result(nodeid=result.nodeid, file=result.file, line=result.line, classname=result.classname, name=result.name,
@@ -182,7 +193,8 @@ class Tally:
         text = self._clean(_text(longrepr))
         crash = longrepr.get("reprcrash") if isinstance(longrepr, dict) else None
         said = self._clean(str(crash["message"])) if crash else _message(text)
-        line = crash["lineno"] if crash and file and str(crash["path"]).endswith(f"/{file}") else 0
+        place = str(crash["path"]).removeprefix(f"{self._request['origin']}/") if crash else ""
+        line = crash["lineno"] if crash and file and self._file(place) == file else 0
         subtest = from_wire(report["_subtest.context"]) if "_subtest.context" in report else None
         named = self._clean(_subtest(subtest)) if subtest else ""
         message = f"{f'{named}: ' if named else ''}{said.strip().partition(chr(10))[0] or 'failed'}"
@@ -195,12 +207,12 @@ class Tally:
 
     def _output(self, sections: Iterable[Any]) -> str:
         """What the test printed, as its last report has it."""
-        parts = [f"{f' {name} ':-^80}\n{_cut(str(text), OUTPUT_CHARS).rstrip()}\n" for name, text in sections if text]
-        return self._clean("".join(parts))
+        named = ((name, self._clean(str(text))) for name, text in sections if text)  # before a cut that may halve a secret
+        return "".join(f"{f' {name} ':-^80}\n{_cut(text, OUTPUT_CHARS).rstrip()}\n" for name, text in named)
 
     def _file(self, path: str) -> str:
         joined = posixpath.normpath(posixpath.join(self._prefix, path))
-        return "" if joined.startswith(("..", "/")) else self._clean(joined)
+        return "" if not path or joined == "." or joined.startswith(("../", "/")) or joined == ".." else self._clean(joined)
 
     def _clean(self, text: str) -> str:
         return self._mask(self._map.text(text))
@@ -228,6 +240,13 @@ def _message(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     marked = next((line[1:].strip() for line in lines if line.startswith("E ")), "")
     return marked or (lines[0].strip() if lines else "")
+
+
+def _telling(text: str, *, usage: bool) -> str:
+    """The line of an error that says most: of a traceback the last, of pytest's complaint about its arguments the one marked as error."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    marked = [line for line in lines if re.search(r"(?i)\berror: (?!usage:)", line)] if usage else []
+    return (marked or lines[-1:] or [""])[0]
 
 
 def _subtest(data: Mapping[str, Any]) -> str:

@@ -76,25 +76,30 @@ def plain(text: str) -> str:
 
 def markdown(report: Report, *, limit: int) -> str:
     """At most `limit` characters: first failures lose their texts, then the longest lists their ends, each with a note."""
-    every = len(report.bad)
-    for texts, listed in ((every, every), (100, every), (20, every), (5, every), (20, 500), (20, 200), (5, 100), (0, 50), (0, 10), (0, 0)):
-        text = "\n\n".join(_sections(report, texts=texts, listed=listed)) + "\n"
+    every, long = len(report.bad), 1_000_000
+    tiers = (
+        *((texts, every, long) for texts in (every, 100, 20, 5)),
+        *((20, 500, 9_000), (20, 200, 5_000), (5, 100, 3_000), (0, 50, 2_000), (0, 10, 500), (0, 0, 300), (0, 0, 50)),
+    )
+    for texts, listed, said in tiers:
+        text = "\n\n".join(_sections(report, texts=texts, listed=listed, said=said)) + "\n"
         if len(text) <= limit:
             return text
-    return text[: limit - 2] + "…\n"
+    return f"### {_title(report)}"[: limit - 1] + "\n"
 
 
-def _sections(report: Report, *, texts: int, listed: int) -> Iterable[str]:
+def _sections(report: Report, *, texts: int, listed: int, said: int) -> Iterable[str]:
+    """`texts` failures with their text, `listed` in all by name; `said` characters of what was not a test's."""
     yield f"### {_title(report)}"
     if report.verdict in NOT_TESTS:
         yield f"**Not your tests:** {WHOSE[report.verdict]}."
     if report.message and report.verdict != "running":
-        yield _fence(plain(report.message) + (f"\nremedy: {plain(report.remedy)}" if report.remedy else ""))
+        yield _fence(_cut(plain(report.message) + (f"\nremedy: {plain(report.remedy)}" if report.remedy else ""), said))
     yield from _delta(report.delta, listed)
     yield _table(report)
     yield from _failures(report, texts, listed)
     if report.troubles:
-        yield "**Not everything could be reported:**\n\n" + _fence("\n".join(plain(trouble) for trouble in report.troubles))
+        yield "**Not everything could be reported:**\n\n" + _fence(_cut("\n".join(plain(trouble) for trouble in report.troubles), said))
 
 
 def _title(report: Report) -> str:
@@ -174,11 +179,15 @@ def problems_text(result: Result) -> str:
 
 
 def _code(text: str) -> str:
-    """Inline code, whatever the text has in it."""
-    text = one_line(text)
+    """Inline code, whatever the text has in it; code without anything in it is none."""
+    text = one_line(text) or "?"
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     ticks = "`" * (longest + 1)
     return f"{ticks} {text} {ticks}" if longest else f"`{text}`"
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _fence(text: str) -> str:
