@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import unquote
 
 _WORDS = "SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|PRIVATE_?KEY|API_?KEY|ACCESS_?KEY|STORAGE_?KEY"
 _SECRET_NAME = re.compile(rf"(?:{_WORDS})S?(?:_|$)|(?:^|_)(?:AUTH|KEY|PWD|PASS|SAS|DSN|PAT|PRIVATE)(?:_|$)")
@@ -53,16 +53,11 @@ def secrets_of(environ: Mapping[str, str]) -> list[str]:
 
 def _secrets(name: str, value: str) -> Iterator[str]:
     """What of a variable's value opens something: not a word, a number, a path, or a URL without credentials."""
-    if re.match(r"[a-z0-9+]+://", value):
-        parts = urlsplit(value)
-        found = [parts.password or "", "" if parts.password else parts.username or ""]
-        found += [text for key, text in parse_qsl(parts.query) if _SIGNED.search(key)]
-        yield from (text for text in found if len(text) >= _SHORT)
-        if parts.query:  # as it stands there
-            yield from (
-                text for _, _, text in (pair.partition("=") for pair in parts.query.split("&")) if len(text) >= _SHORT and text in found
-            )
-            yield from (pair.partition("=")[2] for pair in parts.query.split("&") if _SIGNED.search(pair.partition("=")[0]))
+    if url := re.fullmatch(r"[a-z0-9+]+://(?:([^/@\s]*)@)?[^?\s]*(?:\?(\S*))?", value):
+        user, _, password = (url[1] or "").partition(":")
+        pairs = [pair.partition("=") for pair in (url[2] or "").split("&")]
+        parts = [password or user, *(text for key, _, text in pairs if _SIGNED.search(key))]
+        yield from (form for part in parts for form in (part, unquote(part)) if len(part) >= _SHORT)
         return
     mixed = len(value) >= 4 * _SHORT and all(re.search(kind, value) for kind in ("[0-9]", "[a-z]", "[A-Z]"))
     path = value.startswith("/") and not (mixed and _KEY_NAME.search(name))

@@ -240,7 +240,8 @@ class Bench:
 
     def requests(self) -> set[str]:
         """Sessions whose tree is in the store."""
-        return {str(path.parent.relative_to(self.store)) for path in self.store.glob("sessions/*/request.json")}
+        asked = self.store.glob("sessions/*/request.json")
+        return {str(path.parent.relative_to(self.store)) for path in asked if '"tree"' in path.read_text()}
 
     def events(self, outcome: Outcome) -> list[dict[str, Any]]:
         """What the record holds of a run."""

@@ -187,7 +187,7 @@ FILES = {
     "@pytest.mark.flaky(reruns=1)\ndef test_hopeless(): assert 0\n",
     "lib/__init__.py": "",
     "lib/test_same.py": "\n\ndef check(): assert 0\n",
-    "test_same.py": "from lib.test_same import check\n\n\n\n\ndef test_same(): check()\n",
+    "test_same.py": "from lib.test_same import check\n\n\n\n\ndef test_same():\n  print(__file__)\n  check()\n",
     "test_leaks.py": LEAKS,
     "test_splits.py": SPLITS,
     "test_abridged.py": ABRIDGED,
@@ -343,7 +343,8 @@ def test_paths_of_the_cluster_are_those_of_this_machine(real: Real) -> None:
 
     assert far in str([event.data for event in real.events[1:]])
     assert all(far not in text for _, text in texts_of(real.report()))
-    assert str(real.project) in junit.write(real.report()).decode()
+    output = next(each.output for each in real.report().results if each.nodeid == "test_same.py::test_same")
+    assert f"\n{real.project / 'test_same.py'}\n" in output
 
 
 def test_the_causes_are_those_of_pytests_file(real: Real) -> None:
@@ -924,6 +925,11 @@ def test_a_key_that_pytest_has_abridged_is_masked(real: Real) -> None:
     assert not [piece for piece in pieces(BODY) if piece in text]
 
 
+def test_a_secret_that_begins_with_another_is_masked_as_a_whole() -> None:
+    """A user's password and the same with a suffix: the rest of the longer one would be left beside three stars."""
+    assert masker({"A_TOKEN": "abcdefgh", "B_TOKEN": "abcdefgh-1234"})("it is abcdefgh-1234") == "it is ***"
+
+
 @pytest.mark.parametrize(
     "shown", [repr, json.dumps, ascii, lambda value: value.encode("unicode_escape").decode()], ids=["repr", "json", "ascii", "id"]
 )
@@ -940,9 +946,11 @@ def test_a_secret_is_masked_also_as_pytest_writes_it(value: str, shown: Any) -> 
     [
         "gh" + "p_" + "a1B2" * 9, "gh" + "s_" + "c3D4" * 9, "github_" + "pat_" + "11ABCDEFG0" * 6, "glp" + "at-" + "x7Yz_" * 5,
         "xo" + "xb-123456789012-" + "aBcD" * 6, "h" + "f_" + "Ab" * 17, "ATB" + "B" + "x7Yz9" * 6, "ATA" + "TT3xFfGF0" + "x7Yz9" * 6,
+        "ATC" + "TT3xFfGN0" + "x7Yz9" * 6,
         "AKI" + "AQ3EGRT7XKJ2M5N4P", PEM, PEM[: len(PEM) // 2],
     ],
-    ids=["github", "github app", "github fine", "gitlab", "slack", "hugging face", "bitbucket", "atlassian", "aws", "pem", "half a pem"],
+    ids=["github", "github app", "github fine", "gitlab", "slack", "hugging face", "bitbucket", "atlassian", "workspace", "aws",
+         "pem", "half a pem"],
 )  # fmt: skip
 def test_the_known_forms_of_tokens_are_masked_without_being_in_the_environment(token: str) -> None:
     """A test reads its token from a file, or from a vault: this side has never seen it."""
