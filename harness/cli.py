@@ -68,7 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
     except HarnessError as problem:
         print(f"gpu-cluster: {problem}", file=sys.stderr)
         return problem.exit_code
-    print(json.dumps(answer, indent=2) if chosen.json else text)
+    try:
+        print(json.dumps(answer, indent=2) if chosen.json else text, flush=True)
+    except BrokenPipeError:  # a reader such as head has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 

@@ -96,7 +96,8 @@ class GitHub:
         if report.verdict in NOT_TESTS:
             yield command("error", f"{report.message}\nremedy: {report.remedy}" if report.remedy else report.message or report.verdict,
                           title=f"Not your tests: {report.verdict}")  # fmt: skip
-        for result in [r for r in report.bad if r.problems[0].failure_class not in NOT_TESTS][:COMMANDS]:
+        annotated = bool(self.doors) and self._settings.check_run  # by the check run, and twice would be once too often
+        for result in [r for r in report.bad if r.problems[0].failure_class not in NOT_TESTS and not annotated][:COMMANDS]:
             problem = result.problems[0]
             place = {"file": result.file, "line": str(problem.line or result.line or 1)} if result.file else {}
             yield command("error", f"{problem.message}\n{words.session_line(report)}", title=result.nodeid, **place)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import threading
@@ -34,6 +35,7 @@ from harness.store import Store
 
 STOP_GRACE_S = 5.0  # between asking a running test to stop and killing it
 START_LIMIT_S = 300.0  # for a worker to get from fork to its first word
+WORD = re.compile(r"[a-z_$]{1,24}")  # what events are built of; a secret that is the same word is none
 STREAMS = {1: "out", 2: "err"}
 WORKER = "harness.remote.worker:main"
 
@@ -71,7 +73,8 @@ class Agent:
         self.prefix = f"sessions/{spec['session']}"
         self.scratch = Path(spec["scratch"])
         self.secrets = secrets_of(spec["env"])
-        self.mask = masker(spec["env"])
+        mask = masker(spec["env"])
+        self.mask = lambda text: text if WORD.fullmatch(text) else mask(text)
         self.journal = JournalWriter(self.store, f"{self.prefix}/events", "agent", spool=self.scratch / "spool")
         self.events: queue.SimpleQueue[tuple[Worker | None, list[dict[str, Any]]]] = queue.SimpleQueue()
         self.began = time.monotonic()

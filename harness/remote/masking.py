@@ -7,18 +7,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import unquote
 
-_WORDS = "SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|PRIVATE_?KEY|API_?KEY|ACCESS_?KEY|STORAGE_?KEY"
-_SECRET_NAME = re.compile(rf"(?:{_WORDS})S?(?:_|$)|(?:^|_)(?:AUTH|KEY|PWD|PASS|SAS|DSN|PAT|PRIVATE)(?:_|$)")
+_WORDS = "SECRET(?:_?KEY)?|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|PRIVATE_?KEY|API_?KEY|ACCESS_?KEY|STORAGE_?KEY"
+_SECRET_NAME = re.compile(rf"(?:{_WORDS})S?\d*(?:_|$)|(?:^|_)(?:AUTH|KEY|PWD|PASS|SAS|DSN|PAT|PRIVATE)(?:_|$)")
 _KEY_NAME = re.compile(r"SECRET|ACCESS_?KEY|STORAGE_?KEY|PASSWORD")  # what is in these is no path, whatever it begins with
 _SIGNED = re.compile(r"(?i)sig|token|key|secret|password|credential")  # parameters of a URL
 _FORMS = re.compile(
     r"\b(?:gh[opsu]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,}|glpat-[A-Za-z0-9_-]{20,}|xox[abprs]-[A-Za-z0-9-]{18,}|hf_[A-Za-z0-9]{34}"
     r"|AT(?:BB|ATT|CTT)[A-Za-z0-9_=.-]{20,}|(?:AKIA|ASIA)[0-9A-Z]{16})|://[^/\s:@\"']+:[^/\s@\"']+@"
     r"|\b(?:Basic|Bearer) [A-Za-z0-9+/=_.~-]{16,}"
-    r"|-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----(?:(?!-----END)[\s\S])*(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY-----)?"
+    r"|-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----(?:(?!-----END)[\s\S])*?[A-Za-z0-9+/=]{16}"
+    r"(?:(?!-----END)[\s\S])*(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY-----)?"
 )
 _SHORT = 8  # a value of fewer characters is too common a word
 _PIECE = 16  # so much of the beginning or the end of a long value is one of its own: pytest abridges what it shows
+_MARK = "-----"  # the first and the last line of a key say nothing, and every other key is known by them
 MASK = "***"
 
 
@@ -30,7 +32,7 @@ def masker(environ: Mapping[str, str]) -> Callable[[str], str]:
     """
     wanted = secrets_of(environ)
     pattern = re.compile("|".join(re.escape(value) for value in wanted)) if wanted else None
-    long = [value for value in wanted if len(value) >= 2 * _PIECE]
+    long = [value for value in wanted if len(value) >= 2 * _PIECE and not value.startswith(_MARK)]
 
     def mask(text: str) -> str:
         text = pattern.sub(MASK, text) if pattern is not None else text
@@ -46,7 +48,8 @@ def secrets_of(environ: Mapping[str, str]) -> list[str]:
     values = {
         part for name, value in environ.items() if _SECRET_NAME.search(name.upper()) for part in _secrets(name.upper(), value.strip())
     }
-    lines = {line.strip() for value in values for line in value.splitlines() if len(line.strip()) >= 2 * _SHORT}
+    lines = {line.strip() for value in values for line in value.splitlines()}
+    lines = {line for line in lines if len(line) >= 2 * _SHORT and not line.startswith(_MARK)}
     found = {form for value in values | lines for form in _written(value)}
     return sorted(found, key=lambda value: (-len(value), value))
 

@@ -54,7 +54,8 @@ def compare(report: Report, before: bytes | None) -> Delta | None:
     if commit and commit == report.commit:  # the same code, another outcome
         flaky |= {n for n, outcome in was.items() if (outcome in BAD) != (n in failing) and now[n].outcome in (*GOOD, *BAD)}
     whole = _whole(report) and len(own) == len(report.results) and list(report.selection) == old.get("selection")
-    broken = tuple(f"{result.nodeid}::" for result in own if not result.classname)  # files whose tests nobody could see
+    unseen = [result.nodeid for result in own if not result.classname]  # files and directories whose tests nobody could see
+    broken = tuple("" if nodeid in ("", ".") else f"{nodeid}{sign}" for nodeid in unseen for sign in ("::", "/"))
     slower = [(n, known[n][1], r.duration_s) for n, r in now.items() if n in known and _slower(known[n][1], r.duration_s)]
     return Delta(
         branch=branch,

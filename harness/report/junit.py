@@ -6,7 +6,6 @@ A test is one `testcase` with at most one problem in it, since readers keep only
 
 from __future__ import annotations
 
-import itertools
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -33,7 +32,7 @@ def write(report: Report, *, strict: bool = False) -> bytes:
     properties = ET.SubElement(suite, "properties")
     for name, value in facts(report):
         ET.SubElement(properties, "property", name=name, value=_text(value))
-    seen: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], int] = {}
     counts: Counter[str] = Counter()
     for result in (*report.results, *_of_the_session(report)):
         for case in _cases(result, report, strict=strict):
@@ -49,11 +48,13 @@ def write(report: Report, *, strict: bool = False) -> bytes:
     return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
 
 
-def _name_apart(case: ET.Element, seen: set[tuple[str, str]]) -> None:
+def _name_apart(case: ET.Element, seen: dict[tuple[str, str], int]) -> None:
+    """Number a name that is there already; `seen` has the last number of each."""
     classname, name = str(case.get("classname")), str(case.get("name"))
-    names = itertools.chain([name], (f"{name} #{number}" for number in itertools.count(2)))
-    case.set("name", next(each for each in names if (classname, each) not in seen))
-    seen.add((classname, str(case.get("name"))))
+    while (classname, str(case.get("name"))) in seen:
+        seen[classname, name] += 1
+        case.set("name", f"{name} #{seen[classname, name]}")
+    seen[classname, str(case.get("name"))] = 1
 
 
 def _of_the_session(report: Report) -> list[Result]:

@@ -160,7 +160,9 @@ class Tally:
         for report in reports:
             duration_s += report.get("duration") or 0.0
             sections = from_wire(report.get("sections")) or sections
-            properties = tuple((str(n), self._clean(str(v))) for n, v in from_wire(report.get("user_properties") or ())) or properties
+            properties = (
+                tuple((self._clean(str(n)), self._clean(str(v))) for n, v in from_wire(report.get("user_properties") or ())) or properties
+            )
             if report["outcome"] == "failed":
                 if not (any(p.subtest for p in problems) and SUBTESTS.fullmatch(_text(report["longrepr"]).strip())):
                     problems.append(self._problem(report, class_, result.file))
