@@ -32,7 +32,8 @@ format: $(STAMP)  ## let ruff rewrite what it can
 test: test-own test-smoke  ## our own tests, then the smoke tests on a local cluster
 
 test-own: $(STAMP)
-	$(BIN)/python -m pytest --timeout 300 --junitxml=test-results/own.xml
+	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile --timeout 300 --junitxml=test-results/unit.xml
+	$(BIN)/python -m pytest tests/acceptance tests/behaviours --timeout 300 --junitxml=test-results/own.xml
 
 test-smoke: $(STAMP) | images
 	GPU_CLUSTER_RESULTS_DIR=test-results GPU_CLUSTER_SUITE=smoke $(BIN)/python -m pytest --gpu-cluster gpu_tests -m smoke

@@ -252,10 +252,24 @@ def examine() -> Iterator[dict[str, Any]]:
             raise RequestError("require-gpu is set, and NVML finds no GPU", remedy="set require-gpu = false, or use a machine with a GPU")
         return f"{len(real)} x {real[0].name}, driver {driver}" if real else f"none; {settings.simulated_gpus} would be simulated"
 
+    def told() -> str:
+        from harness import publish
+
+        ci = publish.detect(os.environ)
+        if ci is None:
+            return "none: nobody is told"
+        made = publish.publisher(ci, settings, os.environ)
+        if made is None:
+            return f"{ci.host}: files in {settings.results_dir}"
+        if made.troubles:
+            raise RequestError(f"{made.name}: {made.troubles[0]}", remedy="correct that variable; the tests themselves do not need it")
+        return "; ".join([f"{made.name}, {ci.repository} at {ci.commit[:12]}", *made.notes])
+
     yield check("settings", read)
     yield check("store", writable)
     yield check("environment", installed)
     yield check("GPUs", gpus)
+    yield check("CI host", told)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], tuple[Any, str, int]]] = {

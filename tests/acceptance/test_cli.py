@@ -76,7 +76,7 @@ def test_the_doctor_says_what_would_go_wrong_before_anything_is_spent(lone: Proj
     as_json = json.loads(lone.command("doctor", "--json", GPU_CLUSTER_STORE="/proc/nowhere").stdout)
 
     assert well.returncode == 0, well.stdout + well.stderr
-    assert [line[:4] for line in well.stdout.splitlines()] == ["ok  "] * 4
+    assert [line[:4] for line in well.stdout.splitlines()] == ["ok  "] * 5
     assert "ray 2." in well.stdout
     assert ill.returncode == 4
     assert [f["check"] for f in as_json if not f["ok"]] == ["store", *([] if os.path.exists("/dev/nvidiactl") else ["GPUs"])]
@@ -122,3 +122,16 @@ def test_a_sweep_leaves_a_living_cluster_alone(project: Project) -> None:
 
     assert ran.code == 0, ran.out
     assert left_of(ran.cluster), "the sweep ended a cluster that waits for its next session"
+
+
+def test_doctor_says_what_the_ci_host_will_not_take(project: Project) -> None:
+    """A credential of the wrong kind is found before a step is spent on it; its value stands nowhere."""
+    step = {"CI": "true", "BITBUCKET_BUILD_NUMBER": "7", "BITBUCKET_REPO_FULL_NAME": "acme/aerial", "BITBUCKET_COMMIT": "c" * 40}
+    (project.root / "store").mkdir(mode=0o700)
+    fine = project.command("doctor", **step)
+    wrong = project.command("doctor", **step, BITBUCKET_TOKEN="ATBBx7Yz9x7Yz9x7Yz9")
+
+    assert "ok   CI host: Bitbucket, acme/aerial at cccccccccccc; no BITBUCKET_TOKEN: the report alone" in fine.stdout
+    assert wrong.returncode == 4
+    assert "FAIL CI host: Bitbucket: BITBUCKET_TOKEN is an app password: app passwords were removed" in wrong.stdout
+    assert "x7Yz9" not in wrong.stdout
