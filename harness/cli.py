@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ from harness.providers import ClusterRef, provider
 from harness.remote.gpu import by_nvml
 from harness.store import Store
 
-RECENT = 50  # sessions that are looked through for those of a build
+RECENT = 300  # sessions that are looked through for those of a build …
+RECENT_S = 86_400.0  # … and not older than this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     made["down"].add_argument("cluster", nargs="*", help="cluster ids as ls shows them; none: every cluster of the store")
     for each in made.values():
         each.add_argument("--json", action="store_true", help="one JSON document instead of text")
+        each.add_argument("--gpu-profile", metavar="NAME", help="the profile that pytest was given")
     chosen = parser.parse_args(arguments)
     try:
         answer, text, code = COMMANDS[chosen.command](chosen)
@@ -75,13 +78,17 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def place() -> Place:
+class NoStoreError(RequestError):
+    """Nothing has run here yet."""
+
+
+def place(chosen: argparse.Namespace) -> Place:
     """The nearest pyproject.toml upwards decides; without one, this directory and the defaults."""
     here = Path.cwd()
     root = next((p for p in (here, *here.parents) if (p / "pyproject.toml").exists()), here)
-    settings = options.read_settings(root / "pyproject.toml", profile=None, environ=os.environ)
+    settings = options.read_settings(root / "pyproject.toml", profile=chosen.gpu_profile, environ=os.environ)
     if "://" not in settings.store and not (root / settings.store).exists():
-        raise RequestError(
+        raise NoStoreError(
             f"there is no store at {root / settings.store}", remedy="run pytest --gpu-cluster once, or set GPU_CLUSTER_STORE"
         )
     return Place(root=root, settings=settings, store=Store.open(settings.store, base=root))
@@ -92,8 +99,8 @@ def session_ids(store: Store) -> list[str]:
     return sorted(store.names("sessions"))
 
 
-def ls(_: argparse.Namespace) -> tuple[Any, str, int]:
-    at = place()
+def ls(chosen: argparse.Namespace) -> tuple[Any, str, int]:
+    at = place(chosen)
     sessions = []
     for name in session_ids(at.store)[-20:]:
         result = at.store.get(f"sessions/{name}/result.json")
@@ -121,15 +128,21 @@ def ls(_: argparse.Namespace) -> tuple[Any, str, int]:
 
 
 def logs(chosen: argparse.Namespace) -> tuple[Any, str, int]:
-    at = place()
+    at = place(chosen)
     known = session_ids(at.store)
     events = JournalReader(at.store, f"sessions/{one_of(known, chosen.session)}/events").poll()
     return events, "\n".join(line(event) for event in events), 0
 
 
+def recent(known: list[str]) -> list[str]:
+    """The newest, by the time that an id begins with."""
+    since = time.strftime("%Y%m%d-%H%M%S", time.gmtime(time.time() - RECENT_S))
+    return [session for session in known if session >= since][-RECENT:]
+
+
 def one_of(known: list[str], wanted: str) -> str:
     """The session that `wanted` names. Raises RequestError."""
-    match = known[-1:] if wanted == "last" else [name for name in known if name.startswith(wanted)]
+    match = known[-1:] if wanted == "last" else [name for name in known if wanted and name.startswith(wanted)]
     if len(match) != 1:
         raise RequestError(f"{len(match)} sessions match {wanted!r}", remedy="take an id from: gpu-cluster ls")
     return match[0]
@@ -137,34 +150,49 @@ def one_of(known: list[str], wanted: str) -> str:
 
 def report(chosen: argparse.Namespace) -> tuple[Any, str, int]:
     from harness import publish, reporting
-    from harness.report import junit, words
 
-    at = place()
+    try:
+        at = place(chosen)
+    except NoStoreError:
+        if chosen.session is not None or not chosen.publish:
+            raise
+        return [], "nothing to report", 0
     known, ci = session_ids(at.store), publish.detect(os.environ)
     if chosen.session is not None:
         wanted = [one_of(known, chosen.session)]
     elif ci is not None and ci.build:
-        wanted = list(reporting.of_build(at.store, known[-RECENT:], ci))
+        wanted = reporting.of_build(at.store, recent(known), ci)
     else:
         wanted = known[-1:]
+    before = {session: reporting.summary(at.store, session) for session in wanted}
     if chosen.publish and chosen.session is None:  # what has been told already is not told twice
-        wanted = [session for session in wanted if not reporting.told(at.store, session)]
-    said, texts = [], []
-    for session in wanted:
-        made = reporting.from_record(
-            session, settings=at.settings, environ=os.environ, root=at.root, store=at.store, publish_it=chosen.publish
-        )
-        final = made.report.verdict != "running"
-        lines = made.tell() if chosen.publish and final else []
-        if chosen.publish and final:
+        wanted = [session for session in wanted if not before[session] or before[session].get("not_reported")]
+    told = [report_one(at, session, chosen, again=bool(before[session])) for session in wanted]
+    return [said for said, _ in told], "\n".join(text for _, text in told) or "nothing to report", 0
+
+
+def report_one(at: Place, session: str, chosen: argparse.Namespace, *, again: bool) -> tuple[dict[str, Any], str]:
+    """The summary of one session for machines and for people."""
+    from harness import reporting
+    from harness.report import junit, words
+
+    made = reporting.from_record(
+        session, settings=at.settings, environ=os.environ, root=at.root, store=at.store, publish_it=chosen.publish
+    )  # fmt: skip
+    lines: list[str] = []
+    if chosen.publish and made.report.verdict != "running":
+        lines = made.tell(again=again)
+        if not again:
             made.close()
-        said.append(words.as_json(made.report))
-        texts.append("\n".join([words.markdown(made.report, limit=1_000_000), *(f"gpu-cluster: {line}" for line in lines)]))
-        if chosen.junitxml:
-            path = Path(chosen.junitxml)
+    if chosen.junitxml:
+        path = Path(chosen.junitxml)
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(junit.write(made.report, strict=at.settings.junit_strict))
-    return said, "\n".join(texts) or "nothing to report", 0
+        except OSError as problem:
+            raise RequestError(f"{path} cannot be written: {problem.strerror}", remedy="give --junitxml another path") from problem
+    text = "\n".join([words.markdown(made.report, limit=1_000_000), *(f"gpu-cluster: {line}" for line in lines)])
+    return words.as_json(made.report), text
 
 
 def line(event: dict[str, Any]) -> str:
@@ -179,7 +207,7 @@ def line(event: dict[str, Any]) -> str:
 
 
 def down(chosen: argparse.Namespace) -> tuple[Any, str, int]:
-    at = place()
+    at = place(chosen)
     known = {record["id"]: record for record, _ in clusters.records(at.store)}
     if unknown := [name for name in chosen.cluster if name not in known]:
         raise RequestError(f"no cluster {', '.join(unknown)} in {at.store.url}", remedy="take an id from: gpu-cluster ls")
@@ -198,24 +226,24 @@ def down(chosen: argparse.Namespace) -> tuple[Any, str, int]:
     return {"closed": closed}, "\n".join(lines) or "no cluster", code
 
 
-def sweep(_: argparse.Namespace) -> tuple[Any, str, int]:
+def sweep(chosen: argparse.Namespace) -> tuple[Any, str, int]:
     try:
-        at: Place | None = place()
-    except RequestError:
+        at: Place | None = place(chosen)
+    except NoStoreError:
         at = None  # without a store, what the provider owns can still be swept
     done = clusters.sweep(at.store if at else None, provider(at.settings.provider if at else "local"))
     return {"done": done}, "\n".join(done) or "nothing to sweep", 0
 
 
-def doctor(_: argparse.Namespace) -> tuple[Any, str, int]:
-    found = list(examine())
+def doctor(chosen: argparse.Namespace) -> tuple[Any, str, int]:
+    found = list(examine(chosen.gpu_profile))
     text = "\n".join(
         f"{'ok  ' if f['ok'] else 'FAIL'} {f['check']}: {f['said']}" + ("" if f["ok"] else f"\n     remedy: {f['remedy']}") for f in found
     )
     return found, text, 0 if all(f["ok"] for f in found) else 4
 
 
-def examine() -> Iterator[dict[str, Any]]:
+def examine(profile: str | None) -> Iterator[dict[str, Any]]:
     """Each check on its own, so that one failure hides no other."""
     import pytest
 
@@ -231,7 +259,7 @@ def examine() -> Iterator[dict[str, Any]]:
 
     def read() -> str:
         nonlocal settings
-        settings = options.read_settings(root / "pyproject.toml", profile=None, environ=os.environ)
+        settings = options.read_settings(root / "pyproject.toml", profile=profile, environ=os.environ)
         return f"{root / 'pyproject.toml'}"
 
     def writable() -> str:

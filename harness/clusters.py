@@ -26,6 +26,7 @@ PROTOCOL = 1  # of the keeper: a warm cluster must speak it
 HEARTBEAT_S = 5.0
 DECISION_S = 4.0  # a warm cluster that has not answered by then is not waited for
 RECENT = 50  # sessions that a sweep looks at
+SILENT_S = 2 * HEARTBEAT_S + 2  # without a beat for so long, a client is taken for gone: one put may be slow
 SETTLE_S = 30.0  # for the agent of a session without a client to end
 GRACE_S = 45.0  # a keeper ends a local session whose client is silent for so long
 
@@ -179,7 +180,7 @@ def silent(store: Store, sessions: Iterable[str]) -> list[str]:
     """Those of `sessions` whose record is open though nobody is there to make it final; their heartbeats are watched for a moment."""
     beats = {s: store.get(f"sessions/{s}/control/heartbeat") for s in sessions if store.get(f"sessions/{s}/result.json") is None}
     if beats:
-        time.sleep(HEARTBEAT_S + 1)
+        time.sleep(SILENT_S)
     still = [session for session, beat in beats.items() if store.get(f"sessions/{session}/control/heartbeat") == beat]
     return [session for session in still if store.get(f"sessions/{session}/result.json") is None]
 

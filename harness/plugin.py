@@ -59,6 +59,9 @@ def pytest_configure(config: pytest.Config) -> None:
             request = options.build_request(config, os.environ)
             config.pluginmanager.register(Host(config, request), "gpu_cluster_host")
         except HarnessError as problem:
+            from harness import reporting
+
+            reporting.refused(config.rootpath, os.environ, problem)
             raise pytest.UsageError(str(problem)) from problem
 
 
@@ -82,9 +85,11 @@ class Host:
         self.config = config
         self.replay = Replay(config)
         ci = detect(os.environ)
-        self.session = Session(request, pytest.__version__, self.replay.facts() | facts(request, ci, os.environ))
+        quiet = bool(config.option.collectonly)  # a list of tests is no result
+        told = facts(request, ci, os.environ, quiet=quiet)
+        self.session = Session(request, pytest.__version__, self.replay.facts() | told)
         self.reporting: Reporting | None = None
-        if (ci is not None or request.settings.results_dir) and not config.option.collectonly:  # on a laptop there is nobody to tell
+        if (ci is not None or request.settings.results_dir) and not quiet:  # on a laptop there is nobody to tell
             from harness.reporting import Reporting
 
             self.reporting = Reporting(asked=self.session.asked, settings=request.settings, environ=os.environ, root=request.root,
@@ -243,7 +248,10 @@ class Host:
         if self.reporting is not None and self.events is not None:
             final = int(self.pytest.exitstatus)  # a plugin may have changed it since
             self.reporting.end(**self.end(final))
-            lines += self.reporting.tell()
+            try:
+                lines += self.reporting.tell()
+            except KeyboardInterrupt:
+                lines.append("interrupted while the CI host was told; to tell it: gpu-cluster report --publish")
         for line in lines:
             self.write(f"gpu-cluster: {line}")
         if self.reporting is not None and self.events is not None:

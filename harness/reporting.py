@@ -20,7 +20,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Reporting:
         self._tally = Tally(asked, mask=self._mask, prefix=asked.get("prefix", ""))
         self._told_at = 0.0
         self._report: Report | None = None
+        self._troubles: list[str] = []  # of our own
 
     @property
     def report(self) -> Report:
@@ -81,10 +82,17 @@ class Reporting:
         self._told_at = time.monotonic()
 
     def hear(self, event: Event) -> None:
-        self._tally.hear(event)
+        try:
+            self._tally.hear(event)
+        except Exception as problem:  # whatever a test or a plugin put into it: the run goes on, and this is said
+            self._trouble(f"an event of kind {event.kind} could not be taken into the report: {type(problem).__name__}: {problem}")
         if self._courier is not None and self._publisher is not None and time.monotonic() - self._told_at > PROGRESS_S:
             self._told_at = time.monotonic()
             self._courier.take(self._publisher.progressed(self._make(verdict="running")))
+
+    def _trouble(self, what: str) -> None:
+        if what not in self._troubles:
+            self._troubles.append(self._mask(what))
 
     def end(
         self, *, exitstatus: int | None, failure_class: str | None = None, message: str = "", remedy: str = "", cancelled: bool = False,
@@ -96,20 +104,24 @@ class Reporting:
         self._write("xml", junit.write(self._report, strict=self._settings.junit_strict))
         return self._report
 
-    def tell(self, *, within_s: float | None = None) -> list[str]:
-        """Bring the final report to whoever wants it; lines for the terminal. Bounded, and never raises for a host."""
+    def tell(self, *, again: bool = False) -> list[str]:
+        """Bring the final report to whoever wants it; lines for the terminal. Bounded, and never raises for a host.
+
+        `again`: what a host reads from files and from the output, it has.
+        """
         assert self._report is not None
-        lines: list[str] = []
+        lines = list(self._troubles)
+        self._report = dataclasses.replace(self._report, troubles=tuple(lines))
         if self._publisher is not None:
-            within_s = within_s or (CANCELLED_S if self._report.verdict == "cancelled" else WITHIN_S)
+            within_s = CANCELLED_S if self._report.verdict == "cancelled" else WITHIN_S
             self._courier = self._courier or Courier(self._publisher)
             told, troubles = self._courier.deliver(self._publisher.finished(self._report), within_s=within_s)
-            troubles = [self._mask(trouble) for trouble in (*self._publisher.troubles, *troubles)]
+            troubles = [*self._troubles, *(self._mask(trouble) for trouble in (*self._publisher.troubles, *troubles))]
             self._report = dataclasses.replace(self._report, troubles=tuple(troubles))
             if told:
                 lines.append(f"told {self._publisher.name}: {', '.join(told)}")
-            lines += [*(f"{self._publisher.name}: {note}" for note in self._publisher.notes), *troubles]
-        self._write_all(lines)
+            lines += [*(f"{self._publisher.name}: {note}" for note in self._publisher.notes), *troubles[len(self._troubles) :]]
+        self._write_all(lines, again=again)
         self._keep()
         return lines
 
@@ -131,10 +143,10 @@ class Reporting:
         assert self.directory is not None
         return self.directory / f"{self._settings.suite}.{ending}"
 
-    def _write(self, ending: str, data: bytes) -> None:
+    def _write(self, ending: str, data: bytes) -> bool:
         """A whole file or the one that was there; what cannot be written is said, and changes nothing."""
         if self.directory is None:
-            return
+            return False
         path = self._path(ending)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -142,15 +154,17 @@ class Reporting:
             beside.write_bytes(data)
             beside.replace(path)
         except OSError as problem:
-            self._echo(f"gpu-cluster: {path} could not be written: {problem.strerror}")
+            self._trouble(f"{path} could not be written: {problem.strerror}")
+            return False
+        return True
 
-    def _write_all(self, lines: list[str]) -> None:
+    def _write_all(self, lines: list[str], *, again: bool) -> None:
         assert self._report is not None
         if self.directory is not None:
-            self._write("json", words.json_text(self._report).encode())
-            self._write("md", words.markdown(self._report, limit=MARKDOWN_CHARS).encode())
-            lines.append(f"results for this host: {self.directory / self._settings.suite}.xml, .json and .md")
-        for path, text, append in self._publisher.files(self._report, self.directory) if self._publisher is not None else ():
+            written = self._write("json", words.json_text(self._report).encode())
+            if self._write("md", words.markdown(self._report, limit=MARKDOWN_CHARS).encode()) and written:
+                lines.append(f"results for this host: {self.directory / self._settings.suite}.xml, .json and .md")
+        for path, text, append in self._publisher.files(self._report, self.directory) if self._publisher is not None and not again else ():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("a" if append else "w", encoding="utf-8") as file:
@@ -177,6 +191,20 @@ class Reporting:
 
 
 # --- from the store -------------------------------------------------------------------------------------------------
+
+
+def refused(root: Path, environ: Mapping[str, str], problem: HarnessError) -> None:
+    """In CI: what could not even be asked for is in the JUnit file too, in the place of what passed the last time."""
+    if publish.detect(environ) is None:
+        return
+    folder, suite = environ.get("GPU_CLUSTER_RESULTS_DIR", ""), environ.get("GPU_CLUSTER_SUITE", "")
+    inside = folder and not folder.startswith(("/", "~")) and ".." not in folder.split("/")
+    path = root / (folder if inside else "test-results") / f"{suite if re.fullmatch(SUITE_NAME, suite) else 'gpu-cluster'}.xml"
+    mask = masker(environ)
+    report = Report(session="none", suite=path.stem, verdict="request", message=mask(problem.what), remedy=mask(problem.remedy))
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(junit.write(report))
 
 
 def to_stderr(line: str) -> None:
@@ -233,25 +261,28 @@ def _follow(made: Reporting, reader: JournalReader) -> dict[str, Any]:
     return {}
 
 
-def told(store: Store, session: str) -> bool:
-    """Whether a report of this session has reached everybody that it was for."""
-    raw = store.get(f"sessions/{session}/summary.json")
-    return raw is not None and not json.loads(raw).get("not_reported")
+def summary(store: Store, session: str) -> dict[str, Any]:
+    """What was told of a session; empty where nothing was."""
+    with contextlib.suppress(ValueError):
+        said = json.loads(store.get(f"sessions/{session}/summary.json") or b"{}")
+        return said if isinstance(said, dict) else {}
+    return {}
 
 
-def of_build(store: Store, sessions: Iterable[str], ci: CI) -> Iterator[str]:
-    """Those of `sessions` that steps of this pipeline build have run."""
+def of_build(store: Store, sessions: Iterable[str], ci: CI) -> list[str]:
+    """The last session of each suite among those that steps of this pipeline build have run: an older one is nobody's news any more."""
+    last: dict[str, str] = {}
     for session in sessions:
-        raw = store.get(f"sessions/{session}/request.json")
-        theirs = json.loads(raw).get("ci") if raw is not None else None
-        if theirs and (theirs["host"], theirs["build"]) == (ci.host, ci.build):
-            yield session
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # what is no request of ours is none of this build's
+            asked = json.loads(store.get(f"sessions/{session}/request.json") or b"{}")
+            if not asked.get("quiet") and (asked["ci"]["host"], asked["ci"]["build"]) == (ci.host, ci.build):
+                last[str(asked["suite"])] = session
+    return list(last.values())
 
 
 def _compared(store: Store, session: str) -> Delta | None:
     """What the client had found: by now the branch's last session may be this one."""
-    raw = store.get(f"sessions/{session}/summary.json")
-    said = json.loads(raw).get("delta") if raw is not None else None
+    said = summary(store, session).get("delta")
     if said is None:
         return None
     lists = {name: tuple(tuple(v) if isinstance(v, list) else v for v in value) for name, value in said.items() if isinstance(value, list)}

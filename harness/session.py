@@ -67,22 +67,23 @@ class Session:
         except StoreError as problem:
             raise RequestError(problem.what, remedy=problem.remedy) from problem
         self.put_request()
-        installed = environment.describe(self.settings.local_python)
-        environment.check(installed, pytest_version=self.pytest_version)
-        yield self.phase("environment", f"{installed.python} ({installed.digest})", began)
+        with clusters.heartbeat(self.store, self.id):  # who finds the request finds its client alive
+            installed = environment.describe(self.settings.local_python)
+            environment.check(installed, pytest_version=self.pytest_version)
+            yield self.phase("environment", f"{installed.python} ({installed.digest})", began)
 
-        began = time.monotonic()
-        tree, code = self.ship()
-        yield self.phase("tree", f"{tree.files} files, {tree.sent_blobs} sent", began)
+            began = time.monotonic()
+            tree, code = self.ship()
+            yield self.phase("tree", f"{tree.files} files, {tree.sent_blobs} sent", began)
 
-        began = time.monotonic()
-        spec = self.cluster_spec(installed)
-        self.asked |= {"tree": tree.digest, "code": code.digest, "shape": spec.shape()}
-        self.put_request()
-        with clusters.heartbeat(self.store, self.id), self.cluster(spec):
-            assert self.lent is not None
-            yield self.phase("cluster", f"{self.lent.ref.id}, {self.lent.note}", began)
-            yield from self.follow()
+            began = time.monotonic()
+            spec = self.cluster_spec(installed)
+            self.asked |= {"tree": tree.digest, "code": code.digest, "shape": spec.shape()}
+            self.put_request()
+            with self.cluster(spec):
+                assert self.lent is not None
+                yield self.phase("cluster", f"{self.lent.ref.id}, {self.lent.note}", began)
+                yield from self.follow()
 
     def plan(self) -> LaunchPlan:
         """What would be launched; spends nothing. Raises RequestError."""

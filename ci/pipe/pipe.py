@@ -84,8 +84,9 @@ def take_role(environ: dict[str, str]) -> None:
 
 def finish(environ: Mapping[str, str]) -> int:
     """For a `final:` step: both commands, whatever the first one says; the first failure's exit code."""
+    profile = ["--gpu-profile", environ["PROFILE"]] if environ.get("PROFILE") else []
     codes = [subprocess.run(command, env=environ, check=False).returncode for command in (
-        ["gpu-cluster", "sweep"], ["gpu-cluster", "report", "--publish"],
+        ["gpu-cluster", "sweep", *profile], ["gpu-cluster", "report", "--publish", *profile],
     )]  # fmt: skip
     return next((code for code in codes if code), 0)
 

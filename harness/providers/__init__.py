@@ -32,7 +32,7 @@ class ClusterSpec:
     idle_s: float
 
     def shape(self) -> dict[str, Any]:
-        names = ("owner", "python", "environment", "nodes", "gpus_per_node", "simulated_gpus")
+        names = ("owner", "python", "environment", "nodes", "gpus_per_node", "simulated_gpus", "require_gpu")
         return {name: getattr(self, name) for name in names}
 
 

@@ -217,7 +217,7 @@ def quarantined(environ: Mapping[str, str]) -> list[list[str]]:
     return []
 
 
-def facts(request: RunRequest, ci: CI | None, environ: Mapping[str, str]) -> dict[str, Any]:
+def facts(request: RunRequest, ci: CI | None, environ: Mapping[str, str], *, quiet: bool) -> dict[str, Any]:
     """What a session's record holds for a report that another process makes of it, and the tests that the host has put aside."""
     return {
         "ci": dataclasses.asdict(ci) if ci is not None else None,
@@ -225,6 +225,7 @@ def facts(request: RunRequest, ci: CI | None, environ: Mapping[str, str]) -> dic
         "public_url": request.settings.public_url,
         "prefix": place_in_repository(request.root, ci),
         "quarantined": quarantined(environ),
+        "quiet": quiet or not request.settings.publish,  # nobody wants to be told of it
     }
 
 

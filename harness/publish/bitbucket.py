@@ -76,6 +76,8 @@ class Bitbucket:
                 return "BITBUCKET_TOKEN is wrong or has expired: create a new repository access token (an API token needs BITBUCKET_EMAIL)"
             case 403:
                 return f"give the token the scope {scopes.get(surface, 'repository')}"
+            case 404 if surface == "pull request comment":
+                return f"is there a pull request {self._ci.pull_request} in {self._ci.repository}, and may the token see it?"
             case 404:
                 return f"does {self._ci.repository} have the commit {self._ci.commit[:12]}, and may the token see it?"
         return problem.remedy or "the verdict stands; send the report again with: gpu-cluster report --publish"

@@ -160,9 +160,8 @@ class Tally:
         for report in reports:
             duration_s += report.get("duration") or 0.0
             sections = from_wire(report.get("sections")) or sections
-            properties = (
-                tuple((self._clean(str(n)), self._clean(str(v))) for n, v in from_wire(report.get("user_properties") or ())) or properties
-            )
+            pairs = [pair for pair in from_wire(report.get("user_properties") or ()) if isinstance(pair, tuple | list) and len(pair) == 2]
+            properties = tuple((self._clean(str(name)), self._clean(str(value))) for name, value in pairs) or properties
             if report["outcome"] == "failed":
                 if not (any(p.subtest for p in problems) and SUBTESTS.fullmatch(_text(report["longrepr"]).strip())):
                     problems.append(self._problem(report, class_, result.file))

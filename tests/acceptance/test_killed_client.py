@@ -180,7 +180,7 @@ def test_after_the_result_all_of_it_is_there(killed: dict[str, Killed], reports:
 
 def test_a_session_that_goes_on_is_only_looked_at(project: Project) -> None:
     """A report beside a living client must neither stop it nor close its record."""
-    project.write(tests__test_it="import time\n\ndef test_long():\n    time.sleep(9)\n")
+    project.write(tests__test_it="import time\n\ndef test_long():\n    time.sleep(16)\n")
     running = project.start("tests", "-v")
     running.until("ray ")
     done = project.command("report", "last")

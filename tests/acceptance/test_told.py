@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ import pytest
 
 from harness import options
 from harness.reporting import Reporting, from_record
-from tests.acceptance.conftest import Project, Ran
+from tests.acceptance.conftest import Project, Ran, eventually
 from tests.hosts import FakeBitbucket, FakeGitHub, FakeGitLab, annotations_report, bitbucket_finds, schema_errors, workflow_commands
 from tests.hosts.readers import READERS
+from tests.hosts.server import status
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMIT = "c0ffee" + "0" * 34
@@ -417,3 +419,94 @@ def test_on_a_laptop_nothing_is_written_or_told(project: Project) -> None:
     assert ran.code == 0
     assert not (project.root / "test-results").exists()
     assert project.get(f"sessions/{ran.session}/summary.json") == b""
+
+
+# -- what a second look found ----------------------------------------------------------------------------------------
+
+
+def published(project: Project, environ: dict[str, str]) -> str:
+    done = project.command("report", "--publish", **environ)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_older_session_is_never_told_over_a_newer_one(project: Project, bitbucket: FakeBitbucket) -> None:
+    """A green run whose comment was refused, then a red one of the same build: telling the first again would be a false green."""
+    environ = bitbucket.environ() | {"GPU_CLUSTER_SUITE": "older"}
+    bitbucket.fault(("POST", "/comments$"), status(403))
+    project.write(tests__test_it=GREEN)
+    green = project.run("tests", **environ, **WARM)
+    project.write(tests__test_it="def test_a(): assert 0\n")
+    red = project.run("tests", **environ, **WARM)
+    said = published(project, environ)
+
+    assert (green.code, red.code) == (0, 1)
+    assert said.strip() == "nothing to report"
+    assert [each["state"] for each in bitbucket.statuses.values()] == ["FAILED"]
+    assert [each["result"] for each in bitbucket.reports.values()] == ["FAILED"]
+
+
+def test_a_list_of_tests_is_not_told_by_the_report_either(project: Project, bitbucket: FakeBitbucket) -> None:
+    """It has no result, so it must not become the build's."""
+    environ = bitbucket.environ() | {"GPU_CLUSTER_SUITE": "listed"}
+    project.write(tests__test_it=GREEN)
+    project.run("tests", "--collect-only", "-q", **environ, **WARM)
+
+    assert published(project, environ).strip() == "nothing to report"
+    assert bitbucket.requests == []
+
+
+@pytest.mark.parametrize("wrong", [{"GPU_CLUSTER_COMENT": "off"}, {"GPU_CLUSTER_SUITE": "a/b"}, {"GPU_CLUSTER_PUBLIC_URL": "ftp://x"}])
+def test_a_refused_setting_leaves_no_green_file(project: Project, wrong: dict[str, str]) -> None:
+    """A kept workspace has the file of the last run, which passed."""
+    project.write(tests__test_it=GREEN)
+    path = project.root / "test-results" / "gpu-cluster.xml"
+    path.parent.mkdir()
+    path.write_text('<testsuites><testsuite name="x" tests="1"><testcase name="a" classname="b"/></testsuite></testsuites>')
+    ran = project.run("tests", CI="true", **wrong)
+
+    assert ran.code == 4
+    assert schema_errors(path) == []
+    assert 'type="gpu_cluster.RequestError"' in path.read_text()
+
+
+def test_real_gpus_are_demanded_of_a_warm_cluster_too(project: Project) -> None:
+    """A simulated cluster that happens to be warm is no answer to require-gpu."""
+    project.write(tests__test_it=GREEN)
+    warm = project.run("tests")
+    project.settings("require-gpu = true")
+    ran = project.run("tests")
+
+    assert warm.code == 0
+    assert "SIMULATED" not in warm.out or ran.code == 4, ran.out
+
+
+def test_a_client_that_prepares_for_long_is_not_taken_for_gone(project: Project) -> None:
+    """Its record is in the store before environment and tree are; a sweep or a report beside it must see that it lives."""
+    project.write(tests__test_it=GREEN)
+    slow = project.root / "slow-python"
+    slow.write_text(f'#!/bin/sh\nsleep 16\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    project.settings('local.python = "slow-python"')
+    running = project.start("tests")
+    assert eventually(
+        lambda: any(
+            b'"origin": "' + str(project.root).encode() in project.get(key)
+            for key in project.keys("sessions")
+            if key.endswith("request.json")
+        )
+    )
+    swept = project.command("sweep")
+    open_ = [key for key in project.keys("sessions") if key.endswith("request.json") and str(project.root).encode() in project.get(key)]
+    running.process.send_signal(signal.SIGTERM)
+    running.wait()
+
+    assert "its record is final" not in swept.stdout
+    assert len(open_) == 1
+
+
+def test_a_report_without_a_store_has_nothing_to_tell(tmp_path: Path) -> None:
+    """A last step in a fresh container, after a run that never began: it must not turn a green pipeline red."""
+    project = Project(tmp_path / "fresh", str(tmp_path / "none"))
+
+    assert published(project, {"CI": "true", "BITBUCKET_BUILD_NUMBER": "7"}).strip() == "nothing to report"

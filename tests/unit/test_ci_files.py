@@ -278,22 +278,20 @@ def test_a_command_that_is_called_exists(interpreter: str, text: str) -> None:
     parser = pytest.Parser(_ispytest=True)
     options.add_options(parser)
     own = {name for group in parser._groups for option in group.options for name in option.names()}
-    for words in commands(text):
-        match words:
+    for path, *rest in commands(text):
+        match [path.removeprefix(".venv/bin/"), *rest]:  # where make has put it
             case ["pytest", *arguments]:
                 assert {argument for argument in arguments if argument.startswith("--gpu")} <= own
             case ["gpu-cluster", command, *arguments]:
                 said = subprocess.run([sys.executable, "-m", "harness.cli", command, "--help"], cwd=ROOT, text=True,
                                       capture_output=True, timeout=30, check=False)  # fmt: skip
-                if command == "report" and "invalid choice: 'report'" in said.stderr:
-                    pytest.skip("gpu-cluster report is not there yet")
                 assert said.returncode == 0, said.stderr
                 for argument in arguments:
                     assert not argument.startswith("--") or argument in said.stdout, f"gpu-cluster {command} has no {argument}"
             case ["pip", "install", *arguments] | ["python", "-m", "pip", "install", *arguments]:
                 assert arguments[-1] in ("pytest-gpu-cluster", "${PACKAGE:-$GITHUB_ACTION_PATH/../..}")
             case _:
-                pytest.fail(f"{words} is a command that no test here knows")
+                pytest.fail(f"{path} is a command that no test here knows")
 
 
 @pytest.mark.parametrize("path", [*COPIED, PIPE, CI / "README.md", CI / "pipe" / "pipe.py"], ids=lambda path: path.name)

@@ -1262,3 +1262,12 @@ def test_bad_results_begin_with_the_tests_own() -> None:
     results: Iterable[Result] = (result("t.py::a", "error", failure_class="infrastructure"), result("t.py::b"), result("t.py::c", "failed"))
 
     assert [each.nodeid for each in report_of(*results).bad] == ["t.py::c", "t.py::a"]
+
+
+def test_properties_of_another_shape_are_left_out() -> None:
+    """pytest takes anything as a user property; what a report cannot show must not end the run."""
+    events = session("t.py::a", exitstatus=0)
+    report = events[1]["records"][-1]["report"]
+    report["user_properties"] = [["a", "b", "c"], {"a": 1}, 7, None, ["name", "value"]]
+
+    assert [result.properties for result in told(events).results] == [(("name", "value"),)]
