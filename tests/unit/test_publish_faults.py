@@ -142,7 +142,7 @@ def remedy(place: Place, code: int) -> str:
         case "bitbucket", 403:
             return "the scope pullrequest:write" if place in COMMENTS else "the scope repository"
         case "bitbucket", 404:
-            return "does acme/aerial have the commit"
+            return "is there a pull request 7 in acme/aerial" if place in COMMENTS else "does acme/aerial have the commit"
         case "github", 401:
             return "pass ${{ github.token }} to the step"
         case "github", 403 | 404:
