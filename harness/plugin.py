@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -121,7 +121,15 @@ class Host:
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self.pytest = session
         if self.reporting is not None:
-            self.reporting.clear()
+            self.safely(self.reporting.clear)
+
+    def safely(self, act: Callable[..., Any], **said: Any) -> Any:
+        """A report that fails is said, and changes nothing of the run."""
+        try:
+            return act(**said)
+        except Exception as problem:
+            self.write(f"gpu-cluster: the report failed in {act.__name__}: {type(problem).__name__}: {problem}")
+            return None
 
     def pytest_report_header(self) -> str:
         return f"gpu-cluster: session {self.session.id}  {self.session.record}"
@@ -140,7 +148,7 @@ class Host:
     def pytest_collection(self, session: pytest.Session) -> bool:
         self.events = self.session.events()
         if self.reporting is not None:
-            self.reporting.begin()
+            self.safely(self.reporting.begin)
         self.guarded(self.replay.collect, session)
         return True
 
@@ -198,7 +206,7 @@ class Host:
         if self.session.recorded:
             self.seal(self.end(int(session.exitstatus)))
         if self.reporting is not None:
-            self.reporting.end(**self.end(int(session.exitstatus)))
+            self.safely(self.reporting.end, **self.end(int(session.exitstatus)))
 
     def describe_suite(self) -> None:
         """The session among JUnit's suite properties."""
@@ -247,12 +255,12 @@ class Host:
         lines += self.session.farewell(simulated=self.progress.simulated) if self.session.recorded else []
         if self.reporting is not None and self.events is not None:
             final = int(self.pytest.exitstatus)  # a plugin may have changed it since
-            self.reporting.end(**self.end(final))
+            self.safely(self.reporting.end, **self.end(final))
             try:
-                lines += self.reporting.tell()
+                lines += self.safely(self.reporting.tell) or []
             except KeyboardInterrupt:
                 lines.append("interrupted while the CI host was told; to tell it: gpu-cluster report --publish")
         for line in lines:
             self.write(f"gpu-cluster: {line}")
         if self.reporting is not None and self.events is not None:
-            self.reporting.close()
+            self.safely(self.reporting.close)
