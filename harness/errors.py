@@ -70,3 +70,7 @@ class TeardownError(HarnessError):
 
     exit_code = 14
     failure_class = "teardown"
+
+
+_CLASSES = (RequestError, InfrastructureError, EnvironmentBuildError, CapacityError, LimitError, TeardownError)
+EXIT_CODES = {each.failure_class: each.exit_code for each in _CLASSES}

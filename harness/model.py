@@ -132,6 +132,7 @@ class Delta:
         return not (self.newly_failing or self.fixed or self.removed or self.slower or self.flaky)
 
 
+SUITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"  # it becomes a file's name, a key at the host, a part of a key in the store
 CLIENT_LOST = "the client was lost"  # why a session was stopped, where nobody was left to want it
 NOT_TESTS = ("infrastructure", "environment", "capacity", "limit", "teardown")  # verdicts that are never the tests' fault
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import RequestError
-from harness.model import RunRequest, Settings
+from harness.model import SUITE_NAME, RunRequest, Settings
 
 if TYPE_CHECKING:
     import pytest
@@ -190,7 +190,7 @@ def _one_of(*words: str) -> _Key:
 
 
 def _read_suite(value: object) -> object:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", value):
+    if not isinstance(value, str) or not re.fullmatch(SUITE_NAME, value):
         raise ValueError
     return value
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness import options
-from harness.errors import HarnessError, RequestError
+from harness.errors import EXIT_CODES, HarnessError, RequestError
 from harness.remote.fixtures import MARKERS, artifacts, cluster, device, gpus, testrun_uid, worker_id  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
@@ -63,10 +63,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
             reporting.refused(config.rootpath, os.environ, problem)
             raise pytest.UsageError(str(problem)) from problem
-
-
-# Of sessions in which no test failed by itself.
-EXIT_CODES = {"request": 4, "infrastructure": 10, "environment": 11, "capacity": 12, "limit": 13}
 
 
 class Terminated(KeyboardInterrupt):

@@ -27,7 +27,7 @@ from typing import Any
 from harness import clusters, publish
 from harness.errors import HarnessError, RequestError
 from harness.journal import JournalReader
-from harness.model import CI, Delta, Report, Settings
+from harness.model import CI, SUITE_NAME, Delta, Report, Settings
 from harness.publish.courier import WITHIN_S, Courier
 from harness.remote.masking import masker
 from harness.remote.wire import Event
@@ -35,7 +35,6 @@ from harness.report import delta, junit, words
 from harness.report.tally import Tally
 from harness.store import Store
 
-SUITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"  # as options.py has it
 PROGRESS_S = 30.0  # between two reports to the host on the way
 CANCELLED_S = 8.0  # a host that cancels a step kills it soon
 MARKDOWN_CHARS = 500_000

@@ -6,18 +6,20 @@ import io
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from _pytest._io import TerminalWriter
 from _pytest.junitxml import mangle_test_address
 
+from harness.errors import EXIT_CODES
 from harness.model import CLIENT_LOST, NOT_TESTS, Problem, Report, Result
 from harness.remote.wire import Event, PathMap, from_wire
 
 OUTPUT_CHARS = 10_000  # of each captured section: half from its beginning, half from its end
 TEXT_CHARS = 100_000  # of one failure
-BY_EXIT_CODE = {4: "request", 10: "infrastructure", 11: "environment", 12: "capacity", 13: "limit", 14: "teardown"}
+BY_EXIT_CODE = {code: failure_class for failure_class, code in EXIT_CODES.items()}
 SUBTESTS = re.compile(r"contains \d+ failed subtests?")  # each of them is a problem of its own already
 LOST = f"{CLIENT_LOST} before this test had a result"
 
@@ -176,16 +178,13 @@ class Tally:
             elif report["outcome"] == "skipped":
                 outcome, reason = "skipped", self._skip_reason(report["longrepr"])
         output = self._output(sections) if problems else ""
-        return Result(nodeid=result.nodeid, file=result.file, line=result.line, classname=result.classname, name=result.name,
-                      outcome=outcome, duration_s=duration_s, problems=tuple(problems), reason=reason, output=output or result.output,
-                      properties=properties, reruns=reruns, attempts=attempts)  # fmt: skip
+        return replace(result, outcome=outcome, duration_s=duration_s, problems=tuple(problems), reason=reason,
+                       output=output or result.output, properties=properties, reruns=reruns, attempts=attempts)  # fmt: skip
 
     def _missing(self, row: Mapping[str, Any], failure_class: str, why: str) -> Result:
         text = f"{failure_class}: {why}"
         problem = Problem(when="setup", failure_class=failure_class, message=text.partition("\n")[0], text=text)
-        blank = self._blank(row)
-        return Result(nodeid=blank.nodeid, file=blank.file, line=blank.line, classname=blank.classname, name=blank.name,
-                      outcome="error", problems=(problem,))  # fmt: skip
+        return replace(self._blank(row), outcome="error", problems=(problem,))
 
     # -- texts ---------------------------------------------------------------------------------------------------------
 
