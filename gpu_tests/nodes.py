@@ -27,24 +27,50 @@ class Node:
         own = {name: count for name, count in resources.items() if name not in ("CPU", "GPU")}
         agent, grpc, runtime = free_ports(3)
         self.command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", "--log-color=false"),
+            *(
+                sys.executable,
+                "-m",
+                "ray.scripts.scripts",
+                "start",
+                "--block",
+                "--disable-usage-stats",
+                "--log-color=false",
+            ),
             f"--address={ray.get_runtime_context().gcs_address}",
             f"--node-ip-address={ray.util.get_node_ip_address()}",  # type: ignore[no-untyped-call]  # ray
-            *(f"--num-cpus={resources.get('CPU', 0):.0f}", f"--num-gpus={resources.get('GPU', 0):.0f}", f"--resources={json.dumps(own)}"),
+            *(
+                f"--num-cpus={resources.get('CPU', 0):.0f}",
+                f"--num-gpus={resources.get('GPU', 0):.0f}",
+                f"--resources={json.dumps(own)}",
+            ),
             *("--object-store-memory=200000000", "--include-log-monitor=false"),
-            *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}", f"--runtime-env-agent-port={runtime}"),
+            *(
+                f"--dashboard-agent-listen-port={agent}",
+                f"--dashboard-agent-grpc-port={grpc}",
+                f"--runtime-env-agent-port={runtime}",
+            ),
         ]
 
     def __enter__(self) -> Node:
         before = alive()
-        seeing = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # it hides GPUs from a test
+        seeing = {
+            name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"
+        }  # it hides GPUs from a test
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(self.command, env=seeing, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                self.command,
+                env=seeing,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
         end = time.monotonic() + START_S
         while not (joined := alive() - before):
             if self.process.poll() is not None or time.monotonic() > end:
                 self.die()
-                raise RuntimeError(f"another Ray node did not join within {START_S} s: {self.log.read_text()[-1000:]}")
+                raise RuntimeError(
+                    f"another Ray node did not join within {START_S} s: {self.log.read_text()[-1000:]}"
+                )
             time.sleep(0.1)
         (self.id,) = joined
         return self

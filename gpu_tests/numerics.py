@@ -32,15 +32,26 @@ class Policy:
 
     def tolerance(self, dtype: torch.dtype) -> float:
         """How far a product in `dtype` may lie from float64, relative to its largest entry."""
-        return TF32 if dtype is torch.float32 and self.tf32 and self.architecture != "cpu" else TOLERANCE[dtype]
+        return (
+            TF32
+            if dtype is torch.float32 and self.tf32 and self.architecture != "cpu"
+            else TOLERANCE[dtype]
+        )
 
 
 @contextmanager
 def pinned(device: torch.device, *, seed: int = 0, tf32: bool = False) -> Iterator[Policy]:
     """Everything that numbers depend on is set, and afterwards as it was, the states of the generators too."""
     before = (random.getstate(), np.random.get_state(), torch.get_rng_state())
-    flags = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
-    deterministic, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    flags = (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.benchmark,
+    )
+    deterministic, warned = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

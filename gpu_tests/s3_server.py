@@ -25,7 +25,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 Fault = Literal["403", "503", "skew", "slow", "drop", "drop-after"]
-CONDITIONS = ("HTTP_RANGE", "HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE")
+CONDITIONS = (
+    "HTTP_RANGE",
+    "HTTP_IF_MATCH",
+    "HTTP_IF_NONE_MATCH",
+    "HTTP_IF_MODIFIED_SINCE",
+    "HTTP_IF_UNMODIFIED_SINCE",
+)
 ERRORS = {
     "403": ("403 Forbidden", "AccessDenied"),
     "503": ("503 Slow Down", "SlowDown"),
@@ -44,7 +50,9 @@ class S3Server:
 
     def __enter__(self) -> S3Server:
         command = [sys.executable, str(Path(__file__).resolve()), self.host]
-        self._process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         self.endpoint = f"http://{self.host}:{self._ask(do='accept')}"
         return self
 
@@ -71,9 +79,19 @@ class S3Server:
         """Create the bucket `name`; quiet when it is there."""
         request = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT", data=b"")
         request.add_header("Content-Type", "application/octet-stream")
-        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).close()
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            request, timeout=10
+        ).close()
 
-    def fault(self, kind: Fault, *, times: int = 1 << 30, method: str = "", path: str = "", seconds: float = 0) -> None:
+    def fault(
+        self,
+        kind: Fault,
+        *,
+        times: int = 1 << 30,
+        method: str = "",
+        path: str = "",
+        seconds: float = 0,
+    ) -> None:
         """Let the next `times` requests of `method` whose path contains `path` fail.
 
         "slow" answers after `seconds`; "drop" hangs up before the request is served, "drop-after" when it was.
@@ -173,11 +191,17 @@ class _Server:
             def log(self, type: str, message: str, *args: object) -> None:
                 pass
 
-        self._http = make_server(self._host, self._port, self._serve, threaded=True, request_handler=Quiet)
+        self._http = make_server(
+            self._host, self._port, self._serve, threaded=True, request_handler=Quiet
+        )
         self._port = self._http.server_port
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
 
-    def _serve(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+    def _serve(
+        self, environ: dict[str, Any], start_response: Callable[..., object]
+    ) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
         with self._lock:
             self._now[method] += 1
@@ -189,7 +213,9 @@ class _Server:
             with self._lock:
                 self._now[method] -= 1
 
-    def _answer(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+    def _answer(
+        self, environ: dict[str, Any], start_response: Callable[..., object]
+    ) -> Iterable[bytes]:
         fault = self._next_fault(environ["REQUEST_METHOD"], environ["PATH_INFO"])
         kind = fault["kind"] if fault else ""
         if fault and kind == "slow":
@@ -197,13 +223,17 @@ class _Server:
         if kind in ERRORS:
             status, code = ERRORS[kind]
             body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as the test asked</Message></Error>".encode()
-            start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+            start_response(
+                status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+            )
             return [body]
         answer: Iterable[bytes] = [b""]
         if kind == "drop":
             start_response("200 OK", [])
         elif (stored := self._object(environ)) is not None:
-            start_response("200 OK", [("Content-Type", "binary/octet-stream"), *stored.response_dict.items()])
+            start_response(
+                "200 OK", [("Content-Type", "binary/octet-stream"), *stored.response_dict.items()]
+            )
             answer = [stored.value]
         else:
             answer = self._s3(environ, start_response)
@@ -217,7 +247,11 @@ class _Server:
 
         A store that is far away does not take time of the machine that reads from it.
         """
-        if environ["REQUEST_METHOD"] != "GET" or environ["QUERY_STRING"] or any(name in environ for name in CONDITIONS):
+        if (
+            environ["REQUEST_METHOD"] != "GET"
+            or environ["QUERY_STRING"]
+            or any(name in environ for name in CONDITIONS)
+        ):
             return None
         bucket, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
         with contextlib.suppress(Exception):  # no such bucket: moto knows how to say so

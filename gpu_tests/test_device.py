@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_tests.conftest import ONE_GPU, SHARE, Accelerators
-from gpu_tests.numerics import TOLERANCE, Policy, pinned
-from gpu_tests.pipelines import health
-from gpu_tests.pipelines.health import Sizes
+from .conftest import ONE_GPU, SHARE, Accelerators
+from .numerics import TOLERANCE, Policy, pinned
+from .pipelines import health
+from .pipelines.health import Sizes
 
 # Ray Data warns of its own settings.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")
@@ -39,23 +39,34 @@ def sizes(device: torch.device) -> Sizes:
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def test_h1_a_product_is_right_in_every_type(dtype: torch.dtype, device: torch.device, policy: Policy, sizes: Sizes) -> None:
+def test_h1_a_product_is_right_in_every_type(
+    dtype: torch.dtype, device: torch.device, policy: Policy, sizes: Sizes
+) -> None:
     """A device with a broken unit answers quickly, and wrongly; nothing else would say so."""
     error = health.product_error(dtype, sizes.product, device)
 
     print(f"{dtype}: error {error:.2e} on {policy.architecture}")
-    assert error <= policy.tolerance(dtype), f"{error:.2e} on {policy.architecture}; at most {policy.tolerance(dtype):.0e} is expected"
+    assert error <= policy.tolerance(dtype), (
+        f"{error:.2e} on {policy.architecture}; at most {policy.tolerance(dtype):.0e} is expected"
+    )
 
 
-def test_h1_speeds_are_recorded(device: torch.device, policy: Policy, sizes: Sizes, gpus: list[Any], artifacts: Path) -> None:
+def test_h1_speeds_are_recorded(
+    device: torch.device, policy: Policy, sizes: Sizes, gpus: list[Any], artifacts: Path
+) -> None:
     """A device that is slower than its kind is a reason to ask; the next run has something to compare with."""
     piece = min(sizes.memory_bytes, 1 << 30)
     found: dict[str, Any] = {
         "device": policy.architecture,
         "gpus": [gpu.name for gpu in gpus],
-        "tflops": {str(dtype): round(health.product_tflops(dtype, sizes.product, device), 4) for dtype in DTYPES},
+        "tflops": {
+            str(dtype): round(health.product_tflops(dtype, sizes.product, device), 4)
+            for dtype in DTYPES
+        },
         "memory_gb_s": round(health.bandwidth_gb_s(piece, device), 2),
-        "copies_gb_s": {way: round(speed, 2) for way, speed in health.copies_gb_s(piece, device).items()},
+        "copies_gb_s": {
+            way: round(speed, 2) for way, speed in health.copies_gb_s(piece, device).items()
+        },
     }
     (artifacts / "speeds.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
@@ -78,7 +89,9 @@ def test_h1_devices_add_up(accelerators: Accelerators, figures: Callable[..., No
     ranks = max(2, accelerators.count) if accelerators.cuda else 2
     nodes, error, speed = health.all_reduce(ranks, 1 << 18, cuda=accelerators.cuda, gpus=SHARE)
 
-    not_covered = "" if accelerators.cuda else "; simulated GPUs: gloo on CPUs, no nccl, no link of GPUs"
+    not_covered = (
+        "" if accelerators.cuda else "; simulated GPUs: gloo on CPUs, no nccl, no link of GPUs"
+    )
     if ONE_GPU:
         not_covered = "; one GPU for both: gloo, no nccl, no link of GPUs"
     covered = f"{ranks} ranks on {nodes} node(s){not_covered}"
@@ -90,7 +103,11 @@ def test_h1_devices_add_up(accelerators: Accelerators, figures: Callable[..., No
 def test_numbers_are_as_they_were_after_a_pinned_test(device: torch.device) -> None:
     """A test that leaves a seed or TF32 behind decides what the next one computes."""
     drawn = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # type: ignore[index]
-    flags = (torch.backends.cuda.matmul.allow_tf32, torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
+    flags = (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+    )
 
     with pinned(device, seed=5, tf32=True):
         first = (random.random(), float(np.random.random()), float(torch.rand(())))
@@ -98,5 +115,13 @@ def test_numbers_are_as_they_were_after_a_pinned_test(device: torch.device) -> N
         second = (random.random(), float(np.random.random()), float(torch.rand(())))
 
     assert first == second
-    assert drawn == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # type: ignore[index]
-    assert flags == (torch.backends.cuda.matmul.allow_tf32, torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
+    assert drawn == (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),  # type: ignore[index]
+        torch.get_rng_state().tolist(),
+    )
+    assert flags == (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+    )

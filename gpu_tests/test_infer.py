@@ -22,12 +22,22 @@ import pytest
 import ray
 import torch
 
-from gpu_tests.conftest import SHARE, ZOOM, Accelerators, Bucket
-from gpu_tests.nodes import Node
-from gpu_tests.pipelines.infer import CONFIG_KEY, MODEL_KEY, NODE_KEY, SCHEMA, InferConfig, Inferred, infer, load, one_by_one
-from gpu_tests.pipelines.job import save_model
-from gpu_tests.pipelines.network import CrownNet
-from gpu_tests.pipelines.store import names, open_store, read
+from .conftest import SHARE, ZOOM, Accelerators, Bucket
+from .nodes import Node
+from .pipelines.infer import (
+    CONFIG_KEY,
+    MODEL_KEY,
+    NODE_KEY,
+    SCHEMA,
+    InferConfig,
+    Inferred,
+    infer,
+    load,
+    one_by_one,
+)
+from .pipelines.job import save_model
+from .pipelines.network import CrownNet
+from .pipelines.store import names, open_store, read
 
 # Ray Data warns of its own settings.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")
@@ -70,27 +80,45 @@ def test_i1_every_tile_is_inferred_once_and_as_in_a_plain_loop(
 
     seconds, most = time.monotonic() - began, bucket.server.most_at_once("GET")
     requests = bucket.server.requests()[seen:]
-    figures(tiles=len(tiles), infer_s=round(seconds, 1), simulated_get_s=0.02, refused=12, most_requests_at_once=most)
+    figures(
+        tiles=len(tiles),
+        infer_s=round(seconds, 1),
+        simulated_get_s=0.02,
+        refused=12,
+        most_requests_at_once=most,
+    )
     check_files(bucket, config, result, tiles)
     check_equal(load(config.output), plain, cuda=accelerators.cuda)
-    assert 1 < most <= AT_ONCE, f"{most} tiles were asked for at the same moment; {AT_ONCE} are allowed"
+    assert 1 < most <= AT_ONCE, (
+        f"{most} tiles were asked for at the same moment; {AT_ONCE} are allowed"
+    )
     reads = Counter(line for line in requests if line.startswith("GET") and "/images/" in line)
-    assert sum(reads.values()) == len(tiles) + 12, "each tile was to be read once, and once more for each refusal"
+    assert sum(reads.values()) == len(tiles) + 12, (
+        "each tile was to be read once, and once more for each refusal"
+    )
 
 
 def check_files(bucket: Bucket, config: InferConfig, result: Inferred, tiles: list[str]) -> None:
     """A file that lies about alone still tells what is in it, which model made it, and how."""
     store = open_store(config.output)
     files = [key for key in names(store, "") if key.endswith(".parquet")]
-    assert len(files) == -(-len(tiles) // SHARD), f"{len(files)} files for {len(tiles)} tiles of {SHARD} a file"
+    assert len(files) == -(-len(tiles) // SHARD), (
+        f"{len(files)} files for {len(tiles)} tiles of {SHARD} a file"
+    )
     found: list[str] = []
     for file in files:
         held = pq.ParquetFile(io.BytesIO(read(store, file)))
         footer = held.schema_arrow.metadata or {}
         assert held.schema_arrow.remove_metadata() == SCHEMA
-        assert footer.get(MODEL_KEY) == result.model.encode(), f"{file} names another model, or none"
-        assert footer.get(CONFIG_KEY) == result.config.encode(), f"{file} names another configuration, or none"
-        assert 1 <= held.metadata.num_rows <= SHARD, f"{file} has {held.metadata.num_rows} rows; {SHARD} are allowed"
+        assert footer.get(MODEL_KEY) == result.model.encode(), (
+            f"{file} names another model, or none"
+        )
+        assert footer.get(CONFIG_KEY) == result.config.encode(), (
+            f"{file} names another configuration, or none"
+        )
+        assert 1 <= held.metadata.num_rows <= SHARD, (
+            f"{file} has {held.metadata.num_rows} rows; {SHARD} are allowed"
+        )
         found += held.read()["tile"].to_pylist()
     check_exactly_once(found, tiles)
     complete = json.loads(read(store, "complete.json"))
@@ -100,11 +128,15 @@ def check_files(bucket: Bucket, config: InferConfig, result: Inferred, tiles: li
 def check_exactly_once(found: list[str], expected: list[str]) -> None:
     times, wanted = Counter(found), Counter(expected)
     off = {name: times[name] for name in {*times, *wanted} if times[name] != wanted[name]}
-    assert not off, f"{len(off)} tiles were not inferred exactly once (tile: times): {dict(list(off.items())[:5])}"
+    assert not off, (
+        f"{len(off)} tiles were not inferred exactly once (tile: times): {dict(list(off.items())[:5])}"
+    )
 
 
 def crowns(table: pa.Table) -> npt.NDArray[np.int16]:
-    return np.stack([np.frombuffer(one, np.uint8) for one in table["crown"].to_pylist()]).astype(np.int16)
+    return np.stack([np.frombuffer(one, np.uint8) for one in table["crown"].to_pylist()]).astype(
+        np.int16
+    )
 
 
 def check_equal(found: pa.Table, plain: pa.Table, *, cuda: bool) -> None:
@@ -132,7 +164,9 @@ def test_i1_nodes_may_join_and_leave(
     most = int(cpus) + 1  # fetchers: more than there is room for without the node
     config = replace(config, shard=4, at_once=2 * most, fetchers=(1, most), fetcher_cpus=1)
     plain = pa.concat_tables(one_by_one(config))
-    bucket.server.throttle(get_s=2)  # it cannot end before the node has worked: that alone would take two minutes
+    bucket.server.throttle(
+        get_s=2
+    )  # it cannot end before the node has worked: that alone would take two minutes
     began = time.monotonic()
     with ThreadPoolExecutor(1) as beside:
         run = beside.submit(infer, config, cuda=accelerators.cuda)
@@ -146,7 +180,13 @@ def test_i1_nodes_may_join_and_leave(
         run.result(180)
 
     infer_s = round(time.monotonic() - began, 1)
-    figures(tiles=len(tiles), joined_s=round(joined, 1), left_s=round(left, 1), files_then=files, infer_s=infer_s)
+    figures(
+        tiles=len(tiles),
+        joined_s=round(joined, 1),
+        left_s=round(left, 1),
+        files_then=files,
+        infer_s=infer_s,
+    )
     assert files < len(tiles) // config.shard, "the node was to leave before the end"
     check_exactly_once(load(config.output)["tile"].to_pylist(), tiles)
     check_equal(load(config.output), plain, cuda=accelerators.cuda)
@@ -157,17 +197,25 @@ def files_of(config: InferConfig, node: str = "") -> list[str]:
     store = open_store(config.output)
     files = [key for key in names(store, "") if key.endswith(".parquet")]
     if node:
-        return [file for file in files if pq.read_schema(io.BytesIO(read(store, file))).metadata[NODE_KEY] == node.encode()]
+        return [
+            file
+            for file in files
+            if pq.read_schema(io.BytesIO(read(store, file))).metadata[NODE_KEY] == node.encode()
+        ]
     return files
 
 
-def wait_for_files(config: InferConfig, count: int, *, node: str = "", run: Future[Inferred] | None = None) -> None:
+def wait_for_files(
+    config: InferConfig, count: int, *, node: str = "", run: Future[Inferred] | None = None
+) -> None:
     """Raises what the run raised, if that is why there are none."""
     end = time.monotonic() + 120
     while (found := len(files_of(config, node))) < count:
         if run is not None and run.done():
             run.result()
-        assert time.monotonic() < end, f"after two minutes there are {found} files{' of the node that joined' if node else ''}"
+        assert time.monotonic() < end, (
+            f"after two minutes there are {found} files{' of the node that joined' if node else ''}"
+        )
         time.sleep(0.1)
 
 
@@ -180,9 +228,11 @@ def test_i2_a_run_that_is_killed_is_completed_by_the_next(
     config = replace(config, shard=6, at_once=4)
     bucket.server.throttle(get_s=0.2)
     process = subprocess.Popen(
-        [sys.executable, "-m", "gpu_tests.pipelines.infer", json.dumps(asdict(config))],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}, text=True, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-m", f"{__package__}.pipelines.infer", json.dumps(asdict(config))],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        text=True,
+        stderr=subprocess.PIPE,
+    )
     wait_for_files(config, 5)
     process.kill()
     process.communicate()
@@ -199,10 +249,16 @@ def test_i2_a_run_that_is_killed_is_completed_by_the_next(
     requests = bucket.server.requests()[seen:]
     again = [line for line in requests if line.startswith("GET") and "/images/" in line]
     figures(tiles=len(tiles), kept=result.kept, done=result.done)
-    assert result.kept == len(before), f"{result.kept} of {len(before)} files that were there were kept"
-    assert result.done == len(tiles) // 6 - len(before), f"{result.done} files were made again, of which {len(before)} were there"
+    assert result.kept == len(before), (
+        f"{result.kept} of {len(before)} files that were there were kept"
+    )
+    assert result.done == len(tiles) // 6 - len(before), (
+        f"{result.done} files were made again, of which {len(before)} were there"
+    )
     assert len(before) >= 5
-    assert len(again) == result.done * 6, f"{len(again)} tiles were read again for {result.done} files of 6"
+    assert len(again) == result.done * 6, (
+        f"{len(again)} tiles were read again for {result.done} files of 6"
+    )
     check_exactly_once(load(config.output)["tile"].to_pylist(), tiles)
     check_equal(load(config.output), pa.concat_tables(one_by_one(config)), cuda=accelerators.cuda)
     assert infer(config, cuda=accelerators.cuda).done == 0, "what is complete is done again"

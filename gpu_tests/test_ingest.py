@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 import ray
 
-from gpu_tests.conftest import Accelerators
-from gpu_tests.pipelines.ingest import (
+from .conftest import Accelerators
+from .pipelines.ingest import (
     Consumer,
     Epochs,
     Windows,
@@ -41,7 +41,9 @@ def epochs_of(mode: str, files: list[str]) -> Epochs:
 
 
 @pytest.mark.ray(gpus=2)
-@pytest.mark.parametrize("mode", ["global", pytest.param("windowed", marks=pytest.mark.smoke), "file", "local"])
+@pytest.mark.parametrize(
+    "mode", ["global", pytest.param("windowed", marks=pytest.mark.smoke), "file", "local"]
+)
 def test_d1_every_epoch_is_a_new_order_of_every_row(
     mode: str, files: list[str], accelerators: Accelerators, figures: Callable[..., None]
 ) -> None:
@@ -53,11 +55,18 @@ def test_d1_every_epoch_is_a_new_order_of_every_row(
 
     mixed = [quality(ids) for ids in consumer.rows.values()]
     figures(
-        mode=mode, rows_per_s=round(EPOCHS * ROWS / seconds), first_batch_s=round(consumer.first_s, 2), quality=[vars(q) for q in mixed]
+        mode=mode,
+        rows_per_s=round(EPOCHS * ROWS / seconds),
+        first_batch_s=round(consumer.first_s, 2),
+        quality=[vars(q) for q in mixed],
     )
     for number in range(EPOCHS):
-        assert sorted(consumer.rows[number]) == list(range(ROWS)), f"epoch {number} is not a permutation of the rows"
-    assert consumer.rows[0] != consumer.rows[1] != consumer.rows[2], "two epochs have the same order"
+        assert sorted(consumer.rows[number]) == list(range(ROWS)), (
+            f"epoch {number} is not a permutation of the rows"
+        )
+    assert consumer.rows[0] != consumer.rows[1] != consumer.rows[2], (
+        "two epochs have the same order"
+    )
     correlation, neighbours = BOUNDS[mode]
     for found in mixed:
         assert found.rank_correlation <= correlation, f"{mode}: {found}"
@@ -65,19 +74,29 @@ def test_d1_every_epoch_is_a_new_order_of_every_row(
 
 
 @pytest.mark.ray(gpus=2)
-def test_d1_trainers_get_equal_shares_that_are_together_everything(files: list[str], accelerators: Accelerators) -> None:
+def test_d1_trainers_get_equal_shares_that_are_together_everything(
+    files: list[str], accelerators: Accelerators
+) -> None:
     """A trainer with a batch more than the others waits for them for ever in its gradients' sum."""
     shares = [
-        [row for batch in Windows(files=files, width=WIDTH, batch=BATCH, rank=rank, ranks=2).epoch(0) for row in batch["id"].to_pylist()]
+        [
+            row
+            for batch in Windows(files=files, width=WIDTH, batch=BATCH, rank=rank, ranks=2).epoch(0)
+            for row in batch["id"].to_pylist()
+        ]
         for rank in range(2)
     ]
 
-    assert len(shares[0]) == len(shares[1]), f"the shares have {len(shares[0])} and {len(shares[1])} rows"
+    assert len(shares[0]) == len(shares[1]), (
+        f"the shares have {len(shares[0])} and {len(shares[1])} rows"
+    )
     assert sorted(shares[0] + shares[1]) == list(range(ROWS))
 
 
 @pytest.mark.ray(gpus=2)
-def test_d1_memory_is_bound_by_the_window(files: list[str], accelerators: Accelerators, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_d1_memory_is_bound_by_the_window(
+    files: list[str], accelerators: Accelerators, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Data of any size passes through memory that is not."""
     windows = Windows(files=files, width=WIDTH, batch=BATCH)
     open_now, most, read = 0, 0, Windows.read

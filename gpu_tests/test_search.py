@@ -12,11 +12,13 @@ import pytest
 import ray
 import torch
 
-from gpu_tests.conftest import SHARE, Accelerators
-from gpu_tests.pipelines.search import REDUCTION, Cost, Space, best, curve, saved, search
-from gpu_tests.pipelines.tiles import Tiles, decode
+from .conftest import SHARE, Accelerators
+from .pipelines.search import REDUCTION, Cost, Space, best, curve, saved, search
+from .pipelines.tiles import Tiles, decode
 
-pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore::DeprecationWarning:ray\.", "ignore::FutureWarning"
+)
 REGRET = 0.005  # of the best trial's loss, over what the whole grid would have found
 
 
@@ -27,15 +29,24 @@ def tiles(all_tiles: pa.Table) -> Tiles:
 
 @pytest.mark.ray(gpus=2)
 def test_t3_early_termination_saves_four_fifths_and_keeps_the_best(
-    tiles: Tiles, accelerators: Accelerators, figures: Callable[..., None], artifacts: Path, tmp_path: Path
+    tiles: Tiles,
+    accelerators: Accelerators,
+    figures: Callable[..., None],
+    artifacts: Path,
+    tmp_path: Path,
 ) -> None:
     """GPU hours are what a search costs; a configuration that is thrown away too early is what saving them may cost."""
     space = Space.read()
     with ThreadPoolExecutor(1) as beside:  # the whole grid, in this process
         grid_to_come = beside.submit(grid_of, tiles, space, cuda=accelerators.cuda)
-        held, device = ray.put(tiles), torch.device("cuda" if accelerators.cuda else "cpu")  # one copy for all trials
+        held, device = (
+            ray.put(tiles),
+            torch.device("cuda" if accelerators.cuda else "cpu"),
+        )  # one copy for all trials
         costs = search(
-            lambda trial: curve(ray.get(held), trial, seed=space.seed, epochs=space.epochs, device=device),
+            lambda trial: curve(
+                ray.get(held), trial, seed=space.seed, epochs=space.epochs, device=device
+            ),
             space.trials,
             epochs=space.epochs,
             storage=f"file://{tmp_path}",
@@ -50,20 +61,27 @@ def test_t3_early_termination_saves_four_fifths_and_keeps_the_best(
     check_rungs(costs, space, stopping=(1, REDUCTION))
     assert share >= 0.8, f"only {share:.1%} of the epochs were saved"
     lowest = min(min(losses) for losses in grid)
-    assert best(costs).best <= lowest + REGRET, f"the search ends at {best(costs).best:.4f}; the grid has {lowest:.4f}"
+    assert best(costs).best <= lowest + REGRET, (
+        f"the search ends at {best(costs).best:.4f}; the grid has {lowest:.4f}"
+    )
 
 
 def grid_of(tiles: Tiles, space: Space, *, cuda: bool) -> list[list[float]]:
     """What every trial would come to with all its epochs."""
     device = torch.device("cuda" if cuda else "cpu")
-    return [list(curve(tiles, trial, seed=space.seed, epochs=space.epochs, device=device)) for trial in space.trials]
+    return [
+        list(curve(tiles, trial, seed=space.seed, epochs=space.epochs, device=device))
+        for trial in space.trials
+    ]
 
 
 def check_prefixes(costs: list[Cost], grid: list[list[float]], *, cuda: bool) -> None:
     """A trial is the beginning of what it would have been: nothing but its end was changed."""
     for found, whole in zip(costs, grid, strict=True):
         given = whole[: len(found.losses)]
-        assert list(found.losses) == (pytest.approx(given, rel=0.02) if cuda else given), f"{found.trial} went another way on the cluster"
+        assert list(found.losses) == (pytest.approx(given, rel=0.02) if cuda else given), (
+            f"{found.trial} went another way on the cluster"
+        )
 
 
 def check_rungs(costs: list[Cost], space: Space, *, stopping: tuple[int, ...]) -> None:

@@ -12,9 +12,9 @@ from typing import TypeVar
 import pytest
 import ray
 
-from gpu_tests.conftest import Accelerators
-from gpu_tests.nodes import Node
-from gpu_tests.pipelines.served import (
+from .conftest import Accelerators
+from .nodes import Node
+from .pipelines.served import (
     MODELS,
     UPLOADS,
     Answer,
@@ -70,12 +70,19 @@ def test_s1_eight_served_models_come_to_the_decision_of_a_plain_loop(
         check_hanging(served)
         check_failure(served)
 
-    figures(start_s=round(started_s, 1), simulated_s=max(simulated_s.values(), default=0), decision_s=round(latency_s, 3),
-            one_after_another_s=round(loop_s, 3), ratio=round(loop_s / latency_s, 2))  # fmt: skip
+    figures(
+        start_s=round(started_s, 1),
+        simulated_s=max(simulated_s.values(), default=0),
+        decision_s=round(latency_s, 3),
+        one_after_another_s=round(loop_s, 3),
+        ratio=round(loop_s / latency_s, 2),
+    )
     check_nothing_left()
 
 
-def check_sooner(served: Served, simulated_s: dict[str, float], *, must: bool) -> tuple[float, float]:
+def check_sooner(
+    served: Served, simulated_s: dict[str, float], *, must: bool
+) -> tuple[float, float]:
     """The median of three cases, in seconds from the last upload to the decision: served, and one model after another."""
     both = []
     for number in range(3):
@@ -87,11 +94,19 @@ def check_sooner(served: Served, simulated_s: dict[str, float], *, must: bool) -
         assert decided.decision == plain, f"served: {decided.decision}; one after another: {plain}"
     served_s, loop_s = (sorted(each)[1] for each in zip(*both, strict=True))
     if must:
-        assert loop_s >= 2 * served_s, f"{served_s:.2f} s served, {loop_s:.2f} s one after another: nothing overlaps"
+        assert loop_s >= 2 * served_s, (
+            f"{served_s:.2f} s served, {loop_s:.2f} s one after another: nothing overlaps"
+        )
     return served_s, loop_s
 
 
-def check_order(served: Served, case: str, uploads: dict[str, Upload], order: tuple[str, ...], nodes: dict[str, str]) -> None:
+def check_order(
+    served: Served,
+    case: str,
+    uploads: dict[str, Upload],
+    order: tuple[str, ...],
+    nodes: dict[str, str],
+) -> None:
     """Each upload twice, one by one: after each exactly the models run that have all they want, and at the end, all of them once."""
     before = served.calls()
     given: set[str] = set()
@@ -101,14 +116,18 @@ def check_order(served: Served, case: str, uploads: dict[str, Upload], order: tu
         given.add(kind)
         ready = {name for name, model in MODELS.items() if given >= set(model.triggers)}
         answered = after(lambda: served.answered(case), ready)
-        assert answered == ready, f"{order}: with {sorted(given)}, {sorted(answered)} have answered, not {sorted(ready)}"
+        assert answered == ready, (
+            f"{order}: with {sorted(given)}, {sorted(answered)} have answered, not {sorted(ready)}"
+        )
     decided = served.decision(case, DECISION_S)
     for kind in order:
         served.upload(case, kind, uploads[kind])
     again = served.decision(case, DECISION_S)
 
     plain = one_after_another(uploads, {})
-    assert decided.decision == plain, f"{order}: decided {decided.decision}; one after another: {plain}"
+    assert decided.decision == plain, (
+        f"{order}: decided {decided.decision}; one after another: {plain}"
+    )
     assert again == decided, f"{order}: asked again, the decision is {again.decision}"
     ran = {name: begun - before[name][0] for name, (begun, _) in served.calls().items()}
     assert set(ran.values()) == {1}, f"{order}: the models ran so often: {ran}"
@@ -119,8 +138,12 @@ def check_order(served: Served, case: str, uploads: dict[str, Upload], order: tu
 
 def check_beginnings(decided: Decided) -> None:
     for name, model in MODELS.items():
-        early_s = max(decided.arrived[kind] for kind in model.triggers) - decided.answers[name].began
-        assert early_s <= CLOCKS_S, f"{name} began {early_s:.3f} s before it had {' and '.join(model.triggers)}"
+        early_s = (
+            max(decided.arrived[kind] for kind in model.triggers) - decided.answers[name].began
+        )
+        assert early_s <= CLOCKS_S, (
+            f"{name} began {early_s:.3f} s before it had {' and '.join(model.triggers)}"
+        )
 
 
 def check_places(decided: Decided, nodes: dict[str, str]) -> None:
@@ -128,7 +151,9 @@ def check_places(decided: Decided, nodes: dict[str, str]) -> None:
     gpus = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU", 0) > 0}  # type: ignore[no-untyped-call]  # ray
     for name, model in MODELS.items():
         allowed = gpus if model.group == "gpu" else {nodes[model.group]}
-        assert decided.answers[name].node in allowed, f"{name} ran on {decided.answers[name].node}; its group has {allowed}"
+        assert decided.answers[name].node in allowed, (
+            f"{name} ran on {decided.answers[name].node}; its group has {allowed}"
+        )
 
 
 def check_side_by_side(served: Served) -> None:
@@ -143,16 +168,23 @@ def check_side_by_side(served: Served) -> None:
     for seed, one in zip(seeds, decided, strict=True):
         plain = one_after_another(specimen(seed), {})
         assert one.decision == plain, f"beside others: {one.decision}; alone: {plain}"
-    assert len({one.decision for one in decided}) == len(set(seeds)), "cases of different uploads have one decision"
+    assert len({one.decision for one in decided}) == len(set(seeds)), (
+        "cases of different uploads have one decision"
+    )
 
 
 def check_refusal(served: Served) -> None:
     """Another photo for a case that has one would make a decision that is about neither."""
     uploads, others = specimen(30), specimen(31)
     served.upload("refused", "photo", uploads["photo"])
-    with pytest.raises(RefusedUploadError, match=r"case 'refused' was given another photo \(.*upload it as another case"):
+    with pytest.raises(
+        RefusedUploadError,
+        match=r"case 'refused' was given another photo \(.*upload it as another case",
+    ):
         served.upload("refused", "photo", others["photo"])
-    with pytest.raises(RefusedUploadError, match=r"'video' is no upload of a case: those are photo, plan, report"):
+    with pytest.raises(
+        RefusedUploadError, match=r"'video' is no upload of a case: those are photo, plan, report"
+    ):
         served.upload("refused", "video", others["photo"])
     for kind in ("plan", "report"):
         served.upload("refused", kind, uploads[kind])
@@ -187,7 +219,9 @@ def check_hanging(served: Served) -> None:
     check_ended(served)
     for kind, content in uploads.items():
         served.upload("hangs", kind, content)
-    assert after(lambda: served.answered("hangs"), set(MODELS) - {"crowns"}) == set(MODELS) - {"crowns"}
+    assert after(lambda: served.answered("hangs"), set(MODELS) - {"crowns"}) == set(MODELS) - {
+        "crowns"
+    }
     with pytest.raises(LateModelError, match=r"case 'hangs': no answer of crowns after 0\.2 s"):
         served.decision("hangs", timeout_s=0.2)
     check_ended(served)
@@ -200,7 +234,10 @@ def check_failure(served: Served) -> None:
     served.simulate("crowns", HANGS_S)
     for kind, content in uploads.items():
         served.upload("fails", kind, content)
-    with pytest.raises(FailedModelError, match=r"case 'fails': the model 'registry' failed: ValueError\('the report has no line `parcel:"):
+    with pytest.raises(
+        FailedModelError,
+        match=r"case 'fails': the model 'registry' failed: ValueError\('the report has no line `parcel:",
+    ):
         served.decision("fails", DECISION_S)
     check_ended(served)
     served.simulate("crowns", 0)
@@ -222,7 +259,11 @@ def check_nothing_left() -> None:
 
     def held() -> set[str]:
         free, all_of_it = ray.available_resources(), ray.cluster_resources()  # type: ignore[no-untyped-call]  # ray
-        return {name for name in ("GPU", "cpu_models", "api_models") if free.get(name, 0) < all_of_it[name]}
+        return {
+            name
+            for name in ("GPU", "cpu_models", "api_models")
+            if free.get(name, 0) < all_of_it[name]
+        }
 
     nothing: set[str] = set()
     left = after(held, nothing)
@@ -260,13 +301,17 @@ def test_s1_what_is_kept_of_cases_is_bounded() -> None:
                 await cases.upload(f"decided {number}", kind, content)
             await cases.decision(f"decided {number}", DECISION_S)
         await cases.upload("nobody asks", "photo", specimen(4)["photo"])
-        with pytest.raises(MissingUploadError, match=r"no photo and no plan and no report after 0\.5 s"):
+        with pytest.raises(
+            MissingUploadError, match=r"no photo and no plan and no report after 0\.5 s"
+        ):
             await cases.decision("somebody asks", DECISION_S)
         await asyncio.sleep(0)
         return cases, len(asyncio.all_tasks())
 
     cases, tasks = asyncio.run(serve_some())
 
-    assert list(cases.decided) == ["decided 2", "decided 3"], f"the two last decisions are to be kept, not {list(cases.decided)}"
+    assert list(cases.decided) == ["decided 2", "decided 3"], (
+        f"the two last decisions are to be kept, not {list(cases.decided)}"
+    )
     assert not cases.open, f"still open after their limit: {list(cases.open)}"
     assert tasks == 1, f"{tasks - 1} tasks still wait for uploads"

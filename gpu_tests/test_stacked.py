@@ -8,8 +8,20 @@ from collections.abc import Callable, Iterator
 import pytest
 import ray
 
-from gpu_tests.conftest import Accelerators
-from gpu_tests.pipelines.stacked import LANES, STAGES, WIDTH, Image, Seen, Stack, Vehicle, Waits, draw, one_by_one, traffic
+from .conftest import Accelerators
+from .pipelines.stacked import (
+    LANES,
+    STAGES,
+    WIDTH,
+    Image,
+    Seen,
+    Stack,
+    Vehicle,
+    Waits,
+    draw,
+    one_by_one,
+    traffic,
+)
 
 # Ray Data warns of its own settings.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")
@@ -52,15 +64,22 @@ def test_s2_stacked_models_see_what_a_plain_loop_sees(
     plain = list(one_by_one(some, waits))
     plain_fps = len(some) / (time.monotonic() - began)
 
-    figures(frames=frames, simulated_device_s=max(waits.seconds.values(), default=0), fps=round(stacked_fps, 1),
-            one_by_one_fps=round(plain_fps, 1), ratio=round(stacked_fps / plain_fps, 2))  # fmt: skip
+    figures(
+        frames=frames,
+        simulated_device_s=max(waits.seconds.values(), default=0),
+        fps=round(stacked_fps, 1),
+        one_by_one_fps=round(plain_fps, 1),
+        ratio=round(stacked_fps / plain_fps, 2),
+    )
     check_order(seen, frames)
     check_same(seen, list(one_by_one(pictures, Waits(seconds={}))))
     check_same(seen[: len(some)], plain)
     check_true(seen, vehicles)
     check_bound(seen)
     if not accelerators.cuda:
-        assert stacked_fps >= 2 * plain_fps, f"{stacked_fps:.1f} frames/s stacked, {plain_fps:.1f} one by one: nothing overlaps"
+        assert stacked_fps >= 2 * plain_fps, (
+            f"{stacked_fps:.1f} frames/s stacked, {plain_fps:.1f} one by one: nothing overlaps"
+        )
 
 
 @pytest.mark.ray(gpus=2)
@@ -84,12 +103,16 @@ def test_s2_a_tracker_cannot_have_copies() -> None:
 
 
 def check_order(seen: list[Seen], frames: int) -> None:
-    assert [one.frame for one in seen] == list(range(frames)), "frames are missing, doubled or out of order"
+    assert [one.frame for one in seen] == list(range(frames)), (
+        "frames are missing, doubled or out of order"
+    )
 
 
 def check_same(seen: list[Seen], plain: list[Seen]) -> None:
     for one, other in zip(seen, plain, strict=True):
-        assert one.vehicles == other.vehicles, f"frame {one.frame} shows {one.vehicles}; the plain loop has {other.vehicles}"
+        assert one.vehicles == other.vehicles, (
+            f"frame {one.frame} shows {one.vehicles}; the plain loop has {other.vehicles}"
+        )
 
 
 def check_true(seen: list[Seen], vehicles: list[Vehicle]) -> None:
@@ -100,13 +123,19 @@ def check_true(seen: list[Seen], vehicles: list[Vehicle]) -> None:
         for vehicle in drawn:
             row, column = LANES[vehicle.lane], vehicle.middle(one.frame)
             found = [each for each in one.vehicles if each[3] == row and abs(each[4] - column) < 2]
-            assert [kind for _, kind, *_ in found] == [vehicle.kind], f"frame {one.frame}: {vehicle} is seen as {found}"
-            assert abs(found[0][2] - vehicle.speed) <= 1 or found[0][2] == 0, f"frame {one.frame}: {vehicle} is seen as {found}"
+            assert [kind for _, kind, *_ in found] == [vehicle.kind], (
+                f"frame {one.frame}: {vehicle} is seen as {found}"
+            )
+            assert abs(found[0][2] - vehicle.speed) <= 1 or found[0][2] == 0, (
+                f"frame {one.frame}: {vehicle} is seen as {found}"
+            )
             numbers.setdefault(vehicle, set()).add(found[0][0])
         clear = [each for each in one.vehicles if EDGE + 2 <= each[4] <= WIDTH - EDGE - 2]
         assert len(clear) <= len(drawn), f"frame {one.frame} shows what was not drawn: {clear}"
     assert len(numbers) >= len(vehicles) / 2, "the film is too short to judge"
-    assert all(len(given) == 1 for given in numbers.values()), f"a vehicle was taken for another: {numbers}"
+    assert all(len(given) == 1 for given in numbers.values()), (
+        f"a vehicle was taken for another: {numbers}"
+    )
 
 
 def check_bound(seen: list[Seen]) -> None:
@@ -116,4 +145,6 @@ def check_bound(seen: list[Seen]) -> None:
     for _, change in moments:
         inside += change
         most = max(most, inside)
-    assert most <= IN_FLIGHT, f"{most} frames were in the pipeline at once; the bound is {IN_FLIGHT}"
+    assert most <= IN_FLIGHT, (
+        f"{most} frames were in the pipeline at once; the bound is {IN_FLIGHT}"
+    )

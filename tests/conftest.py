@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's matter: a busy one is no failure.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class RunPython(Protocol):
-    def __call__(self, *args: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]: ...
+    def __call__(
+        self, *args: str, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]: ...
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +34,19 @@ def repository() -> Path:
 def run_python(tmp_path: Path) -> RunPython:
     """Run this interpreter with this repository importable; `env` is added to ours; output is text."""
 
-    def run(*args: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        *args: str, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *args]
         full = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
-        return subprocess.run(command, cwd=cwd or tmp_path, env=full, text=True, capture_output=True, timeout=120, check=False)
+        return subprocess.run(
+            command,
+            cwd=cwd or tmp_path,
+            env=full,
+            text=True,
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
 
     return run

@@ -37,7 +37,9 @@ class Scenario:
     env: dict[str, str] = field(default_factory=dict)
     cwd: str = "."
     workers: int = 1
-    before: tuple[tuple[str, ...], ...] = ()  # arguments of earlier runs of the same side, for the cache
+    before: tuple[
+        tuple[str, ...], ...
+    ] = ()  # arguments of earlier runs of the same side, for the cache
     differs: tuple[str, ...] = ()  # parts of the outcome that are known not to be equal
     change: dict[str, str] = field(default_factory=dict)  # files written after the earlier runs
 
@@ -55,7 +57,9 @@ class Outcome:
 
 def compare(scenario: Scenario, tmp_path: Path) -> tuple[Outcome, Outcome]:
     """Plain and replayed outcome of a scenario, each in a directory of its own with the same name."""
-    return run(scenario, tmp_path / "plain", replayed=False), run(scenario, tmp_path / "replayed", replayed=True)
+    return run(scenario, tmp_path / "plain", replayed=False), run(
+        scenario, tmp_path / "replayed", replayed=True
+    )
 
 
 def run(scenario: Scenario, home: Path, *, replayed: bool) -> Outcome:
@@ -68,13 +72,22 @@ def run(scenario: Scenario, home: Path, *, replayed: bool) -> Outcome:
     done = start(scenario, home, scenario.args, replayed=replayed)
     junit = project / "junit.xml"
     values = project / ".pytest_cache" / "v" / "cache"
-    cache = {path.name: json.loads(path.read_text()) for path in sorted(values.glob("*"))} if values.exists() else {}
+    cache = (
+        {path.name: json.loads(path.read_text()) for path in sorted(values.glob("*"))}
+        if values.exists()
+        else {}
+    )
     if "stepwise" in cache:
         cache["stepwise"].pop("last_cache_date_str", None)
     return Outcome(
-        exitcode=done.returncode, out=normal(done.stdout, home), err=normal(done.stderr, home), raw=done.stdout,
-        junit=normal(junit.read_text(), home) if junit.exists() else "", cache=cache, project=project,
-    )  # fmt: skip
+        exitcode=done.returncode,
+        out=normal(done.stdout, home),
+        err=normal(done.stderr, home),
+        raw=done.stdout,
+        junit=normal(junit.read_text(), home) if junit.exists() else "",
+        cache=cache,
+        project=project,
+    )
 
 
 def write(project: Path, files: dict[str, str]) -> None:
@@ -84,13 +97,45 @@ def write(project: Path, files: dict[str, str]) -> None:
         path.write_text(text)
 
 
-def start(scenario: Scenario, home: Path, args: tuple[str, ...], *, replayed: bool) -> subprocess.CompletedProcess[str]:
-    base = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "CI", "BUILD_NUMBER", "COV"))}
-    env = {**base, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "PYTHONDONTWRITEBYTECODE": "1", **scenario.env}
-    loaded = ["-p", "tests.replay_rig" if replayed else "harness.remote.fixtures"]
-    env.update({"RIG_WORKERS": str(scenario.workers), "RIG_FAR": str(home / "far")} if replayed else {})
-    command = [sys.executable, "-m", "pytest", *loaded, "-p", "no:randomly", "-p", "no:gpu_cluster", *args]
-    return subprocess.run(command, cwd=home / "project" / scenario.cwd, env=env, text=True, capture_output=True, timeout=120, check=False)
+def start(
+    scenario: Scenario, home: Path, args: tuple[str, ...], *, replayed: bool
+) -> subprocess.CompletedProcess[str]:
+    base = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST", "CI", "BUILD_NUMBER", "COV"))
+    }
+    env = {
+        **base,
+        "PYTHONPATH": str(ROOT),
+        "COLUMNS": "100",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **scenario.env,
+    }
+    loaded = ["-p", "tests.replay_rig" if replayed else "pytest_gpu_cluster.fixtures"]
+    env.update(
+        {"RIG_WORKERS": str(scenario.workers), "RIG_FAR": str(home / "far")} if replayed else {}
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *loaded,
+        "-p",
+        "no:randomly",
+        "-p",
+        "no:gpu_cluster",
+        *args,
+    ]
+    return subprocess.run(
+        command,
+        cwd=home / "project" / scenario.cwd,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def normal(text: str, home: Path) -> str:
@@ -101,7 +146,12 @@ def normal(text: str, home: Path) -> str:
     text = re.sub(r"=+ (.*in N s.*?) =+", r"= \1 =", text)
     text = re.sub(r'(time|timestamp|hostname)="[^"]*"', r"\1=", text)
     text = re.sub(r"cache from \d+:\d\d:\d\d ago", "cache from T ago", text)
-    text = re.sub(r"(?<=\n)platform .*?\n(?=\S*collect|\n)", lambda m: "\n".join(sorted(m[0].splitlines())) + "\n", text, flags=re.DOTALL)
+    text = re.sub(
+        r"(?<=\n)platform .*?\n(?=\S*collect|\n)",
+        lambda m: "\n".join(sorted(m[0].splitlines())) + "\n",
+        text,
+        flags=re.DOTALL,
+    )
     text = re.sub(r"0x[0-9a-f]{6,}", "0xADDR", text)
     text = re.sub(r"^([-=!_])\1+ (.*HOME.*) \1+$", r"\1 \2 \1", text, flags=re.MULTILINE)
     return re.sub(r" +(\[ *\d+%\])", r" \1", text)
@@ -111,18 +161,20 @@ def normal(text: str, home: Path) -> str:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> None:
     if "RIG_FAR" in os.environ:
-        from harness import thin
+        from pytest_gpu_cluster.host import isolation
 
-        thin.thin_client(early_config, parser, args)
+        isolation.thin_client(early_config, parser, args)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if "RIG_FAR" in os.environ:
-        from harness import thin
+        from pytest_gpu_cluster.host import isolation
 
-        thin.configure(config)
+        isolation.configure(config)
         config.pluginmanager.register(Host(config), "rig_host")
 
 
@@ -130,7 +182,7 @@ class Host:
     """As the real plugin's: pulls events and hands them to the replay."""
 
     def __init__(self, config: pytest.Config) -> None:
-        from harness.replay import Replay
+        from pytest_gpu_cluster.host.replay import Replay
 
         self.replay = Replay(config)
         if "RIG_ALONE" in os.environ:
@@ -144,7 +196,13 @@ class Host:
                 del os.environ["RIG_CUT"]
                 continue
             if "RIG_EVENTS" in os.environ:
-                line = {"kind": event.kind, "data": event.data, "seq": event.seq, "writer": event.writer, "t": EPOCH + event.seq}
+                line = {
+                    "kind": event.kind,
+                    "data": event.data,
+                    "seq": event.seq,
+                    "writer": event.writer,
+                    "t": EPOCH + event.seq,
+                }
                 with Path(os.environ["RIG_EVENTS"]).open("a") as file:
                     file.write(json.dumps(line) + "\n")
             yield event
@@ -166,17 +224,30 @@ class Host:
 class Process:
     """A worker in a process of its own."""
 
-    def __init__(self, name: str, spec: dict[str, Any], heard: queue.Queue[tuple[Any, dict[str, Any]]]) -> None:
+    def __init__(
+        self, name: str, spec: dict[str, Any], heard: queue.Queue[tuple[Any, dict[str, Any]]]
+    ) -> None:
         self.name = name
         self.channel, far = socket.socketpair()
         self.queue: list[int] = []
         self.running: int | None = None
         self.when = "setup"
         self.finishing = False
-        command = [sys.executable, "-c", f"from tests.replay_rig import worker; worker({far.fileno()})"]
+        command = [
+            sys.executable,
+            "-c",
+            f"from tests.replay_rig import worker; worker({far.fileno()})",
+        ]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         with Path(spec["scratch"] + ".log").open("wb") as log:
-            self.process = subprocess.Popen(command, pass_fds=[far.fileno()], stdin=subprocess.PIPE, stdout=log, stderr=log, env=env)
+            self.process = subprocess.Popen(
+                command,
+                pass_fds=[far.fileno()],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=env,
+            )
         far.close()
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(spec).encode())
@@ -184,7 +255,7 @@ class Process:
         threading.Thread(target=self.pump, args=(heard,), daemon=True).start()
 
     def pump(self, heard: queue.Queue[tuple[Any, dict[str, Any]]]) -> None:
-        from harness.remote.wire import decode_line
+        from pytest_gpu_cluster.contract.codec import decode_line
 
         with contextlib.suppress(ConnectionResetError), self.channel.makefile("rb") as lines:
             for line in lines:
@@ -193,7 +264,7 @@ class Process:
         heard.put((self, {"kind": "exit", "status": self.process.wait()}))
 
     def send(self, **message: Any) -> None:
-        from harness.remote.wire import encode_line
+        from pytest_gpu_cluster.contract.codec import encode_line
 
         with contextlib.suppress(OSError):
             self.channel.sendall(encode_line(message))
@@ -201,7 +272,7 @@ class Process:
 
 def worker(descriptor: int) -> None:
     """Entry of the subprocess."""
-    from harness.remote.worker import main
+    from pytest_gpu_cluster.worker.main import main
 
     spec = json.loads(sys.stdin.buffer.read())
     sys.path[:] = [path for path in sys.path if path != ""]
@@ -214,7 +285,7 @@ class Cluster:
     """The least that an agent does: select, hand out, count failures, make a dead worker its test's failure."""
 
     def __init__(self, config: pytest.Config, facts: dict[str, Any]) -> None:
-        from harness.session import tree_name
+        from pytest_gpu_cluster.session import tree_name
 
         self.far = Path(os.environ["RIG_FAR"])
         self.workers = int(os.environ["RIG_WORKERS"])
@@ -227,10 +298,18 @@ class Cluster:
         shutil.copytree(origin, self.root, symlinks=True)
         env = {k: v for k, v in os.environ.items() if not k.startswith("RIG_")}
         self.spec = {
-            "root": str(self.root), "origin": str(origin), "cwd": str(self.root / os.path.relpath(config.invocation_params.dir, origin)),
-            "args": list(own(config.invocation_params.args)), "env": env, "workers": self.workers, "testrun": "run1",
-            "cluster": {}, "gpus": [], "ray": None, **facts,
-        }  # fmt: skip
+            "root": str(self.root),
+            "origin": str(origin),
+            "cwd": str(self.root / os.path.relpath(config.invocation_params.dir, origin)),
+            "args": list(own(config.invocation_params.args)),
+            "env": env,
+            "workers": self.workers,
+            "testrun": "run1",
+            "cluster": {},
+            "gpus": [],
+            "ray": None,
+            **facts,
+        }
         self.tests: list[dict[str, Any]] = []
         self.pending: list[int] = []
         self.processes: list[Process] = []
@@ -241,10 +320,14 @@ class Cluster:
 
     def process(self, role: str, name: str) -> Process:
         self.far.mkdir(parents=True, exist_ok=True)
-        return Process(name, {**self.spec, "role": role, "worker": name, "scratch": str(self.far / name)}, self.heard)
+        return Process(
+            name,
+            {**self.spec, "role": role, "worker": name, "scratch": str(self.far / name)},
+            self.heard,
+        )
 
     def event(self, kind: str, **data: Any) -> Any:
-        from harness.remote.wire import Event
+        from pytest_gpu_cluster.contract.codec import Event
 
         self.seq += 1
         data = json.loads(json.dumps(data))
@@ -270,11 +353,27 @@ class Cluster:
                         collected = True
                 else:
                     yield from self.hear(source, message)
-                if collected and not self.pending and not self.processes and self.selector and not done:
+                if (
+                    collected
+                    and not self.pending
+                    and not self.processes
+                    and self.selector
+                    and not done
+                ):
                     collected = False
-                    failed = f"stopping after {self.failures} failures" if self.maxfail and self.failures >= self.maxfail else ""
+                    failed = (
+                        f"stopping after {self.failures} failures"
+                        if self.maxfail and self.failures >= self.maxfail
+                        else ""
+                    )
                     self.selector.send(reports=self.records)
-                    self.selector.send(finish={"shouldfail": failed, "shouldstop": "", "testsfailed": self.failures})
+                    self.selector.send(
+                        finish={
+                            "shouldfail": failed,
+                            "shouldstop": "",
+                            "testsfailed": self.failures,
+                        }
+                    )
             fields = {name: done.get(name) for name in ("exitstatus", "shouldfail", "shouldstop")}
             yield self.event("session_finished", **fields, failure_class=None, message="")
         finally:
@@ -295,7 +394,13 @@ class Cluster:
             self.feed(process)
         elif kind == "started":
             process.running, process.when = process.queue[0], "setup"
-            yield self.event("test_started", nodeid=message["nodeid"], index=process.running, attempt=0, worker=process.name)
+            yield self.event(
+                "test_started",
+                nodeid=message["nodeid"],
+                index=process.running,
+                attempt=0,
+                worker=process.name,
+            )
         elif kind == "phase":
             process.when = message["when"]
         elif kind == "finished":
@@ -315,23 +420,39 @@ class Cluster:
                 yield from self.crashed(process, message["status"])
 
     def crashed(self, process: Process, status: int) -> Iterator[Any]:
-        from harness.remote.wire import crash_records
+        from pytest_gpu_cluster.contract.codec import crash_records
 
         index = process.queue.pop(0)
         test = self.tests[index]
         name = signal.Signals(-status).name if status < 0 else f"exit {status}"
-        records = crash_records(test["nodeid"], test["location"], when=process.when, text=f"crash: {name}", duration_s=0.1)
+        records = crash_records(
+            test["nodeid"],
+            test["location"],
+            when=process.when,
+            text=f"crash: {name}",
+            duration_s=0.1,
+        )
         yield from self.commit(index, records, process, "crash")
         self.pending[:0] = process.queue
         if self.pending and not self.stopping:
             self.processes.append(self.process("run", f"{process.name}b"))
 
-    def commit(self, index: int, records: list[Any], process: Process, class_: str | None) -> Iterator[Any]:
+    def commit(
+        self, index: int, records: list[Any], process: Process, class_: str | None
+    ) -> Iterator[Any]:
         if self.stopping:
             return
         nodeid = self.tests[index]["nodeid"]
-        yield self.event("test_finished", nodeid=nodeid, index=index, attempt=0, worker=process.name, records=records,
-                         duration_s=0.0, failure_class=class_)  # fmt: skip
+        yield self.event(
+            "test_finished",
+            nodeid=nodeid,
+            index=index,
+            attempt=0,
+            worker=process.name,
+            records=records,
+            duration_s=0.0,
+            failure_class=class_,
+        )
         self.records.append(records)
         self.failures += failures(records)
         if self.maxfail and self.failures >= self.maxfail:
@@ -358,13 +479,22 @@ class Cluster:
         told = []
         for index in process.queue:
             nodeid = self.tests[index]["nodeid"]
-            told.append({"nodeid": nodeid, "attempt": 0, "occurrence": seen.get(nodeid, 0), "outside": self.tests[index]["outside"]})
+            told.append(
+                {
+                    "nodeid": nodeid,
+                    "attempt": 0,
+                    "occurrence": seen.get(nodeid, 0),
+                    "outside": self.tests[index]["outside"],
+                }
+            )
             seen[nodeid] = seen.get(nodeid, 0) + 1
         process.send(run=told, last=self.workers == 1)
 
 
 def failures(records: list[Any]) -> int:
-    return sum(record["kind"] == "report" and record["report"]["outcome"] == "failed" for record in records)
+    return sum(
+        record["kind"] == "report" and record["report"]["outcome"] == "failed" for record in records
+    )
 
 
 def own(args: tuple[str, ...]) -> Iterator[str]:

@@ -24,9 +24,19 @@ def main(argv: Sequence[str]) -> int:
     outcome = {}
     with tempfile.TemporaryDirectory(prefix="gpu-cluster-pytest-") as scratch:
         for version in versions:
-            python = make_layer(Path(scratch, version), f"pytest=={version}.*", *BESIDE.get(version, ()))
+            python = make_layer(
+                Path(scratch, version), f"pytest=={version}.*", *BESIDE.get(version, ())
+            )
             junit = ROOT / "test-results" / f"pytest-{version}.xml"
-            command = [str(python), "-m", "pytest", "-q", "--timeout=300", f"--junitxml={junit}", *arguments]
+            command = [
+                str(python),
+                "-m",
+                "pytest",
+                "-q",
+                "--timeout=300",
+                f"--junitxml={junit}",
+                *arguments,
+            ]
             print(f"== pytest {version}: {' '.join(command[1:])}", flush=True)
             outcome[version] = subprocess.run(command, cwd=ROOT, check=False).returncode
     for version, code in outcome.items():

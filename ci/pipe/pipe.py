@@ -23,7 +23,10 @@ def main() -> NoReturn:
     environ = dict(os.environ)
     clone = Path(environ.get("BITBUCKET_CLONE_DIR", ""))
     if not clone.is_absolute() or not clone.is_dir():
-        refuse(f"BITBUCKET_CLONE_DIR is {str(clone)!r}", "run this image as a pipe of Bitbucket Pipelines, or mount the clone and set it")
+        refuse(
+            f"BITBUCKET_CLONE_DIR is {str(clone)!r}",
+            "run this image as a pipe of Bitbucket Pipelines, or mount the clone and set it",
+        )
     os.chdir(clone)
     debug = one_of(environ, "DEBUG", ("false", "true")) == "true"
     command = one_of(environ, "COMMAND", COMMANDS)
@@ -33,7 +36,11 @@ def main() -> NoReturn:
     take_role(environ)
     if debug:
         shown = shlex.join(argv) if command == "test" else command
-        print(f"pipe: {shown} in {clone}; set: {' '.join(sorted(n for n, v in environ.items() if v))}", file=sys.stderr, flush=True)
+        print(
+            f"pipe: {shown} in {clone}; set: {' '.join(sorted(n for n, v in environ.items() if v))}",
+            file=sys.stderr,
+            flush=True,
+        )
     if command == "finish":
         sys.exit(finish(environ))
     os.execvpe(argv[0], argv, environ)
@@ -43,8 +50,16 @@ def pytest_command(environ: Mapping[str, str]) -> list[str]:
     """The command line of pytest. ARGS is a list, or a text with quotes as in a shell."""
     profile = environ.get("PROFILE", "")
     if profile and not re.fullmatch(r"[\w.][\w.-]*", profile):
-        refuse(f"PROFILE is {profile!r}", "give the NAME of a table [tool.gpu-cluster.profile.NAME]; arguments go into ARGS")
-    return ["pytest", "--gpu-cluster", *(["--gpu-profile", profile] if profile else []), *arguments(environ)]
+        refuse(
+            f"PROFILE is {profile!r}",
+            "give the NAME of a table [tool.gpu-cluster.profile.NAME]; arguments go into ARGS",
+        )
+    return [
+        "pytest",
+        "--gpu-cluster",
+        *(["--gpu-profile", profile] if profile else []),
+        *arguments(environ),
+    ]
 
 
 def arguments(environ: Mapping[str, str]) -> list[str]:
@@ -63,7 +78,10 @@ def arguments(environ: Mapping[str, str]) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        refuse(f"ARGS is {text!r}: {error}", "close the quotes, or write ARGS as a list, an argument an item")
+        refuse(
+            f"ARGS is {text!r}: {error}",
+            "close the quotes, or write ARGS as a list, an argument an item",
+        )
 
 
 def take_role(environ: dict[str, str]) -> None:
@@ -72,22 +90,34 @@ def take_role(environ: dict[str, str]) -> None:
         return
     token = environ.get("BITBUCKET_STEP_OIDC_TOKEN", "")
     if not token:
-        refuse("AWS_ROLE_ARN is set, and the step has no OIDC token", "add `oidc: true` to the step, or remove AWS_ROLE_ARN")
+        refuse(
+            "AWS_ROLE_ARN is set, and the step has no OIDC token",
+            "add `oidc: true` to the step, or remove AWS_ROLE_ARN",
+        )
     if not (environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")):
-        refuse("AWS_ROLE_ARN is set, and AWS_REGION is not", "set AWS_REGION to the region of the store's bucket")
+        refuse(
+            "AWS_ROLE_ARN is set, and AWS_REGION is not",
+            "set AWS_REGION to the region of the store's bucket",
+        )
     descriptor, path = tempfile.mkstemp(prefix="oidc-")  # 0600, outside of the clone
     with os.fdopen(descriptor, "w") as file:
         file.write(token)
     environ["AWS_WEB_IDENTITY_TOKEN_FILE"] = path
-    environ.setdefault("AWS_ROLE_SESSION_NAME", f"bitbucket-{environ.get('BITBUCKET_BUILD_NUMBER', 'pipe')}")
+    environ.setdefault(
+        "AWS_ROLE_SESSION_NAME", f"bitbucket-{environ.get('BITBUCKET_BUILD_NUMBER', 'pipe')}"
+    )
 
 
 def finish(environ: Mapping[str, str]) -> int:
     """For a `final:` step: both commands, whatever the first one says; the first failure's exit code."""
     profile = ["--gpu-profile", environ["PROFILE"]] if environ.get("PROFILE") else []
-    codes = [subprocess.run(command, env=environ, check=False).returncode for command in (
-        ["gpu-cluster", "sweep", *profile], ["gpu-cluster", "report", "--publish", *profile],
-    )]  # fmt: skip
+    codes = [
+        subprocess.run(command, env=environ, check=False).returncode
+        for command in (
+            ["gpu-cluster", "sweep", *profile],
+            ["gpu-cluster", "report", "--publish", *profile],
+        )
+    ]
     return next((code for code in codes if code), 0)
 
 
@@ -95,7 +125,9 @@ def one_of(environ: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> s
     """The variable's value, or the first of `allowed` where it is not set."""
     value = environ.get(name, "") or allowed[0]
     if value not in allowed:
-        refuse(f"{name} is {value!r}", f"give {' or '.join(allowed)}, or leave it out for {allowed[0]}")
+        refuse(
+            f"{name} is {value!r}", f"give {' or '.join(allowed)}, or leave it out for {allowed[0]}"
+        )
     return value
 
 

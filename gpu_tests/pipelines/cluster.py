@@ -10,7 +10,7 @@ from pathlib import Path
 import ray
 import ray.data
 
-from gpu_tests.pipelines.store import credentials
+from .store import credentials
 
 PACKAGE = Path(__file__).resolve().parents[1]
 

@@ -37,7 +37,9 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
 def product_error(dtype: torch.dtype, side: int, device: torch.device, *, seed: int = 0) -> float:
     """The largest error of a matrix product in `dtype`, over the largest entry of the same product in float64 on the CPU."""
     source = torch.Generator().manual_seed(seed)
-    left, right = (torch.randn(side, side, generator=source, dtype=torch.float64).to(dtype) for _ in range(2))
+    left, right = (
+        torch.randn(side, side, generator=source, dtype=torch.float64).to(dtype) for _ in range(2)
+    )
     wanted = left.double() @ right.double()
     found = (left.to(device) @ right.to(device)).double().cpu()
     return float((found - wanted).abs().max() / wanted.abs().max())
@@ -70,13 +72,17 @@ def copies_gb_s(memory_bytes: int, device: torch.device) -> dict[str, float]:
     return speeds
 
 
-def sweep(memory_bytes: int, device: torch.device, *, piece: int = 64 << 20) -> Iterator[tuple[int, int]]:
+def sweep(
+    memory_bytes: int, device: torch.device, *, piece: int = 64 << 20
+) -> Iterator[tuple[int, int]]:
     """Write patterns over memory and read them back: for each piece its offset and how many bytes were wrong.
 
     All pieces are held at once, so that each is other memory; every bit is once 0 and once 1.
     """
     size = min(piece, memory_bytes)
-    held = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(memory_bytes // size)]
+    held = [
+        torch.empty(size, dtype=torch.uint8, device=device) for _ in range(memory_bytes // size)
+    ]
     wrong = [0] * len(held)
     for flipped in (0x00, 0xFF):
         for number, memory in enumerate(held):
@@ -103,7 +109,9 @@ class Rank:
     def join(self, address: str, rank: int, world: int, alone: bool) -> str:
         """Returns the node, so that it is known how far the collective reached. `alone`: on its GPU; two on one talk through the CPU."""
         backend = "nccl" if self.device.type == "cuda" and alone else "gloo"
-        distributed.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=world)
+        distributed.init_process_group(
+            backend, init_method=f"tcp://{address}", rank=rank, world_size=world
+        )
         return str(ray.get_runtime_context().get_node_id())
 
     def reduce(self, count: int) -> tuple[float, float]:
@@ -123,7 +131,12 @@ def all_reduce(ranks: int, count: int, *, cuda: bool, gpus: float = 1) -> tuple[
     actors = [made.remote(cuda) for _ in range(ranks)]
     try:
         host, port = ray.get(actors[0].place.remote())
-        nodes = ray.get([actor.join.remote(f"{host}:{port}", rank, ranks, gpus >= 1) for rank, actor in enumerate(actors)])
+        nodes = ray.get(
+            [
+                actor.join.remote(f"{host}:{port}", rank, ranks, gpus >= 1)
+                for rank, actor in enumerate(actors)
+            ]
+        )
         found = ray.get([actor.reduce.remote(count) for actor in actors])
     finally:
         for actor in actors:

@@ -25,12 +25,16 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from gpu_tests.pipelines.store import in_order, names, open_store, read, write
-from gpu_tests.pipelines.tiles import TILE_PX, listed, pixels
+from .store import in_order, names, open_store, read, write
+from .tiles import TILE_PX, listed, pixels
 
 # crown: the probability of a crown in 255ths, uint8, row by row. crown_share: the mean probability over the tile.
 SCHEMA = pa.schema([("tile", pa.string()), ("crown", pa.binary()), ("crown_share", pa.float32())])
-MODEL_KEY, CONFIG_KEY, NODE_KEY = b"model_sha256", b"config_sha256", b"fetched_on_node"  # in every file's footer
+MODEL_KEY, CONFIG_KEY, NODE_KEY = (
+    b"model_sha256",
+    b"config_sha256",
+    b"fetched_on_node",
+)  # in every file's footer
 COMPLETE = "complete.json"
 START_S = 600  # for all processes to be up
 
@@ -56,7 +60,12 @@ class InferConfig:
 
     def digest(self, model: bytes) -> str:
         """Of all that decides what is in the files: not of how it is computed, nor of where model and output lie."""
-        decides = {"tiles": self.tiles, "zoom": self.zoom, "shard": self.shard, "model": sha256(model).hexdigest()}
+        decides = {
+            "tiles": self.tiles,
+            "zoom": self.zoom,
+            "shard": self.shard,
+            "model": sha256(model).hexdigest(),
+        }
         return sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
@@ -79,7 +88,10 @@ def rows(tiles: Sequence[str], probabilities: npt.NDArray[np.float32]) -> pa.Tab
 
 def shards(tiles: Sequence[str], size: int, config: str) -> dict[str, list[str]]:
     """File names and what is to be in them."""
-    return {f"part-{at // size:05d}-{config[:12]}.parquet": list(tiles[at : at + size]) for at in range(0, len(tiles), size)}
+    return {
+        f"part-{at // size:05d}-{config[:12]}.parquet": list(tiles[at : at + size])
+        for at in range(0, len(tiles), size)
+    }
 
 
 class Fetch:
@@ -102,13 +114,13 @@ class Replica:
     def __init__(self, model: str, cuda: bool) -> None:
         import torch  # only here: the other processes start sooner without it
 
-        from gpu_tests.pipelines.job import load_model
+        from .job import load_model
 
         self.device = torch.device("cuda" if cuda else "cpu")
         self.net = load_model(model, self.device)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        from gpu_tests.pipelines.network import predict
+        from .network import predict
 
         images = np.frombuffer(shard.pop("images"), np.uint8).reshape(-1, TILE_PX, TILE_PX, 3)
         return {**shard, "probabilities": predict(self.net, images, self.device).tobytes()}
@@ -122,9 +134,13 @@ class Keep:
         self.footer = {MODEL_KEY: model.encode(), CONFIG_KEY: config.encode()}
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        probabilities = np.frombuffer(shard["probabilities"], np.float32).reshape(-1, TILE_PX, TILE_PX)
+        probabilities = np.frombuffer(shard["probabilities"], np.float32).reshape(
+            -1, TILE_PX, TILE_PX
+        )
         held = io.BytesIO()
-        table = rows(list(shard["tiles"]), probabilities).replace_schema_metadata({**self.footer, NODE_KEY: shard["node"].encode()})
+        table = rows(list(shard["tiles"]), probabilities).replace_schema_metadata(
+            {**self.footer, NODE_KEY: shard["node"].encode()}
+        )
         pq.write_table(table, held, compression="zstd", row_group_size=len(table))
         write(self.store, shard["file"], held.getvalue())
         return {"file": shard["file"]}
@@ -141,20 +157,33 @@ def infer(config: InferConfig, *, cuda: bool) -> Inferred:
     digest, model = config.digest(weights), sha256(weights).hexdigest()
     tiles = listed(open_store(config.tiles), "images", config.zoom)
     if not tiles:
-        raise ValueError(f"there are no tiles of zoom {config.zoom} at {config.tiles}/images/{config.zoom}")
+        raise ValueError(
+            f"there are no tiles of zoom {config.zoom} at {config.tiles}/images/{config.zoom}"
+        )
     wanted, output = shards(tiles, config.shard, digest), open_store(config.output)
     there = {key for key in names(output, "") if key.endswith(".parquet")}
     if foreign := sorted(there - set(wanted)):
-        raise ValueError(f"{config.output} holds {len(foreign)} files of another job, {foreign[0]} for one: choose another output")
-    missing = [{"file": file, "tiles": names} for file, names in wanted.items() if file not in there]
+        raise ValueError(
+            f"{config.output} holds {len(foreign)} files of another job, {foreign[0]} for one: choose another output"
+        )
+    missing = [
+        {"file": file, "tiles": names} for file, names in wanted.items() if file not in there
+    ]
     if missing:
         compute(config, missing, model, digest, cuda=cuda)
-    summary = {"files": len(wanted), "tiles": len(tiles), "model_sha256": model, "config_sha256": digest}
+    summary = {
+        "files": len(wanted),
+        "tiles": len(tiles),
+        "model_sha256": model,
+        "config_sha256": digest,
+    }
     write(output, COMPLETE, json.dumps({**summary, "config": asdict(config)}, indent=1).encode())
     return Inferred(model=model, config=digest, kept=len(there), done=len(missing))
 
 
-def compute(config: InferConfig, missing: list[dict[str, Any]], model: str, digest: str, *, cuda: bool) -> None:
+def compute(
+    config: InferConfig, missing: list[dict[str, Any]], model: str, digest: str, *, cuda: bool
+) -> None:
     """Make these shards. Raises ValueError when Ray Data lost or doubled one."""
     # A model that cannot be loaded fails before a tile is read; and from then on nothing is waited for.
     ray.data.DataContext.get_current().wait_for_min_actors_s = START_S
@@ -162,11 +191,25 @@ def compute(config: InferConfig, missing: list[dict[str, Any]], model: str, dige
     at_once = max(1, config.at_once // config.fetchers[1])
     dataset = (
         ray.data.from_items(missing, override_num_blocks=len(missing))  # a block is a shard
-        .map(stages[0], fn_constructor_args=(config.tiles, at_once), num_cpus=config.fetcher_cpus, compute=pool(config.fetchers))
         .map(
-            stages[1], fn_constructor_args=(config.model, cuda), num_cpus=0, num_gpus=config.gpus_per_replica, compute=pool(config.replicas)
+            stages[0],
+            fn_constructor_args=(config.tiles, at_once),
+            num_cpus=config.fetcher_cpus,
+            compute=pool(config.fetchers),
         )
-        .map(stages[2], fn_constructor_args=(config.output, model, digest), num_cpus=0.5, compute=pool((1, 1)))
+        .map(
+            stages[1],
+            fn_constructor_args=(config.model, cuda),
+            num_cpus=0,
+            num_gpus=config.gpus_per_replica,
+            compute=pool(config.replicas),
+        )
+        .map(
+            stages[2],
+            fn_constructor_args=(config.output, model, digest),
+            num_cpus=0.5,
+            compute=pool((1, 1)),
+        )
     )
     made = sorted(row["file"] for row in dataset.iter_rows())
     if made != sorted(shard["file"] for shard in missing):
@@ -182,8 +225,8 @@ def one_by_one(config: InferConfig) -> Iterator[pa.Table]:
     becomes a table of SCHEMA."""
     import torch
 
-    from gpu_tests.pipelines.job import load_model
-    from gpu_tests.pipelines.network import predict
+    from .job import load_model
+    from .network import predict
 
     store, device = open_store(config.tiles), torch.device("cpu")
     net = load_model(config.model, device)
@@ -205,9 +248,12 @@ def load(output: str) -> pa.Table:
 
 def main(argv: list[str], environ: Mapping[str, str]) -> int:
     """`python -m gpu_tests.pipelines.infer '{"tiles": …}'`: the fields of InferConfig as JSON."""
-    from gpu_tests.pipelines.cluster import join
+    from .cluster import join
 
-    raw: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(argv[0]).items()}
+    raw: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in json.loads(argv[0]).items()
+    }
     with join(environ) as cuda:
         print(json.dumps(asdict(infer(InferConfig(**raw), cuda=cuda))))
     return 0

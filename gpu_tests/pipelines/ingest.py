@@ -39,7 +39,10 @@ class Windows:
     def epoch(self, number: int) -> Iterator[pa.Table]:
         """Batches of `batch` rows. While one window is used the next is read: two are in memory, never more."""
         order = np.random.default_rng([self.seed, number]).permutation(len(self.files))
-        windows = [[self.files[at] for at in order[first : first + self.width]] for first in range(0, len(order), self.width)]
+        windows = [
+            [self.files[at] for at in order[first : first + self.width]]
+            for first in range(0, len(order), self.width)
+        ]
         held = [self.read(windows[0], number, 0)]
         for at in range(len(windows)):
             if at + 1 < len(windows):
@@ -61,7 +64,9 @@ def mixed(files: list[str], seed: list[int]) -> pa.Table:
     return table.take(np.random.default_rng(seed).permutation(len(table))).combine_chunks()
 
 
-def by_ray_data(files: Sequence[str], mode: str, *, batch: int, seed: int = 0, buffer: int = 0) -> Epochs:
+def by_ray_data(
+    files: Sequence[str], mode: str, *, batch: int, seed: int = 0, buffer: int = 0
+) -> Epochs:
     """Ray Data's shuffle of all rows ("global"), of files ("file"), or within a buffer of rows ("local").
 
     Raises ValueError for another mode.

@@ -28,10 +28,10 @@ from typing import Any
 import obstore
 import torch
 
-from gpu_tests.pipelines.network import CrownNet, digest
-from gpu_tests.pipelines.store import open_store, read, write
-from gpu_tests.pipelines.tiles import Stored, held_out, listed
-from gpu_tests.pipelines.train import TrainConfig, Work, fit
+from .network import CrownNet, digest
+from .store import open_store, read, write
+from .tiles import Stored, held_out, listed
+from .train import TrainConfig, Work, fit
 
 ZOOMS = range(25)
 
@@ -58,17 +58,29 @@ class Job:
     gpus_per_worker: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "checkpoint_every", "workers", "gpus_per_worker", "learning_rate", "max_runtime_s"):
+        for name in (
+            "epochs",
+            "batch",
+            "checkpoint_every",
+            "workers",
+            "gpus_per_worker",
+            "learning_rate",
+            "max_runtime_s",
+        ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{key(name)} = {getattr(self, name)}: expected more than 0")
         if self.zoom not in ZOOMS:
             raise ConfigError(f"zoom = {self.zoom}: expected {ZOOMS[0]} to {ZOOMS[-1]}")
         if self.width < 4 or self.width % 4:
-            raise ConfigError(f"width = {self.width}: expected a multiple of 4, for the network normalises groups of 4 channels")
+            raise ConfigError(
+                f"width = {self.width}: expected a multiple of 4, for the network normalises groups of 4 channels"
+            )
 
     @property
     def training(self) -> TrainConfig:
-        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+        return TrainConfig(
+            **{field.name: getattr(self, field.name) for field in fields(TrainConfig)}
+        )
 
 
 def key(name: str) -> str:
@@ -84,7 +96,9 @@ def parse(text: str) -> Job:
     known = {key(field.name): field for field in fields(Job)}
     if unknown := sorted(set(raw) - set(known)):
         raise ConfigError(f"unknown key {unknown[0]!r}: expected one of {', '.join(known)}")
-    if missing := [name for name, field in known.items() if field.default is MISSING and name not in raw]:
+    if missing := [
+        name for name, field in known.items() if field.default is MISSING and name not in raw
+    ]:
         raise ConfigError(f"the configuration lacks {', '.join(missing)}")
     types: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
     for name, value in raw.items():
@@ -102,20 +116,30 @@ def resolve(url: str) -> tuple[Job, Stored]:
     try:
         text = read(open_store(folder), name).decode()
     except (FileNotFoundError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"there is no configuration at {url}: {problem}".split("\n")[0]) from problem
+        raise ConfigError(
+            f"there is no configuration at {url}: {problem}".split("\n")[0]
+        ) from problem
     job = parse(text)
     try:
         store, _ = open_store(job.tiles), open_store(job.output)
         images, masks = listed(store, "images", job.zoom), set(listed(store, "masks", job.zoom))
     except (obstore.exceptions.BaseError, ValueError) as problem:
-        raise ConfigError(f"tiles = {job.tiles!r} or output = {job.output!r} cannot be opened: {problem}".split("\n")[0]) from problem
+        raise ConfigError(
+            f"tiles = {job.tiles!r} or output = {job.output!r} cannot be opened: {problem}".split(
+                "\n"
+            )[0]
+        ) from problem
     if not images:
         raise ConfigError(f"there are no tiles of zoom {job.zoom} at {job.tiles}/images/{job.zoom}")
     if bare := [one for one in images if one not in masks]:
-        raise ConfigError(f"{len(bare)} of {len(images)} tiles at {job.tiles} have no mask, {bare[0]} for one")
+        raise ConfigError(
+            f"{len(bare)} of {len(images)} tiles at {job.tiles} have no mask, {bare[0]} for one"
+        )
     validation = int(held_out(images).sum())
     if not validation or len(images) - validation < job.workers:
-        raise ConfigError(f"{len(images)} tiles are too few: {validation} for validation, the rest for {job.workers} workers")
+        raise ConfigError(
+            f"{len(images)} tiles are too few: {validation} for validation, the rest for {job.workers} workers"
+        )
     return job, Stored(url=job.tiles, names=tuple(images))
 
 
@@ -137,7 +161,13 @@ def run(url: str, *, cuda: bool) -> Outcome:
     job, tiles = resolve(url)
     output = open_store(job.output)
     keep_resolved(job, tiles, output)
-    told = Work(config=job.training, tiles=tiles, output=job.output, cuda=cuda, until=began + job.max_runtime_s)
+    told = Work(
+        config=job.training,
+        tiles=tiles,
+        output=job.output,
+        cuda=cuda,
+        until=began + job.max_runtime_s,
+    )
     checkpoint, metrics = fit(told, workers=job.workers, gpus_per_worker=job.gpus_per_worker)[-1]
     with checkpoint.as_directory() as folder:
         net = torch.load(Path(folder, "training.pt"), map_location="cpu", weights_only=True)["net"]
@@ -148,14 +178,22 @@ def run(url: str, *, cuda: bool) -> Outcome:
 def keep_resolved(job: Job, tiles: Stored, output: Any) -> None:
     """Write config.json: every value, given or not, and which tiles. Only the maximum runtime may differ from what is there."""
     names = sha256("\n".join(tiles.names).encode()).hexdigest()
-    resolved = {**{key(name): value for name, value in asdict(job).items()}, "tile-count": len(tiles), "tiles-sha256": names}
+    resolved = {
+        **{key(name): value for name, value in asdict(job).items()},
+        "tile-count": len(tiles),
+        "tiles-sha256": names,
+    }
     try:
         before = json.loads(read(output, "config.json"))
     except FileNotFoundError:
         before = resolved
     free = ("max-runtime-s",)
-    if other := [name for name in resolved if name not in free and before.get(name) != resolved[name]]:
-        said = ", ".join(f"{name} was {before.get(name)!r} and is {resolved[name]!r}" for name in other)
+    if other := [
+        name for name in resolved if name not in free and before.get(name) != resolved[name]
+    ]:
+        said = ", ".join(
+            f"{name} was {before.get(name)!r} and is {resolved[name]!r}" for name in other
+        )
         raise ConfigError(f"{job.output} holds another job: {said}; choose another output")
     write(output, "config.json", json.dumps(resolved, indent=1).encode())
 
@@ -171,7 +209,9 @@ def save_model(url: str, weights: Mapping[str, torch.Tensor], *, width: int, epo
 def load_model(url: str, device: torch.device) -> CrownNet:
     """The network of `url`, a model.pt, for inference. Raises FileNotFoundError."""
     folder, _, name = url.rpartition("/")
-    held = torch.load(io.BytesIO(read(open_store(folder), name)), map_location=device, weights_only=True)
+    held = torch.load(
+        io.BytesIO(read(open_store(folder), name)), map_location=device, weights_only=True
+    )
     net = CrownNet(held["width"]).to(device)
     net.load_state_dict(held["net"])
     return net.eval()
@@ -181,7 +221,7 @@ def main(argv: list[str], environ: Mapping[str, str]) -> int:
     if len(argv) != 1:
         print("usage: python -m gpu_tests.pipelines.job s3://bucket/job.toml", file=sys.stderr)
         return 2
-    from gpu_tests.pipelines.cluster import join
+    from .cluster import join
 
     try:
         resolve(argv[0])
@@ -191,7 +231,14 @@ def main(argv: list[str], environ: Mapping[str, str]) -> int:
         print(problem, file=sys.stderr)
         return 2
     print(
-        json.dumps({"stopped": outcome.stopped, "model": outcome.model, "epoch": outcome.metrics["epoch"], "iou": outcome.metrics["iou"]})
+        json.dumps(
+            {
+                "stopped": outcome.stopped,
+                "model": outcome.model,
+                "epoch": outcome.metrics["epoch"],
+                "iou": outcome.metrics["iou"],
+            }
+        )
     )
     return 0
 

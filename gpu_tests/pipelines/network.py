@@ -46,7 +46,9 @@ class CrownNet(nn.Module):
         eighth = self.up2(torch.cat([functional.interpolate(sixteenth, scale_factor=2), eighth], 1))
         fourth = self.up1(torch.cat([functional.interpolate(eighth, scale_factor=2), fourth], 1))
         logits = self.head(torch.cat([functional.interpolate(fourth, scale_factor=2), half], 1))
-        return functional.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
+        return functional.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)[
+            :, 0
+        ]
 
 
 def to_input(images: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
@@ -69,7 +71,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def predict(net: nn.Module, images: npt.NDArray[np.uint8], device: torch.device) -> npt.NDArray[np.float32]:
+def predict(
+    net: nn.Module, images: npt.NDArray[np.uint8], device: torch.device
+) -> npt.NDArray[np.float32]:
     """The probability of a crown, float32, (tiles, px, px), for uint8 images, (tiles, px, px, 3). `net` is on `device`.
 
     A tile's result does not depend on its neighbours, to the last bit on one kind of CPU: every batch has the same
@@ -102,7 +106,9 @@ def score(probabilities: npt.NDArray[np.floating], masks: npt.NDArray[np.uint8])
     said, true = probabilities > 0.5, masks > 0
     share = float(true.mean())
     iou = float((said & true).sum() / max(1, (said | true).sum()))
-    return Score(accuracy=float((said == true).mean()), majority=max(share, 1 - share), iou=iou, share=share)
+    return Score(
+        accuracy=float((said == true).mean()), majority=max(share, 1 - share), iou=iou, share=share
+    )
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:

@@ -19,9 +19,9 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from torch import Tensor, nn
 
-from gpu_tests.pipelines.network import one_thread
-from gpu_tests.pipelines.store import arrow
-from gpu_tests.pipelines.tiles import Tiles, held_out
+from .network import one_thread
+from .store import arrow
+from .tiles import Tiles, held_out
 
 SPACE = Path(__file__).with_name("search_space.json")
 PX = 32  # a tile is looked at this small
@@ -50,7 +50,11 @@ class Space:
     @classmethod
     def read(cls, path: Path = SPACE) -> Space:
         raw = json.loads(path.read_text("utf-8"))
-        return cls(seed=raw["seed"], epochs=raw["epochs"], trials=tuple(Trial(**trial) for trial in raw["trials"]))
+        return cls(
+            seed=raw["seed"],
+            epochs=raw["epochs"],
+            trials=tuple(Trial(**trial) for trial in raw["trials"]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,12 @@ class Cost:
         return min(self.losses)
 
     def row(self) -> dict[str, Any]:
-        return {**asdict(self.trial), "epochs": len(self.losses), "best": round(self.best, 5), "seconds": round(self.seconds, 3)}
+        return {
+            **asdict(self.trial),
+            "epochs": len(self.losses),
+            "best": round(self.best, 5),
+            "seconds": round(self.seconds, 3),
+        }
 
 
 def small(tiles: Tiles) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -74,7 +83,9 @@ def small(tiles: Tiles) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32
     count, px = tiles.masks.shape[:2]
     side = px // PX
     means = tiles.images.reshape(count, PX, side, PX, side, 3).mean(axis=(2, 4), dtype=np.float32)
-    return np.ascontiguousarray(means.transpose(0, 3, 1, 2) / 255), tiles.masks.mean(axis=(1, 2), dtype=np.float32)
+    return np.ascontiguousarray(means.transpose(0, 3, 1, 2) / 255), tiles.masks.mean(
+        axis=(1, 2), dtype=np.float32
+    )
 
 
 def network(width: int) -> nn.Module:
@@ -85,22 +96,33 @@ def network(width: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 1))
 
 
-def curve(tiles: Tiles, trial: Trial, *, seed: int, epochs: int, device: torch.device) -> Iterator[float]:
+def curve(
+    tiles: Tiles, trial: Trial, *, seed: int, epochs: int, device: torch.device
+) -> Iterator[float]:
     """Train a configuration; yields the validation loss after each epoch, the same bits on every run on one kind of CPU."""
     images, shares = small(tiles)
     judged = held_out(tiles.names)
     torch.manual_seed(seed)
     net = network(trial.width).to(device)
-    steps = torch.optim.SGD(net.parameters(), lr=trial.rate, momentum=trial.momentum, weight_decay=trial.decay)
+    steps = torch.optim.SGD(
+        net.parameters(), lr=trial.rate, momentum=trial.momentum, weight_decay=trial.decay
+    )
     inputs, wanted = torch.from_numpy(images).to(device), torch.from_numpy(shares).to(device)
     learned, order = np.flatnonzero(~judged), np.random.default_rng(seed)
     for _ in range(epochs):
         with one_thread():
             mixed = order.permutation(learned)
             for first in range(0, len(mixed), BATCH):
-                step(net, steps, inputs[mixed[first : first + BATCH]], wanted[mixed[first : first + BATCH]])
+                step(
+                    net,
+                    steps,
+                    inputs[mixed[first : first + BATCH]],
+                    wanted[mixed[first : first + BATCH]],
+                )
             with torch.inference_mode():
-                loss = nn.functional.binary_cross_entropy_with_logits(net(inputs[judged])[:, 0], wanted[judged])
+                loss = nn.functional.binary_cross_entropy_with_logits(
+                    net(inputs[judged])[:, 0], wanted[judged]
+                )
         yield float(loss) if torch.isfinite(loss) else float("inf")
 
 
@@ -131,16 +153,23 @@ def search(
             tune.report({"loss": loss})
 
     filesystem, path = arrow(storage)
-    halving = ASHAScheduler(time_attr="training_iteration", max_t=epochs, grace_period=1, reduction_factor=REDUCTION)
+    halving = ASHAScheduler(
+        time_attr="training_iteration", max_t=epochs, grace_period=1, reduction_factor=REDUCTION
+    )
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, "gpu": gpus}),
         param_space={"index": tune.grid_search(list(range(len(trials))))},
-        tune_config=tune.TuneConfig(metric="loss", mode="min", scheduler=halving if early else None, reuse_actors=True),
+        tune_config=tune.TuneConfig(
+            metric="loss", mode="min", scheduler=halving if early else None, reuse_actors=True
+        ),
         run_config=tune.RunConfig(storage_path=path, storage_filesystem=filesystem, verbose=0),
     )
     grid = tuner.fit()
     results: list[Any] = [grid[number] for number in range(len(grid))]
-    return [cost(trials, result) for result in sorted(results, key=lambda result: int(result.config["index"]))]
+    return [
+        cost(trials, result)
+        for result in sorted(results, key=lambda result: int(result.config["index"]))
+    ]
 
 
 def cost(trials: Sequence[Any], result: Any) -> Cost:

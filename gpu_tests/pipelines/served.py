@@ -26,10 +26,12 @@ import numpy.typing as npt
 import ray
 from ray.exceptions import RayTaskError
 
-from gpu_tests.pipelines.tiles import draw
+from .tiles import draw
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # Ray 2.60 declares its options in a way that pydantic has given up
+    warnings.simplefilter(
+        "ignore", DeprecationWarning
+    )  # Ray 2.60 declares its options in a way that pydantic has given up
     from ray import serve
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ def crowns(photo: Photo, device: str = "cpu") -> float:
     """The mean probability of a crown, to six digits: in double precision, so that they are the same on every device."""
     import torch
 
-    from gpu_tests.pipelines.network import one_thread
+    from .network import one_thread
 
     with torch.inference_mode(), one_thread():
         image = torch.tensor(photo, device=device).permute(2, 0, 1)[None].double() / 255
@@ -96,7 +98,7 @@ def network(device: str) -> nn.Module:
     """CrownNet with weights from a seed, and the generator as it was."""
     import torch
 
-    from gpu_tests.pipelines.network import CrownNet
+    from .network import CrownNet
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
@@ -152,7 +154,14 @@ class Model:
 
     def options(self, gpus: float) -> dict[str, Any]:
         """What Ray is asked for: `gpus` of a GPU, or one of the group's own resource. No core, so that eight fit on two."""
-        return {"num_cpus": 0, **({"num_gpus": gpus} if self.group == "gpu" else {"resources": {f"{self.group}_models": 1}})}
+        return {
+            "num_cpus": 0,
+            **(
+                {"num_gpus": gpus}
+                if self.group == "gpu"
+                else {"resources": {f"{self.group}_models": 1}}
+            ),
+        }
 
 
 MODELS: Mapping[str, Model] = {
@@ -179,8 +188,20 @@ class Decision:
 def decide(values: Mapping[str, float]) -> Decision:
     """Raises KeyError when a model's value is not there."""
     known = tuple((name, values[name]) for name in MODELS)
-    doubt = [values["weather"] / 8, 1 / (1 + values["sharpness"]), 1 / (1 + values["words"]), 1 / (1 + values["outline"])]
-    score = math.fsum([values["change"], values["registry"], abs(values["crowns"] - values["cover"]), *(one / 4 for one in doubt)])
+    doubt = [
+        values["weather"] / 8,
+        1 / (1 + values["sharpness"]),
+        1 / (1 + values["words"]),
+        1 / (1 + values["outline"]),
+    ]
+    score = math.fsum(
+        [
+            values["change"],
+            values["registry"],
+            abs(values["crowns"] - values["cover"]),
+            *(one / 4 for one in doubt),
+        ]
+    )
     return Decision(verdict="accept" if score < 1 else "inspect", score=score, values=known)
 
 
@@ -188,7 +209,12 @@ def specimen(seed: int) -> dict[str, Upload]:
     """The uploads of a case: a landscape that is drawn, and a plan of the year before, one crown of which is gone."""
     photo, plan = draw(17, seed, 0, seed=seed)
     plan[:, : 8 + seed % 24] = 0
-    return {"photo": photo, "plan": plan, "report": f"parcel: 17-{seed:03d}\nflown: 2026-06-{1 + seed % 28:02d}\n" + "An oak. " * seed}
+    return {
+        "photo": photo,
+        "plan": plan,
+        "report": f"parcel: 17-{seed:03d}\nflown: 2026-06-{1 + seed % 28:02d}\n"
+        + "An oak. " * seed,
+    }
 
 
 def one_after_another(uploads: Mapping[str, Upload], simulated_s: Mapping[str, float]) -> Decision:
@@ -224,7 +250,11 @@ class Host:
 
     def __init__(self, name: str, simulated_s: float, cuda: bool) -> None:
         model = MODELS[name]
-        self.function = partial(model.function, device="cuda" if cuda else "cpu") if model.group == "gpu" else model.function
+        self.function = (
+            partial(model.function, device="cuda" if cuda else "cpu")
+            if model.group == "gpu"
+            else model.function
+        )
         self.node = ray.get_runtime_context().get_node_id()
         self.simulated_s = simulated_s
         self.begun = self.under_way = 0
@@ -253,7 +283,13 @@ class Case:
     After `limit_s`, if it is still there, `forget` is called with it and the limit.
     """
 
-    def __init__(self, name: str, models: Mapping[str, Any], limit_s: float, forget: Callable[[Case, float], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        models: Mapping[str, Any],
+        limit_s: float,
+        forget: Callable[[Case, float], None],
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.name = name
         self.given = {kind: asyncio.Event() for kind in UPLOADS}
@@ -262,7 +298,9 @@ class Case:
         self.arrived: dict[str, float] = {}
         self.asked: dict[str, asyncio.Task[Answer]] = {}
         self.ended: asyncio.Future[Decided] = loop.create_future()
-        self.ended.add_done_callback(lambda ended: ended.exception())  # else asyncio complains where nobody asks for it
+        self.ended.add_done_callback(
+            lambda ended: ended.exception()
+        )  # else asyncio complains where nobody asks for it
         self.life = loop.create_task(self.live(models))
         self.limit = loop.call_later(limit_s, forget, self, limit_s)
 
@@ -274,7 +312,9 @@ class Case:
         """Ask every model when its triggers are there; the first that fails ends the others."""
         try:
             async with asyncio.TaskGroup() as group:
-                self.asked = {name: group.create_task(self.ask(name, models[name])) for name in MODELS}
+                self.asked = {
+                    name: group.create_task(self.ask(name, models[name])) for name in MODELS
+                }
             answers = {name: task.result() for name, task in self.asked.items()}
             decision = decide({name: answer.value for name, answer in answers.items()})
             self.ended.set_result(Decided(decision=decision, answers=answers, arrived=self.arrived))
@@ -292,7 +332,9 @@ class Case:
             response.cancel()  # Serve lets it run: only with a request itself it cancels what that asked for
             raise
         except Exception as error:
-            raise FailedModelError(f"case {self.name!r}: the model {name!r} failed: {getattr(error, 'cause', error)!r}") from error
+            raise FailedModelError(
+                f"case {self.name!r}: the model {name!r} failed: {getattr(error, 'cause', error)!r}"
+            ) from error
         return answer
 
     def answered(self) -> list[str]:
@@ -301,9 +343,13 @@ class Case:
     def late(self, seconds: float) -> CaseError:
         """Why there is no decision after so many seconds."""
         if missing := [kind for kind in UPLOADS if kind not in self.contents]:
-            return MissingUploadError(f"case {self.name!r} has no {' and no '.join(missing)} after {seconds:g} s: upload all of it again")
+            return MissingUploadError(
+                f"case {self.name!r} has no {' and no '.join(missing)} after {seconds:g} s: upload all of it again"
+            )
         silent = [name for name in MODELS if name not in self.answered()]
-        return LateModelError(f"case {self.name!r}: no answer of {' and '.join(silent)} after {seconds:g} s: upload it again")
+        return LateModelError(
+            f"case {self.name!r}: no answer of {' and '.join(silent)} after {seconds:g} s: upload it again"
+        )
 
 
 class Cases:
@@ -313,7 +359,9 @@ class Cases:
     last `kept` decisions it knows the digests of their uploads too: what comes again is known, and not done again.
     """
 
-    def __init__(self, models: Mapping[str, Any], *, limit_s: float = 3600, kept: int = 1000) -> None:
+    def __init__(
+        self, models: Mapping[str, Any], *, limit_s: float = 3600, kept: int = 1000
+    ) -> None:
         self.models, self.limit_s, self.kept = models, limit_s, kept
         self.open: dict[str, Case] = {}
         self.decided: dict[str, tuple[Decided, dict[str, str]]] = {}
@@ -321,12 +369,16 @@ class Cases:
     async def upload(self, case: str, kind: str, content: Upload) -> None:
         """Once or more often. Raises RefusedUploadError when it is not what this case was given before."""
         if kind not in UPLOADS:
-            raise RefusedUploadError(f"{kind!r} is no upload of a case: those are {', '.join(UPLOADS)}")
+            raise RefusedUploadError(
+                f"{kind!r} is no upload of a case: those are {', '.join(UPLOADS)}"
+            )
         mark, before = digest(content), self.digests(case).get(kind)
         if before is None:
             self.opened(case).give(kind, content, mark)
         elif before != mark:
-            raise RefusedUploadError(f"case {case!r} was given another {kind} ({before[:8]}, not {mark[:8]}): upload it as another case")
+            raise RefusedUploadError(
+                f"case {case!r} was given another {kind} ({before[:8]}, not {mark[:8]}): upload it as another case"
+            )
 
     async def decision(self, case: str, timeout_s: float) -> Decided:
         """Waits for it. Raises CaseError, to all who wait for it, when there is none and none will come."""
@@ -375,7 +427,9 @@ def digest(content: Upload) -> str:
     """SHA-256 of an upload: of an array its shape and type too."""
     if isinstance(content, str):
         return hashlib.sha256(content.encode()).hexdigest()
-    return hashlib.sha256(f"{content.shape} {content.dtype.str}\n".encode() + content.tobytes()).hexdigest()
+    return hashlib.sha256(
+        f"{content.shape} {content.dtype.str}\n".encode() + content.tobytes()
+    ).hexdigest()
 
 
 class Served:
@@ -390,7 +444,9 @@ class Served:
 
     def decision(self, case: str, timeout_s: float) -> Decided:
         """As Cases.decision."""
-        found: Decided = self.done(self.cases.decision.remote(case, timeout_s), timeout_s + ANSWER_S)
+        found: Decided = self.done(
+            self.cases.decision.remote(case, timeout_s), timeout_s + ANSWER_S
+        )
         return found
 
     def answered(self, case: str) -> set[str]:
@@ -421,7 +477,9 @@ class Served:
 
 
 @contextmanager
-def serving(simulated_s: Mapping[str, float], *, gpus: float = 0.25, cuda: bool = False) -> Iterator[Served]:
+def serving(
+    simulated_s: Mapping[str, float], *, gpus: float = 0.25, cuda: bool = False
+) -> Iterator[Served]:
     """The app on the Ray cluster that this process has joined; afterwards it is gone, and Serve with it if it has no other.
 
     The cluster has nodes with the resources `cpu_models` and `api_models`, 3 and 2 or more. `gpus`: of a GPU, for each of
@@ -430,9 +488,14 @@ def serving(simulated_s: Mapping[str, float], *, gpus: float = 0.25, cuda: bool 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="Disabled")
     try:
-        models = {name: bound(Host, name, model.options(gpus), name, simulated_s.get(name, 0.0), cuda) for name, model in MODELS.items()}
+        models = {
+            name: bound(Host, name, model.options(gpus), name, simulated_s.get(name, 0.0), cuda)
+            for name, model in MODELS.items()
+        }
         app = bound(Cases, "cases", {"num_cpus": 0}, models)
-        served = Served(serve.run(app, name=APP, route_prefix=None, logging_config={"enable_access_log": False}))
+        served = Served(
+            serve.run(app, name=APP, route_prefix=None, logging_config={"enable_access_log": False})
+        )
         for kind, content in specimen(0).items():
             served.upload("the first", kind, content)
         served.decision("the first", timeout_s=60)
@@ -446,12 +509,18 @@ def serving(simulated_s: Mapping[str, float], *, gpus: float = 0.25, cuda: bool 
 def bound(made: type, name: str, resources: dict[str, Any], *given: Any) -> Any:
     """A deployment of one process, which takes all that it is asked and ends as soon as nothing is under way."""
     deployment: Any = serve.deployment(
-        made, name=name, ray_actor_options=resources, max_ongoing_requests=10_000, graceful_shutdown_wait_loop_s=0.1
+        made,
+        name=name,
+        ray_actor_options=resources,
+        max_ongoing_requests=10_000,
+        graceful_shutdown_wait_loop_s=0.1,
     )
     return deployment.bind(*given)
 
 
-def decision_latency_s(served: Served, case: str, uploads: Mapping[str, Upload], *, timeout_s: float = 60) -> tuple[float, Decided]:
+def decision_latency_s(
+    served: Served, case: str, uploads: Mapping[str, Upload], *, timeout_s: float = 60
+) -> tuple[float, Decided]:
     """Seconds from the last upload to the decision, when all three come one right behind the other."""
     *first, last = uploads.items()
     for kind, content in first:

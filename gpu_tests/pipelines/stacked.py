@@ -18,7 +18,7 @@ import ray
 import torch
 from torch.nn import functional
 
-from gpu_tests.pipelines.network import one_thread
+from .network import one_thread
 
 HEIGHT, WIDTH = 64, 192
 LANES = (12, 28, 44)
@@ -28,7 +28,9 @@ STAGES = ("detect", "track", "speed", "classify", "collect")
 
 Image = npt.NDArray[np.uint8]  # (HEIGHT, WIDTH), grey
 Points = npt.NDArray[np.float32]  # (vehicles, 2): row and column of the middle of each
-State = tuple[tuple[int, float, float, float], ...]  # id, row, column, columns per frame; and ids count up
+State = tuple[
+    tuple[int, float, float, float], ...
+]  # id, row, column, columns per frame; and ids count up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,9 @@ class Seen:
     """What is known of a frame at the end, and when (unix seconds) it was given to the pipeline and came out of it."""
 
     frame: int
-    vehicles: tuple[tuple[int, str, float, float, float], ...]  # id, kind, pixels per frame, row, column
+    vehicles: tuple[
+        tuple[int, str, float, float, float], ...
+    ]  # id, kind, pixels per frame, row, column
     began: float
     ended: float
 
@@ -59,7 +63,9 @@ def traffic(seed: int, frames: int) -> list[Vehicle]:
     for lane in range(len(LANES)):
         speed, at = int(source.integers(3, 9)), int(source.integers(0, 6))
         while at < frames:
-            found.append(Vehicle(lane=lane, kind=str(source.choice(list(LENGTHS))), enters=at, speed=speed))
+            found.append(
+                Vehicle(lane=lane, kind=str(source.choice(list(LENGTHS))), enters=at, speed=speed)
+            )
             at += 60 // speed + int(source.integers(1, 12))
     return found
 
@@ -82,7 +88,11 @@ def detect(picture: Image) -> Points:
     found = []
     for lane in LANES:
         edges = np.flatnonzero(np.diff(np.concatenate([[0], bright[lane].astype(np.int8), [0]])))
-        found += [(lane, (left + right - 1) / 2) for left, right in edges.reshape(-1, 2) if left > 0 and right < WIDTH]
+        found += [
+            (lane, (left + right - 1) / 2)
+            for left, right in edges.reshape(-1, 2)
+            if left > 0 and right < WIDTH
+        ]
     return np.array(found, np.float32).reshape(-1, 2)
 
 
@@ -120,12 +130,22 @@ def classify(picture: Image, tracks: State) -> dict[int, str]:
     return kinds
 
 
-def collect(frame: int, tracks: State, speeds: dict[int, float], kinds: dict[int, str], began: float) -> Seen:
-    vehicles = tuple((number, kinds[number], speeds[number], row, column) for number, row, column, _ in tracks)
+def collect(
+    frame: int, tracks: State, speeds: dict[int, float], kinds: dict[int, str], began: float
+) -> Seen:
+    vehicles = tuple(
+        (number, kinds[number], speeds[number], row, column) for number, row, column, _ in tracks
+    )
     return Seen(frame=frame, vehicles=vehicles, began=began, ended=time.time())
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {"detect": detect, "track": track, "speed": speed, "classify": classify, "collect": collect}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "detect": detect,
+    "track": track,
+    "speed": speed,
+    "classify": classify,
+    "collect": collect,
+}
 EMPTY: tuple[int, State] = (0, ())
 
 
@@ -178,11 +198,15 @@ class Stack:
         wanted = copies or {}
         if wanted.get("track", 1) != 1:
             raise ValueError("the tracker needs every frame in order: it cannot have copies")
-        self.actors: dict[str, list[Any]] = {name: [made.remote(name, waits) for _ in range(wanted.get(name, 1))] for name in STAGES}
+        self.actors: dict[str, list[Any]] = {
+            name: [made.remote(name, waits) for _ in range(wanted.get(name, 1))] for name in STAGES
+        }
 
     def ready(self) -> None:
         """Wait until every process has started, so that their start is not measured."""
-        ray.get([actor.__ray_ready__.remote() for actors in self.actors.values() for actor in actors])
+        ray.get(
+            [actor.__ray_ready__.remote() for actors in self.actors.values() for actor in actors]
+        )
 
     def run(self, pictures: Iterable[Image], *, in_flight: int) -> Iterator[Seen]:
         """What was seen, frame by frame in their order; never more than `in_flight` frames are in the pipeline."""
@@ -195,7 +219,10 @@ class Stack:
             held = ray.put(picture)
             began, points = time.time(), actor["detect"].run.remote(held)
             state, tracks = actor["track"].run.options(num_returns=2).remote(state, points)
-            speeds, kinds = actor["speed"].run.remote(tracks), actor["classify"].run.remote(held, tracks)
+            speeds, kinds = (
+                actor["speed"].run.remote(tracks),
+                actor["classify"].run.remote(held, tracks),
+            )
             waiting.append(actor["collect"].run.remote(frame, tracks, speeds, kinds, began))
         while waiting:
             yield ray.get(waiting.popleft())

@@ -33,7 +33,11 @@ def open_store(url: str) -> ObjectStore:
         retry_config={
             "max_retries": RETRIES,
             "retry_timeout": timedelta(minutes=3),
-            "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2},
+            "backoff": {
+                "init_backoff": timedelta(seconds=0.1),
+                "max_backoff": timedelta(seconds=5),
+                "base": 2,
+            },
         },
     )
 
@@ -42,13 +46,19 @@ def arrow(url: str) -> tuple[fs.FileSystem, str]:
     """The same place for Arrow and Ray, which do not look at AWS_ENDPOINT_URL: a file system and a path in it."""
     if url.startswith("s3://"):
         at = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
-        return fs.S3FileSystem(scheme=at.scheme or None, endpoint_override=at.netloc or None), url.removeprefix("s3://")
+        return fs.S3FileSystem(
+            scheme=at.scheme or None, endpoint_override=at.netloc or None
+        ), url.removeprefix("s3://")
     return fs.LocalFileSystem(), url.removeprefix("file://")
 
 
 def credentials(environ: Mapping[str, str]) -> dict[str, str]:
     """What a process needs to reach the same store: for the `env_vars` of Ray workers."""
-    return {name: value for name, value in environ.items() if name.startswith("AWS_") or name == "NO_PROXY"}
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith("AWS_") or name == "NO_PROXY"
+    }
 
 
 def names(store: ObjectStore, prefix: str) -> list[str]:
@@ -66,7 +76,9 @@ def write(store: ObjectStore, key: str, data: bytes) -> None:
     obstore.put(store, key, data, use_multipart=False)
 
 
-def in_order(work: Callable[[Item], Made], items: Iterable[Item], *, at_once: int) -> Iterator[Made]:
+def in_order(
+    work: Callable[[Item], Made], items: Iterable[Item], *, at_once: int
+) -> Iterator[Made]:
     """`work` of every item, in their order, done by `at_once` threads: so many results are under way or waiting, never more."""
     waiting: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(at_once) as threads:

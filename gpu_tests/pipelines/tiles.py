@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 from PIL import Image
 
-from gpu_tests.pipelines.store import in_order, names, open_store, read, write
+from .store import in_order, names, open_store, read, write
 
 TILE_PX = 128
 SCHEMA = pa.schema([("tile", pa.string()), ("image", pa.binary()), ("mask", pa.binary())])
@@ -41,7 +41,11 @@ class Tiles:
     def batches(self, chosen: Iterable[npt.NDArray[np.int64]]) -> Iterator[Tiles]:
         """The tiles at each of these arrays of places, in their order."""
         for places in chosen:
-            yield Tiles(names=tuple(self.names[at] for at in places), images=self.images[places], masks=self.masks[places])
+            yield Tiles(
+                names=tuple(self.names[at] for at in places),
+                images=self.images[places],
+                masks=self.masks[places],
+            )
 
     def pick(self, chosen: npt.NDArray[np.bool_]) -> Tiles:
         """The tiles for which `chosen`, bool, (tiles,), is true, in their order."""
@@ -56,7 +60,9 @@ def boxes(annotation: bytes) -> list[Box]:
     return [tuple(int(float(box.findtext(edge, ""))) for edge in edges) for box in found]  # type: ignore[misc]  # four
 
 
-def cut(stem: str, photograph: bytes, crowns: Iterable[Box], *, px: int = TILE_PX) -> Iterator[dict[str, object]]:
+def cut(
+    stem: str, photograph: bytes, crowns: Iterable[Box], *, px: int = TILE_PX
+) -> Iterator[dict[str, object]]:
     """Rows of SCHEMA for every whole tile of one photograph, row by row, named `stem/row/column`.
 
     Tiles do not overlap; a rest at the right or lower edge that fills no tile is left out.
@@ -69,7 +75,11 @@ def cut(stem: str, photograph: bytes, crowns: Iterable[Box], *, px: int = TILE_P
         for column in range(image.shape[1] // px):
             at = slice(row * px, (row + 1) * px), slice(column * px, (column + 1) * px)
             colours, crowned = Image.fromarray(image[at]), Image.fromarray(mask[at]).convert("1")
-            yield {"tile": f"{stem}/{row:02d}/{column:02d}", "image": png(colours), "mask": png(crowned)}
+            yield {
+                "tile": f"{stem}/{row:02d}/{column:02d}",
+                "image": png(colours),
+                "mask": png(crowned),
+            }
 
 
 def png(image: Image.Image) -> bytes:
@@ -95,7 +105,9 @@ def pixels(encoded: Iterable[bytes]) -> npt.NDArray[np.uint8]:
 def decode(table: pa.Table) -> Tiles:
     """All tiles of a table of SCHEMA, in its order. Raises ValueError for an empty table."""
     columns = table.to_pydict()
-    return Tiles(names=tuple(columns["tile"]), images=pixels(columns["image"]), masks=pixels(columns["mask"]))
+    return Tiles(
+        names=tuple(columns["tile"]), images=pixels(columns["image"]), masks=pixels(columns["mask"])
+    )
 
 
 def held_out(names: Iterable[str]) -> npt.NDArray[np.bool_]:
@@ -118,16 +130,27 @@ class Stored:
         """The tiles at each of these arrays of places, in their order; while one is used the next are read."""
         store = open_store(self.url)
         wanted = [[self.names[at] for at in places] for places in chosen]
-        keys = [f"{kind}/{name}.png" for batch in wanted for name in batch for kind in ("images", "masks")]
+        keys = [
+            f"{kind}/{name}.png"
+            for batch in wanted
+            for name in batch
+            for kind in ("images", "masks")
+        ]
         found = in_order(lambda key: read(store, key), keys, at_once=self.at_once)
         for batch in wanted:
             both = [(next(found), next(found)) for _ in batch]
-            yield Tiles(names=tuple(batch), images=pixels(image for image, _ in both), masks=pixels(mask for _, mask in both))
+            yield Tiles(
+                names=tuple(batch),
+                images=pixels(image for image, _ in both),
+                masks=pixels(mask for _, mask in both),
+            )
 
     def pick(self, chosen: npt.NDArray[np.bool_]) -> Stored:
         """The tiles for which `chosen`, bool, (tiles,), is true, in their order."""
         return Stored(
-            url=self.url, names=tuple(name for name, wanted in zip(self.names, chosen, strict=True) if wanted), at_once=self.at_once
+            url=self.url,
+            names=tuple(name for name, wanted in zip(self.names, chosen, strict=True) if wanted),
+            at_once=self.at_once,
         )
 
     def load(self) -> Tiles:
@@ -137,10 +160,16 @@ class Stored:
 
 def listed(store: ObjectStore, kind: str, zoom: int) -> list[str]:
     """The names, z/x/y, of the `images` or `masks` of a zoom, sorted."""
-    return [key.removeprefix(f"{kind}/").removesuffix(".png") for key in names(store, f"{kind}/{zoom}") if key.endswith(".png")]
+    return [
+        key.removeprefix(f"{kind}/").removesuffix(".png")
+        for key in names(store, f"{kind}/{zoom}")
+        if key.endswith(".png")
+    ]
 
 
-def upload(store: ObjectStore, tiles: Iterable[tuple[str, bytes, bytes | None]], *, at_once: int = 8) -> list[str]:
+def upload(
+    store: ObjectStore, tiles: Iterable[tuple[str, bytes, bytes | None]], *, at_once: int = 8
+) -> list[str]:
     """Put tiles (name, image, mask or None) where `Stored` finds them; returns their names, sorted."""
 
     def put(tile: tuple[str, bytes, bytes | None]) -> str:
@@ -158,25 +187,39 @@ def real(table: pa.Table, *, zoom: int) -> Iterator[tuple[str, bytes, bytes]]:
     stems = sorted({name.split("/")[0] for name in table["tile"].to_pylist()})
     for tile in table.to_pylist():
         stem, row, column = tile["tile"].split("/")
-        yield f"{zoom}/{stems.index(stem) * 100 + int(column)}/{int(row)}", tile["image"], tile["mask"]
+        yield (
+            f"{zoom}/{stems.index(stem) * 100 + int(column)}/{int(row)}",
+            tile["image"],
+            tile["mask"],
+        )
 
 
-def drawn(zoom: int, columns: int, rows: int, *, seed: int = 0, px: int = TILE_PX) -> Iterator[tuple[str, bytes, bytes]]:
+def drawn(
+    zoom: int, columns: int, rows: int, *, seed: int = 0, px: int = TILE_PX
+) -> Iterator[tuple[str, bytes, bytes]]:
     """Tiles of a landscape that is drawn: `columns` times `rows` of them, each decided by `seed` and its name alone."""
     for x in range(columns):
         for y in range(rows):
             image, mask = draw(zoom, x, y, seed=seed, px=px)
-            yield f"{zoom}/{x}/{y}", png(Image.fromarray(image)), png(Image.fromarray(mask).convert("1"))
+            yield (
+                f"{zoom}/{x}/{y}",
+                png(Image.fromarray(image)),
+                png(Image.fromarray(mask).convert("1")),
+            )
 
 
-def draw(zoom: int, x: int, y: int, *, seed: int, px: int = TILE_PX) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+def draw(
+    zoom: int, x: int, y: int, *, seed: int, px: int = TILE_PX
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """One tile, uint8, (px, px, 3), and its mask, uint8, (px, px), 0 and 255.
 
     Ground of smooth noise, crowns as shaded green discs with noise, and grey rocks of the same shape that are none.
     """
     source = np.random.default_rng([seed, zoom, x, y])
     dry, grass = np.array([165, 140, 105], np.float32), np.array([95, 120, 70], np.float32)
-    smooth = Image.fromarray(source.integers(0, 256, (6, 6)).astype(np.uint8)).resize((px, px), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(source.integers(0, 256, (6, 6)).astype(np.uint8)).resize(
+        (px, px), Image.Resampling.BICUBIC
+    )
     picture = dry + (grass - dry) * (np.asarray(smooth).astype(np.float32) / 255)[..., None]
     mask = np.zeros((px, px), np.uint8)
     rows, columns = np.mgrid[:px, :px]
@@ -185,7 +228,9 @@ def draw(zoom: int, x: int, y: int, *, seed: int, px: int = TILE_PX) -> tuple[np
         inside = (rows - row) ** 2 + (columns - column) ** 2 < radius**2
         light = 1 - ((rows - row) + (columns - column))[inside] / (4 * radius)
         crown = number % 3 > 0
-        picture[inside] = light[:, None] * np.array([40, 95, 45] if crown else [120, 120, 125], np.float32)
+        picture[inside] = light[:, None] * np.array(
+            [40, 95, 45] if crown else [120, 120, 125], np.float32
+        )
         mask[inside] = 255 if crown else 0
     picture += source.normal(0, 12, picture.shape).astype(np.float32)
     return np.clip(picture, 0, 255).astype(np.uint8), mask

@@ -22,9 +22,9 @@ from torch import nn
 from torch.distributed import all_gather_object, all_reduce, broadcast_object_list
 from torch.nn import functional
 
-from gpu_tests.pipelines.network import CrownNet, digest, one_thread, predict, score, to_input
-from gpu_tests.pipelines.store import arrow, open_store, write
-from gpu_tests.pipelines.tiles import Stored, Tiles, held_out
+from .network import CrownNet, digest, one_thread, predict, score, to_input
+from .store import arrow, open_store, write
+from .tiles import Stored, Tiles, held_out
 
 ANSWERS = 4  # tiles whose predictions a checkpoint keeps, so that whoever restores it can see that it is the same model
 CHECKPOINTS = "checkpoints"  # the folder of all of a job's, and the name of the run in it
@@ -68,12 +68,19 @@ class Training:
         """
         done = len(self.curve)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.config.learning_rate * (1 + math.cos(math.pi * done / self.config.epochs)) / 2
+            group["lr"] = (
+                self.config.learning_rate * (1 + math.cos(math.pi * done / self.config.epochs)) / 2
+            )
         order = np.random.default_rng((self.config.seed, done)).permutation(count)
         shares = [order[: count // world * world][rank::world] for rank in range(world)]
-        return [[share[at : at + self.config.batch] for at in range(0, len(share), self.config.batch)] for share in shares]
+        return [
+            [share[at : at + self.config.batch] for at in range(0, len(share), self.config.batch)]
+            for share in shares
+        ]
 
-    def epoch(self, tiles: Source, rank: int = 0, world: int = 1, forward: nn.Module | None = None) -> list[int]:
+    def epoch(
+        self, tiles: Source, rank: int = 0, world: int = 1, forward: nn.Module | None = None
+    ) -> list[int]:
         """Train on this process's share, once, and return which tiles those were.
 
         `forward` is the network as a distributed wrapper shows it, when there is one.
@@ -95,13 +102,19 @@ class Training:
         """Add the gradients of one batch; returns its mean loss (cross-entropy per pixel, in nats)."""
         forward.train()
         truth = torch.from_numpy(batch.masks).to(self.device).float()
-        loss = functional.binary_cross_entropy_with_logits(forward(to_input(batch.images, self.device)), truth)
+        loss = functional.binary_cross_entropy_with_logits(
+            forward(to_input(batch.images, self.device)), truth
+        )
         loss.backward()  # type: ignore[no-untyped-call]  # torch
         return float(loss.detach())
 
     def save(self, folder: Path, sample: Tiles) -> None:
         """Write everything that the next epoch depends on, and the predictions for `sample`."""
-        held = {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), "curve": self.curve}
+        held = {
+            "net": self.net.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "curve": self.curve,
+        }
         torch.save({**held, "config": asdict(self.config)}, folder / "training.pt")
         np.save(folder / "answers.npy", predict(self.net, sample.images, self.device))
 
@@ -111,7 +124,11 @@ class Training:
         self.net.load_state_dict(held["net"])
         self.optimiser.load_state_dict(held["optimiser"])
         self.curve = held["curve"]
-        return float(np.abs(predict(self.net, sample.images, self.device) - np.load(folder / "answers.npy")).max())
+        return float(
+            np.abs(
+                predict(self.net, sample.images, self.device) - np.load(folder / "answers.npy")
+            ).max()
+        )
 
 
 def in_one_process(config: TrainConfig, tiles: Tiles, *, world: int) -> Training:
@@ -161,10 +178,21 @@ def work(told: dict[str, Work]) -> None:
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     # Ray Train's own node rank takes nodes of one address for one.
-    place = {"node": ray.get_runtime_context().get_node_id(), "gpus": ray.get_gpu_ids(), "device": str(device)}
-    write(open_store(job.output), f"workers/{rank}.json", json.dumps({**place, "pid": os.getpid(), "since": time.time()}).encode())
+    place = {
+        "node": ray.get_runtime_context().get_node_id(),
+        "gpus": ray.get_gpu_ids(),
+        "device": str(device),
+    }
+    write(
+        open_store(job.output),
+        f"workers/{rank}.json",
+        json.dumps({**place, "pid": os.getpid(), "since": time.time()}).encode(),
+    )
     validation = held_out(job.tiles.names)
-    learn, judge = job.tiles.pick(~validation), job.tiles.pick(validation).load() if rank == 0 else None
+    learn, judge = (
+        job.tiles.pick(~validation),
+        job.tiles.pick(validation).load() if rank == 0 else None,
+    )
     sample = (
         job.tiles.pick(validation & (np.cumsum(validation) <= ANSWERS)).load()
         if judge is None
@@ -174,7 +202,11 @@ def work(told: dict[str, Work]) -> None:
     if (checkpoint := train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             difference = training.restore(Path(folder), sample)
-        restored = {"weights": digest(training.net.state_dict()), "difference": difference, "epoch": len(training.curve)}
+        restored = {
+            "weights": digest(training.net.state_dict()),
+            "difference": difference,
+            "epoch": len(training.curve),
+        }
     forward = prepare_model(training.net, move_to_device=device)
     stopped, took = False, 0.0
     while len(training.curve) < job.config.epochs and not stopped:
@@ -182,7 +214,11 @@ def work(told: dict[str, Work]) -> None:
         share = training.epoch(learn, rank, world, forward)
         took = max(took, time.time() - began)
         stopped = agreed(time.time() + took > job.until, world)
-        if len(training.curve) % job.config.checkpoint_every and len(training.curve) < job.config.epochs and not stopped:
+        if (
+            len(training.curve) % job.config.checkpoint_every
+            and len(training.curve) < job.config.epochs
+            and not stopped
+        ):
             continue
         mine = {**place, "tiles": share, "weights": digest(training.net.state_dict())}
         report(training, judge, sample, {"restored": restored, "workers": gathered(mine, world)})
@@ -214,11 +250,18 @@ def report(training: Training, judge: Tiles | None, sample: Tiles, metrics: dict
     found = score(predict(training.net, judge.images, training.device), judge.masks)
     with tempfile.TemporaryDirectory() as folder:
         training.save(Path(folder), sample)
-        metrics = {**metrics, **asdict(found), "epoch": len(training.curve), "curve": list(training.curve)}
+        metrics = {
+            **metrics,
+            **asdict(found),
+            "epoch": len(training.curve),
+            "curve": list(training.curve),
+        }
         train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))
 
 
-def fit(job: Work, *, workers: int, gpus_per_worker: float = 1, failures: int = 3) -> Sequence[tuple[train.Checkpoint, dict[str, Any]]]:
+def fit(
+    job: Work, *, workers: int, gpus_per_worker: float = 1, failures: int = 3
+) -> Sequence[tuple[train.Checkpoint, dict[str, Any]]]:
     """Train on `workers` workers with so much of a GPU each, on the Ray cluster that this process has joined.
 
     Returns the checkpoints that are kept, oldest first, each with what was reported with it. They are in `job.output`; the
@@ -229,9 +272,14 @@ def fit(job: Work, *, workers: int, gpus_per_worker: float = 1, failures: int = 
     trainer = TorchTrainer(
         work,
         train_loop_config={"work": job},
-        torch_config=TorchConfig(backend="nccl" if job.cuda and gpus_per_worker >= 1 else "gloo"),  # nccl takes a GPU for each rank
+        torch_config=TorchConfig(
+            backend="nccl" if job.cuda and gpus_per_worker >= 1 else "gloo"
+        ),  # nccl takes a GPU for each rank
         scaling_config=train.ScalingConfig(
-            num_workers=workers, use_gpu=True, resources_per_worker={"GPU": gpus_per_worker}, placement_strategy="SPREAD"
+            num_workers=workers,
+            use_gpu=True,
+            resources_per_worker={"GPU": gpus_per_worker},
+            placement_strategy="SPREAD",
         ),
         run_config=train.RunConfig(
             name=CHECKPOINTS,

@@ -23,13 +23,13 @@ import torch
 from obstore.store import ObjectStore
 from PIL import Image
 
-from gpu_tests.pipelines import job
-from gpu_tests.pipelines.infer import InferConfig, infer
-from gpu_tests.pipelines.network import Score, predict, score
-from gpu_tests.pipelines.search import best, saved, search
-from gpu_tests.pipelines.store import names, open_store, read, write
-from gpu_tests.pipelines.tiles import TILE_PX, Stored, Tiles, held_out, listed, png, upload
-from gpu_tests.pipelines.train import TrainConfig, Training
+from . import job
+from .infer import InferConfig, infer
+from .network import Score, predict, score
+from .search import best, saved, search
+from .store import names, open_store, read, write
+from .tiles import TILE_PX, Stored, Tiles, held_out, listed, png, upload
+from .train import TrainConfig, Training
 
 ZOOM = 17
 APART = 100  # columns between the tiles of two photographs
@@ -51,7 +51,10 @@ class Sizes:
 def cut(url: str, name: str, column: int) -> list[str]:
     """Put the tiles of one photograph into tiles/; their names."""
     store = open_store(url)
-    image, mask = (np.asarray(Image.open(io.BytesIO(read(store, f"raw/{name}{kind}.png")))) for kind in ("", ".mask"))
+    image, mask = (
+        np.asarray(Image.open(io.BytesIO(read(store, f"raw/{name}{kind}.png"))))
+        for kind in ("", ".mask")
+    )
     return upload(open_store(f"{url}/tiles"), pieces(image, mask > 0, column))
 
 
@@ -60,7 +63,11 @@ def pieces(image: Any, mask: Any, column: int) -> Iterator[tuple[str, bytes, byt
     for y in range(image.shape[0] // TILE_PX):
         for x in range(image.shape[1] // TILE_PX):
             at = slice(y * TILE_PX, (y + 1) * TILE_PX), slice(x * TILE_PX, (x + 1) * TILE_PX)
-            yield f"{ZOOM}/{column + x}/{y}", png(Image.fromarray(image[at]).convert("RGB")), png(Image.fromarray(mask[at]))
+            yield (
+                f"{ZOOM}/{column + x}/{y}",
+                png(Image.fromarray(image[at]).convert("RGB")),
+                png(Image.fromarray(mask[at])),
+            )
 
 
 def ingest(url: str) -> list[str]:
@@ -70,7 +77,9 @@ def ingest(url: str) -> list[str]:
     if not photographs:
         raise ValueError(f"there are no photographs at {url}/raw")
     if bare := [name for name in photographs if f"{name}.mask" not in raw]:
-        raise FileNotFoundError(f"{url}/raw/{bare[0]}.mask.png is missing: a photograph comes with its mask")
+        raise FileNotFoundError(
+            f"{url}/raw/{bare[0]}.mask.png is missing: a photograph comes with its mask"
+        )
     cuts = [cut.remote(url, name, number * APART) for number, name in enumerate(photographs)]
     return sorted(tile for tiles in ray.get(cuts) for tile in tiles)
 
@@ -113,35 +122,65 @@ def run(url: str, sizes: Sizes, *, cuda: bool) -> dict[str, Any]:
     """All of it, on the Ray cluster that this process has joined; what each step came to."""
     store, device = open_store(url), torch.device("cuda" if cuda else "cpu")
     tiles = ingest(url)
-    loaded = Stored(url=f"{url}/tiles", names=tuple(listed(open_store(f"{url}/tiles"), "images", ZOOM))).load()
+    loaded = Stored(
+        url=f"{url}/tiles", names=tuple(listed(open_store(f"{url}/tiles"), "images", ZOOM))
+    ).load()
 
     held = ray.put(loaded)
-    trials = [TrainConfig(epochs=sizes.search_epochs, batch=sizes.batch, learning_rate=rate) for rate in RATES]
+    trials = [
+        TrainConfig(epochs=sizes.search_epochs, batch=sizes.batch, learning_rate=rate)
+        for rate in RATES
+    ]
     costs = search(
-        lambda trial: judged(trial, ray.get(held), device), trials, epochs=sizes.search_epochs, storage=f"{url}/search", gpus=sizes.gpus / 2
+        lambda trial: judged(trial, ray.get(held), device),
+        trials,
+        epochs=sizes.search_epochs,
+        storage=f"{url}/search",
+        gpus=sizes.gpus / 2,
     )
     chosen = replace(best(costs).trial, epochs=sizes.epochs)
 
     described = {
-        "tiles": f"{url}/tiles", "zoom": ZOOM, "output": f"{url}/model", "max-runtime-s": sizes.max_runtime_s,
-        "epochs": chosen.epochs, "batch": chosen.batch, "learning-rate": chosen.learning_rate,
+        "tiles": f"{url}/tiles",
+        "zoom": ZOOM,
+        "output": f"{url}/model",
+        "max-runtime-s": sizes.max_runtime_s,
+        "epochs": chosen.epochs,
+        "batch": chosen.batch,
+        "learning-rate": chosen.learning_rate,
         "gpus-per-worker": sizes.gpus,
-    }  # fmt: skip
-    write(store, "job.toml", "\n".join(f"{name} = {json.dumps(value)}" for name, value in described.items()).encode())
+    }
+    write(
+        store,
+        "job.toml",
+        "\n".join(f"{name} = {json.dumps(value)}" for name, value in described.items()).encode(),
+    )
     trained = job.run(f"{url}/job.toml", cuda=cuda)
 
     found = evaluate(f"{url}/model/model.pt", loaded)
     promoted = promote(store, "model/model.pt", found)
     inferred = infer(
         InferConfig(
-            tiles=f"{url}/tiles", zoom=ZOOM, model=f"{url}/promoted/model.pt", output=f"{url}/crowns", shard=16, gpus_per_replica=sizes.gpus
+            tiles=f"{url}/tiles",
+            zoom=ZOOM,
+            model=f"{url}/promoted/model.pt",
+            output=f"{url}/crowns",
+            shard=16,
+            gpus_per_replica=sizes.gpus,
         ),
         cuda=cuda,
     )
     return {
         "ingest": {"tiles": len(tiles)},
-        "search": {"trials": [cost.row() for cost in costs], "epochs_saved": saved(costs, sizes.search_epochs)},
-        "train": {"model": trained.model, "learning_rate": chosen.learning_rate, "curve": trained.metrics["curve"]},
+        "search": {
+            "trials": [cost.row() for cost in costs],
+            "epochs_saved": saved(costs, sizes.search_epochs),
+        },
+        "train": {
+            "model": trained.model,
+            "learning_rate": chosen.learning_rate,
+            "curve": trained.metrics["curve"],
+        },
         "evaluate": asdict(found),
         "promote": promoted,
         "infer": asdict(inferred),
@@ -149,7 +188,7 @@ def run(url: str, sizes: Sizes, *, cuda: bool) -> dict[str, Any]:
 
 
 def main(argv: list[str], environ: Mapping[str, str]) -> int:
-    from gpu_tests.pipelines.cluster import join
+    from .cluster import join
 
     with join(environ) as cuda:
         gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]  # ray

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.journal import JournalReader
-from harness.providers import ClusterRef, provider
-from harness.store import Store
+from pytest_gpu_cluster.contract.journal import JournalReader
+from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.providers import ClusterRef, provider
 
 LIMIT_S = 120
 CLUSTERS = Path(f"/tmp/gpu-cluster-{os.getuid()}")
@@ -48,7 +48,9 @@ class Ran:
 
     def case(self, name: str) -> ET.Element:
         """The one JUnit case of this name."""
-        (case,) = [case for case in ET.parse(self.junit).iter("testcase") if case.get("name") == name]
+        (case,) = [
+            case for case in ET.parse(self.junit).iter("testcase") if case.get("name") == name
+        ]
         return case
 
     def cases(self) -> dict[str, str]:
@@ -57,12 +59,22 @@ class Ran:
         for case in ET.parse(self.junit).iter("testcase"):
             name = str(case.get("name"))
             assert name not in found, f"{name} is reported twice:\n{self.out}"
-            found[name] = next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
+            found[name] = next(
+                (child.tag for child in case if child.tag in ("failure", "error", "skipped")),
+                "passed",
+            )
         return found
 
     def message(self, name: str) -> str:
         """The message of a test's failure or error."""
-        return next((str(child.get("message")) for child in self.case(name) if child.tag in ("failure", "error")), "")
+        return next(
+            (
+                str(child.get("message"))
+                for child in self.case(name)
+                if child.tag in ("failure", "error")
+            ),
+            "",
+        )
 
     def text(self, name: str) -> str:
         """Everything that JUnit says of a test: message, traceback, output."""
@@ -81,11 +93,16 @@ class Running:
 
     def until(self, *words: str) -> Ran:
         """What it has said once it has said all of these words."""
-        assert eventually(lambda: all(word in self.so_far.out for word in words) or self.process.poll() is not None, within_s=LIMIT_S), (
-            f"{words} never came:\n{self.so_far.out}"
-        )
+        assert eventually(
+            lambda: (
+                all(word in self.so_far.out for word in words) or self.process.poll() is not None
+            ),
+            within_s=LIMIT_S,
+        ), f"{words} never came:\n{self.so_far.out}"
         said = self.so_far
-        assert all(word in said.out for word in words), f"it ended without saying {words}:\n{said.out}"
+        assert all(word in said.out for word in words), (
+            f"it ended without saying {words}:\n{said.out}"
+        )
         return said
 
     def wait(self) -> Ran:
@@ -107,13 +124,19 @@ class Project:
         self.runs = 0
         self.within: tuple[str, ...] = ()  # a command that runs what follows it
         root.mkdir(exist_ok=True)
-        self.environ = {k: v for k, v in os.environ.items() if k != "CI" and not k.startswith(("GPU_CLUSTER_", "PYTEST_", "COV"))}
+        self.environ = {
+            k: v
+            for k, v in os.environ.items()
+            if k != "CI" and not k.startswith(("GPU_CLUSTER_", "PYTEST_", "COV"))
+        }
         self.environ["GPU_CLUSTER_STORE"] = store
         self.settings("")
 
     def settings(self, lines: str) -> None:
         """The keys of [tool.gpu-cluster]."""
-        (self.root / "pyproject.toml").write_text(f"[tool.pytest.ini_options]\n[tool.gpu-cluster]\n{lines}\n")
+        (self.root / "pyproject.toml").write_text(
+            f"[tool.pytest.ini_options]\n[tool.gpu-cluster]\n{lines}\n"
+        )
 
     def write(self, **files: str) -> None:
         """Files by name, `__` for a slash and without `.py`."""
@@ -123,7 +146,16 @@ class Project:
             path.write_text(text)
 
     def argv(self, *args: str) -> list[str]:
-        return [*self.within, sys.executable, "-m", "pytest", "-p", "no:randomly", f"--junitxml={self.root / 'junit.xml'}", *args]
+        return [
+            *self.within,
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:randomly",
+            f"--junitxml={self.root / 'junit.xml'}",
+            *args,
+        ]
 
     def start(self, *args: str, **environ: str) -> Running:
         """`pytest --gpu-cluster ARGS` in the background; each run in a project writes a file of its own."""
@@ -131,9 +163,14 @@ class Project:
         output = self.root.parent / f"{self.root.name}-{self.runs}.txt"
         with output.open("w") as file:
             process = subprocess.Popen(
-                self.argv("--gpu-cluster", *args), cwd=self.root, env=self.environ | environ, text=True,
-                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                self.argv("--gpu-cluster", *args),
+                cwd=self.root,
+                env=self.environ | environ,
+                text=True,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         return Running(process, output, self.root / "junit.xml")
 
     def run(self, *args: str, **environ: str) -> Ran:
@@ -142,14 +179,30 @@ class Project:
 
     def plain(self, *args: str, **environ: str) -> Ran:
         """`pytest ARGS`, without our flag."""
-        said = subprocess.run(self.argv(*args), cwd=self.root, env=self.environ | environ, text=True, timeout=LIMIT_S,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
+        said = subprocess.run(
+            self.argv(*args),
+            cwd=self.root,
+            env=self.environ | environ,
+            text=True,
+            timeout=LIMIT_S,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
         return Ran(code=said.returncode, out=said.stdout, junit=self.root / "junit.xml")
 
     def command(self, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """`gpu-cluster ARGS` in the project."""
-        argv = [sys.executable, "-m", "harness.cli", *args]
-        return subprocess.run(argv, cwd=self.root, env=self.environ | environ, text=True, capture_output=True, timeout=60, check=False)
+        argv = [sys.executable, "-m", "pytest_gpu_cluster.cli", *args]
+        return subprocess.run(
+            argv,
+            cwd=self.root,
+            env=self.environ | environ,
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
 
     def opened(self) -> Store:
         """The store, as the client has it."""
@@ -157,7 +210,10 @@ class Project:
 
     def events(self, session: str) -> list[dict[str, object]]:
         """What the record holds of a session."""
-        return [dict(event) for event in JournalReader(self.opened(), f"sessions/{session}/events").poll()]
+        return [
+            dict(event)
+            for event in JournalReader(self.opened(), f"sessions/{session}/events").poll()
+        ]
 
     def keys(self, prefix: str) -> list[str]:
         return self.opened().list(prefix)
@@ -178,7 +234,13 @@ def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     path.mkdir(mode=0o700)
     yield str(path)
     environ = os.environ | {"GPU_CLUSTER_STORE": str(path)}
-    subprocess.run([sys.executable, "-m", "harness.cli", "down"], cwd=path, env=environ, check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-m", "pytest_gpu_cluster.cli", "down"],
+        cwd=path,
+        env=environ,
+        check=True,
+        timeout=60,
+    )
     assert not processes_of(str(path)), "clusters of the tests outlived them"
 
 
@@ -194,7 +256,11 @@ def lone(tmp_path: Path) -> Iterator[Project]:
     store = tmp_path / "store"
     made = Project(tmp_path / "project", str(store))
     yield made
-    clusters = [path.parent.name for path in CLUSTERS.glob("*/guards.json") if str(store) in path.read_text()]
+    clusters = [
+        path.parent.name
+        for path in CLUSTERS.glob("*/guards.json")
+        if str(store) in path.read_text()
+    ]
     for name in clusters:
         provider("local").close(ClusterRef(provider="local", id=name))
 
@@ -203,9 +269,16 @@ def lone(tmp_path: Path) -> Iterator[Project]:
 def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """A virtual environment without pip; its site-packages holds links to ours but for `without`, and what `write` says."""
 
-    def make(*, like_ours: bool = True, without: tuple[str, ...] = (), write: dict[str, str] | None = None) -> str:
+    def make(
+        *,
+        like_ours: bool = True,
+        without: tuple[str, ...] = (),
+        write: dict[str, str] | None = None,
+    ) -> str:
         home = tmp_path_factory.mktemp("interpreter") / "v"
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True, timeout=60)
+        subprocess.run(
+            [sys.executable, "-m", "venv", "--without-pip", str(home)], check=True, timeout=60
+        )
         (site,) = home.glob("lib/python*/site-packages")
         ours = Path(sysconfig.get_paths()["purelib"])
         for entry in ours.iterdir() if like_ours else ():
@@ -259,7 +332,9 @@ def pid_of(cluster: str, part: str) -> int:
     for line in left_of(cluster):
         pid = line.split(" ", 1)[0]
         with contextlib.suppress(OSError):
-            if pid.isdigit() and (part in line or part == Path(f"/proc/{pid}/comm").read_text().strip()):
+            if pid.isdigit() and (
+                part in line or part == Path(f"/proc/{pid}/comm").read_text().strip()
+            ):
                 found.append(int(pid))
     assert found, f"no {part} in cluster {cluster}: {left_of(cluster)}"
     return min(found)
@@ -272,11 +347,17 @@ def agent_of(cluster: str) -> int:
 
 def keeper_of(cluster: str) -> int:
     """The child of the guard: both have the same command line."""
-    guard = pid_of(cluster, "harness.remote.keeper")
-    return next(int(pid) for pid in Path(f"/proc/{guard}/task/{guard}/children").read_text().split())
+    guard = pid_of(cluster, "pytest_gpu_cluster.node.keeper")
+    return next(
+        int(pid) for pid in Path(f"/proc/{guard}/task/{guard}/children").read_text().split()
+    )
 
 
 def raylet_of(cluster: str, node: str) -> int:
     found = [line.split(" ", 1)[0] for line in left_of(cluster) if "raylet/raylet" in line]
     mark = f"{cluster}/{node}".encode()
-    return next(int(pid) for pid in found if pid.isdigit() and mark in Path(f"/proc/{pid}/environ").read_bytes())
+    return next(
+        int(pid)
+        for pid in found
+        if pid.isdigit() and mark in Path(f"/proc/{pid}/environ").read_bytes()
+    )

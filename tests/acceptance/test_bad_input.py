@@ -31,12 +31,20 @@ def refused(ran: Ran, *words: str) -> None:
         ("nodes = 0", ("tool.gpu-cluster.nodes", "is 0", "a whole number, 1 or more")),
         ('isolation = "test"', ("tool.gpu-cluster.isolation", "'test'", '"worker"')),
         ('provider = "locl"', ("tool.gpu-cluster.provider", "'locl'", "did you mean local?")),
-        ('provider = "nowhere.at_all:Cloud"', ("'nowhere.at_all:Cloud' cannot be loaded", "install its package")),
-        ('local.python = "bin/absent"', ("tool.gpu-cluster.local.python", "'bin/absent'", "not an executable file")),
+        (
+            'provider = "nowhere.at_all:Cloud"',
+            ("'nowhere.at_all:Cloud' cannot be loaded", "install its package"),
+        ),
+        (
+            'local.python = "bin/absent"',
+            ("tool.gpu-cluster.local.python", "'bin/absent'", "not an executable file"),
+        ),
         ("[tool.gpu-cluster.profile.ci]\nnodes = 2", ("--gpu-profile big", "it has: ci")),
     ],
 )
-def test_a_wrong_setting_is_named_with_its_value_and_what_was_expected(lone: Project, settings: str, words: tuple[str, ...]) -> None:
+def test_a_wrong_setting_is_named_with_its_value_and_what_was_expected(
+    lone: Project, settings: str, words: tuple[str, ...]
+) -> None:
     """A typo must cost a second, not a cluster that runs something else."""
     lone.write(test_a=PASSING)
     lone.settings(settings)
@@ -51,7 +59,11 @@ def test_a_wrong_variable_is_named_with_a_suggestion(lone: Project) -> None:
     """In CI the settings come as variables, where a typo is not even in the diff."""
     lone.write(test_a=PASSING)
 
-    refused(lone.run(GPU_CLUSTER_NODEZ="2"), "environment variable GPU_CLUSTER_NODEZ", "did you mean GPU_CLUSTER_NODES?")
+    refused(
+        lone.run(GPU_CLUSTER_NODEZ="2"),
+        "environment variable GPU_CLUSTER_NODEZ",
+        "did you mean GPU_CLUSTER_NODES?",
+    )
 
 
 @pytest.mark.parametrize("flag", ["--pdb", "--trace"])
@@ -92,32 +104,51 @@ def test_an_s3_store_that_refuses_connections_is_named_soon(lone: Project) -> No
     lone.write(test_a=PASSING)
     began = time.monotonic()
 
-    ran = lone.run(GPU_CLUSTER_STORE="s3://nowhere/prefix", AWS_ENDPOINT_URL="http://127.0.0.1:9",
-                   AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="the-secret", AWS_REGION="us-east-1")  # fmt: skip
+    ran = lone.run(
+        GPU_CLUSTER_STORE="s3://nowhere/prefix",
+        AWS_ENDPOINT_URL="http://127.0.0.1:9",
+        AWS_ACCESS_KEY_ID="x",
+        AWS_SECRET_ACCESS_KEY="the-secret",
+        AWS_REGION="us-east-1",
+    )
 
     refused(ran, "s3://nowhere/prefix")
     assert "the-secret" not in ran.out
     assert time.monotonic() - began < 20
 
 
-def test_an_interpreter_without_ray_is_refused_with_the_pip_line(lone: Project, interpreter: Callable[..., str]) -> None:
+def test_an_interpreter_without_ray_is_refused_with_the_pip_line(
+    lone: Project, interpreter: Callable[..., str]
+) -> None:
     """The thin client is installed without Ray on purpose; the local provider then needs one line to mend it."""
     python = interpreter(like_ours=False)
     lone.write(test_a=PASSING)
     lone.settings(f'local.python = "{python}"')
 
-    refused(lone.run(), f"Ray is not installed for {python}", f"{python} -m pip install 'pytest-gpu-cluster[local]'")
+    refused(
+        lone.run(),
+        f"Ray is not installed for {python}",
+        f"{python} -m pip install 'pytest-gpu-cluster[local]'",
+    )
 
 
-def test_another_pytest_on_the_cluster_is_refused(lone: Project, interpreter: Callable[..., str]) -> None:
+def test_another_pytest_on_the_cluster_is_refused(
+    lone: Project, interpreter: Callable[..., str]
+) -> None:
     """Reports of another minor version say other things. What is installed is read from the names of its dist-info
     directories, so a name is enough here: no second pytest needs to be installed for it."""
     names = ("ray-2.60.0", "obstore-0.9.0", "pytest-8.0.1")
-    python = interpreter(like_ours=False, write={f"{name}.dist-info/METADATA": "" for name in names})
+    python = interpreter(
+        like_ours=False, write={f"{name}.dist-info/METADATA": "" for name in names}
+    )
     lone.write(test_a=PASSING)
     lone.settings(f'local.python = "{python}"')
 
-    refused(lone.run(), f"pytest is {pytest.__version__} here and 8.0.1 for {python}", f"-m pip install pytest=={pytest.__version__}")
+    refused(
+        lone.run(),
+        f"pytest is {pytest.__version__} here and 8.0.1 for {python}",
+        f"-m pip install pytest=={pytest.__version__}",
+    )
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="this machine has a GPU")
@@ -132,7 +163,9 @@ def test_require_gpu_without_a_gpu_starts_nothing(lone: Project) -> None:
 def test_a_credential_in_the_tree_is_refused(lone: Project) -> None:
     """What goes up is kept in the store for weeks."""
     lone.write(test_a=PASSING)
-    (lone.root / ".env").write_text("AWS_SECRET_ACCESS_KEY=abcdefghijklmnopqrstuvwxyz0123456789ABCD\n")
+    (lone.root / ".env").write_text(
+        "AWS_SECRET_ACCESS_KEY=abcdefghijklmnopqrstuvwxyz0123456789ABCD\n"
+    )
 
     refused(lone.run(), ".env", "allow-files")
 
@@ -148,14 +181,20 @@ def test_a_conftest_that_fails_to_import_is_shown_with_its_traceback(project: Pr
     plain = project.plain()
 
     assert ran.code == plain.code == 4, ran.out
-    for words in ("ImportError while loading conftest", str(project.root / "conftest.py"), "no_such_module_at_all"):
+    for words in (
+        "ImportError while loading conftest",
+        str(project.root / "conftest.py"),
+        "no_such_module_at_all",
+    ):
         assert words in ran.out
         assert words in plain.out
     assert "INTERNALERROR" not in ran.out
 
 
 @pytest.mark.parametrize("argument", ["absent.py", "test_a.py::test_absent"])
-def test_a_path_or_node_id_that_does_not_exist_is_a_usage_error(project: Project, argument: str) -> None:
+def test_a_path_or_node_id_that_does_not_exist_is_a_usage_error(
+    project: Project, argument: str
+) -> None:
     """A renamed test in a pipeline must not become a green run of nothing."""
     project.write(test_a=PASSING)
 
@@ -210,12 +249,17 @@ def test_a_selection_of_nothing_but_impossible_demands_is_a_usage_error(project:
 # -- infrastructure ------------------------------------------------------------------------------------------------------
 
 
-def test_a_ray_that_does_not_come_up_is_shown_with_the_end_of_its_log(lone: Project, interpreter: Callable[..., str]) -> None:
+def test_a_ray_that_does_not_come_up_is_shown_with_the_end_of_its_log(
+    lone: Project, interpreter: Callable[..., str]
+) -> None:
     """A broken install of Ray (a library of it is missing) is found when it starts, and the reader needs its words."""
-    python = interpreter(without=("ray",), write={
-        "ray-2.60.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: ray\nVersion: 2.60.0\n",
-        "ray/__init__.py": "raise ImportError('libnowhere.so.12: cannot open shared object file')\n",
-    })  # fmt: skip
+    python = interpreter(
+        without=("ray",),
+        write={
+            "ray-2.60.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: ray\nVersion: 2.60.0\n",
+            "ray/__init__.py": "raise ImportError('libnowhere.so.12: cannot open shared object file')\n",
+        },
+    )
     lone.write(test_a=PASSING)
     lone.settings(f'local.python = "{python}"')
 
@@ -227,7 +271,14 @@ def test_a_ray_that_does_not_come_up_is_shown_with_the_end_of_its_log(lone: Proj
     assert left_of(ran.cluster) == []
 
 
-FEW_PORTS = ("unshare", "-rn", "sh", "-c", 'echo "40000 40002" > /proc/sys/net/ipv4/ip_local_port_range; exec "$@"', "sh")
+FEW_PORTS = (
+    "unshare",
+    "-rn",
+    "sh",
+    "-c",
+    'echo "40000 40002" > /proc/sys/net/ipv4/ip_local_port_range; exec "$@"',
+    "sh",
+)
 NAMESPACES = subprocess.run([*FEW_PORTS, "true"], capture_output=True, check=False).returncode == 0
 
 
@@ -245,16 +296,25 @@ def test_without_free_ports_it_is_the_machine_not_the_tests(lone: Project) -> No
     assert left_of(ran.cluster) == []
 
 
-def test_without_torch_only_the_tests_that_import_it_fail(lone: Project, interpreter: Callable[..., str]) -> None:
+def test_without_torch_only_the_tests_that_import_it_fail(
+    lone: Project, interpreter: Callable[..., str]
+) -> None:
     """Torch is the tests' own dependency: a suite without it needs none."""
     python = interpreter(without=("torch", "functorch"))
-    lone.write(test_a=PASSING, test_b="import torch\n\ndef test_trains():\n    pass\n",
-               test_c="def test_takes_a_device(device):\n    pass\n")  # fmt: skip
+    lone.write(
+        test_a=PASSING,
+        test_b="import torch\n\ndef test_trains():\n    pass\n",
+        test_c="def test_takes_a_device(device):\n    pass\n",
+    )
     lone.settings(f'local.python = "{python}"\nidle-minutes = 0')
 
     ran = lone.run("--continue-on-collection-errors")
 
     assert ran.code == 1, ran.out
-    assert ran.cases() == {"test_passes": "passed", "test_b": "error", "test_takes_a_device": "skipped"}
+    assert ran.cases() == {
+        "test_passes": "passed",
+        "test_b": "error",
+        "test_takes_a_device": "skipped",
+    }
     assert "ModuleNotFoundError: No module named 'torch'" in ran.out
     assert left_of(ran.cluster) == [], "idle-minutes = 0 left a cluster"

@@ -32,11 +32,17 @@ def test_what_ran_is_listed_told_and_closed(lone: Project) -> None:
     assert f"{ran.session}  exit 1" in listed.stdout
     assert f"cluster {ran.cluster}  local  idle" in listed.stdout
     assert [(s["session"], s["exitstatus"]) for s in as_json["sessions"]] == [(ran.session, 1)]
-    assert [(c["cluster"], c["state"], c["nodes"]) for c in as_json["clusters"]] == [(ran.cluster, "idle", 1)]
+    assert [(c["cluster"], c["state"], c["nodes"]) for c in as_json["clusters"]] == [
+        (ran.cluster, "idle", 1)
+    ]
     assert "test_a.py::test_fails" in told.stdout
     assert "session_finished" in told.stdout.splitlines()[-1]
     assert [e["nodeid"] for e in json.loads(by_beginning.stdout) if e["kind"] == "test_finished"]
-    assert (wrong.returncode, "c000000" in wrong.stderr, "remedy: take an id from: gpu-cluster ls" in wrong.stderr) == (4, True, True)
+    assert (
+        wrong.returncode,
+        "c000000" in wrong.stderr,
+        "remedy: take an id from: gpu-cluster ls" in wrong.stderr,
+    ) == (4, True, True)
     assert there, "a wrong id closed a cluster"
     assert (closed.returncode, closed.stdout) == (0, f"cluster {ran.cluster} closed\n")
     assert left_of(ran.cluster) == []
@@ -45,7 +51,9 @@ def test_what_ran_is_listed_told_and_closed(lone: Project) -> None:
 
 
 @pytest.mark.parametrize("session", ["20000101-000000-0000", ""])
-def test_a_session_that_is_not_there_or_not_the_only_one_is_named(project: Project, session: str) -> None:
+def test_a_session_that_is_not_there_or_not_the_only_one_is_named(
+    project: Project, session: str
+) -> None:
     """A typo must not print another session's story."""
     Path(project.store).mkdir(exist_ok=True)
 
@@ -79,7 +87,10 @@ def test_the_doctor_says_what_would_go_wrong_before_anything_is_spent(lone: Proj
     assert [line[:4] for line in well.stdout.splitlines()] == ["ok  "] * 5
     assert "ray 2." in well.stdout
     assert ill.returncode == 4
-    assert [f["check"] for f in as_json if not f["ok"]] == ["store", *([] if os.path.exists("/dev/nvidiactl") else ["GPUs"])]
+    assert [f["check"] for f in as_json if not f["ok"]] == [
+        "store",
+        *([] if os.path.exists("/dev/nvidiactl") else ["GPUs"]),
+    ]
     assert all(f["remedy"] for f in as_json if not f["ok"])
     assert "remedy:" in ill.stdout
 
@@ -126,12 +137,23 @@ def test_a_sweep_leaves_a_living_cluster_alone(project: Project) -> None:
 
 def test_doctor_says_what_the_ci_host_will_not_take(project: Project) -> None:
     """A credential of the wrong kind is found before a step is spent on it; its value stands nowhere."""
-    step = {"CI": "true", "BITBUCKET_BUILD_NUMBER": "7", "BITBUCKET_REPO_FULL_NAME": "acme/aerial", "BITBUCKET_COMMIT": "c" * 40}
+    step = {
+        "CI": "true",
+        "BITBUCKET_BUILD_NUMBER": "7",
+        "BITBUCKET_REPO_FULL_NAME": "acme/aerial",
+        "BITBUCKET_COMMIT": "c" * 40,
+    }
     (project.root / "store").mkdir(mode=0o700)
     fine = project.command("doctor", **step)
     wrong = project.command("doctor", **step, BITBUCKET_TOKEN="ATBBx7Yz9x7Yz9x7Yz9")
 
-    assert "ok   CI host: Bitbucket, acme/aerial at cccccccccccc; no BITBUCKET_TOKEN: the report alone" in fine.stdout
+    assert (
+        "ok   CI host: Bitbucket, acme/aerial at cccccccccccc; no BITBUCKET_TOKEN: the report alone"
+        in fine.stdout
+    )
     assert wrong.returncode == 4
-    assert "FAIL CI host: Bitbucket: BITBUCKET_TOKEN is an app password: app passwords were removed" in wrong.stdout
+    assert (
+        "FAIL CI host: Bitbucket: BITBUCKET_TOKEN is an app password: app passwords were removed"
+        in wrong.stdout
+    )
     assert "x7Yz9" not in wrong.stdout

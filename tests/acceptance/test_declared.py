@@ -31,7 +31,12 @@ def test_marks_fixtures_and_options_are_declared(lone: Project) -> None:
 
     assert "@pytest.mark.gpu(count=1, memory_gib=None):" in marks
     assert "@pytest.mark.ray(gpus=0, nodes=1):" in marks
-    for name, words in (("device", "torch.device"), ("gpus", "devices"), ("artifacts", "directory"), ("cluster", "Facts of the cluster")):
+    for name, words in (
+        ("device", "torch.device"),
+        ("gpus", "devices"),
+        ("artifacts", "directory"),
+        ("cluster", "Facts of the cluster"),
+    ):
         assert name in fixtures
         assert words in fixtures
     for option in ("--gpu-cluster", "--gpu-profile=NAME", "--gpu-plan"):
@@ -47,7 +52,12 @@ def test_the_plan_is_printed_and_spends_nothing(lone: Project) -> None:
     ran = lone.plain("--gpu-plan", "--gpu-profile", "big")
 
     assert ran.code == 0, ran.out
-    for words in ("provider  local, 3 Ray node(s)", "python    ", "limits    ", "price     at most 0.00 USD; nothing was started"):
+    for words in (
+        "provider  local, 3 Ray node(s)",
+        "python    ",
+        "limits    ",
+        "price     at most 0.00 USD; nothing was started",
+    ):
         assert words in ran.out
     assert not any(Path(lone.store).glob("*/*")), "a plan wrote to the store"
     assert ran.cluster == ""
@@ -72,7 +82,11 @@ def test_without_the_flag_nothing_changes(lone: Project) -> None:
     without = lone.plain("-v", "-p", "no:gpu_cluster")
 
     def told(out: str) -> list[str]:
-        return [line.partition(" in ")[0] for line in out.splitlines() if not line.startswith(("plugins:", "metadata:"))]
+        return [
+            line.partition(" in ")[0]
+            for line in out.splitlines()
+            if not line.startswith(("plugins:", "metadata:"))
+        ]
 
     assert with_us.code == without.code == 1
     assert told(with_us.out) == told(without.out)
@@ -83,7 +97,7 @@ DUMP = """
 import atexit, json, os, pathlib, sys
 
 def dump():
-    loaded = sorted({name.partition(".")[0] for name in sys.modules} | {n for n in sys.modules if n.startswith("harness")})
+    loaded = sorted({name.partition(".")[0] for name in sys.modules} | {n for n in sys.modules if n.startswith("pytest_gpu_cluster")})
     pathlib.Path(os.environ["DUMP"]).write_text(json.dumps(loaded))
 
 if "pytest" in sys.orig_argv:
@@ -103,12 +117,28 @@ def loaded(project: Project, *args: str) -> set[str]:
 
 def test_the_client_imports_neither_heavy_things_nor_the_users_code(project: Project) -> None:
     """A CI runner has no GPU, no Ray and no torch, and the code under test may need all three to be imported."""
-    project.write(test_a=SUITE, conftest="import sys\nsys.modules['user_code_was_imported'] = sys\n")
+    project.write(
+        test_a=SUITE, conftest="import sys\nsys.modules['user_code_was_imported'] = sys\n"
+    )
 
     names = loaded(project, "--gpu-cluster")
 
-    assert "harness" in names
-    assert names & {"ray", "torch", "boto3", "pydantic", "rich", "numpy", "test_a", "conftest", "user_code_was_imported"} == set()
+    assert "pytest_gpu_cluster" in names
+    assert (
+        names
+        & {
+            "ray",
+            "torch",
+            "boto3",
+            "pydantic",
+            "rich",
+            "numpy",
+            "test_a",
+            "conftest",
+            "user_code_was_imported",
+        }
+        == set()
+    )
 
 
 def test_a_pytest_without_the_flag_loads_hardly_anything_of_ours(lone: Project) -> None:
@@ -118,4 +148,14 @@ def test_a_pytest_without_the_flag_loads_hardly_anything_of_ours(lone: Project) 
     names = loaded(lone)
 
     assert names & {"obstore", "ray", "torch", "boto3"} == set()
-    assert names & {"harness.session", "harness.replay", "harness.store", "harness.journal", "harness.clusters"} == set()
+    assert (
+        names
+        & {
+            "pytest_gpu_cluster.session",
+            "pytest_gpu_cluster.host.replay",
+            "pytest_gpu_cluster.contract.store",
+            "pytest_gpu_cluster.contract.journal",
+            "pytest_gpu_cluster.clusters",
+        }
+        == set()
+    )

@@ -60,7 +60,11 @@ def test_last():
 def crashed(tmp_path_factory: pytest.TempPathFactory, shared_store: str) -> Ran:
     """One run of a suite in which nearly every test takes its process with it."""
     project = Project(tmp_path_factory.mktemp("crashes") / "project", shared_store)
-    project.write(test_a=CRASHING, test_import="import ctypes\nctypes.string_at(0)\n", test_other="def test_elsewhere():\n    pass\n")
+    project.write(
+        test_a=CRASHING,
+        test_import="import ctypes\nctypes.string_at(0)\n",
+        test_other="def test_elsewhere():\n    pass\n",
+    )
     return project.run("--continue-on-collection-errors", "-v")
 
 
@@ -70,10 +74,18 @@ def test_a_dead_process_costs_exactly_the_test_that_ran_in_it(crashed: Ran) -> N
 
     assert crashed.code == 1, crashed.out
     assert outcomes == {
-        "test_import": "error", "test_first": "passed", "test_segfault": "failure", "test_exit": "failure", "test_killed": "failure",
-        "test_abort": "failure", "test_dies_in_setup": "error", "test_dies_in_teardown": "error", "test_fails": "failure",
-        "test_last": "passed", "test_elsewhere": "passed",
-    }  # fmt: skip
+        "test_import": "error",
+        "test_first": "passed",
+        "test_segfault": "failure",
+        "test_exit": "failure",
+        "test_killed": "failure",
+        "test_abort": "failure",
+        "test_dies_in_setup": "error",
+        "test_dies_in_teardown": "error",
+        "test_fails": "failure",
+        "test_last": "passed",
+        "test_elsewhere": "passed",
+    }
 
 
 @pytest.mark.parametrize(
@@ -88,7 +100,9 @@ def test_a_dead_process_costs_exactly_the_test_that_ran_in_it(crashed: Ran) -> N
         ("test_import", "crash: SIGSEGV", "import"),
     ],
 )
-def test_a_crash_is_named_by_its_signal_and_phase(crashed: Ran, name: str, begins: str, phase: str) -> None:
+def test_a_crash_is_named_by_its_signal_and_phase(
+    crashed: Ran, name: str, begins: str, phase: str
+) -> None:
     """`crash: SIGSEGV in call` is what somebody searches for; "worker 'gw3' crashed" is not."""
     text = crashed.text(name)
 
@@ -100,9 +114,14 @@ def test_a_crash_keeps_the_last_output_the_trace_and_the_true_duration(crashed: 
     """What the process said before it died is most of what anybody will ever know."""
     text = crashed.text("test_segfault")
 
-    for words in ("the last words on stdout", "the last words on stderr", "Segmentation fault", "in test_segfault"):
+    for words in (
+        "the last words on stdout",
+        "the last words on stderr",
+        "Segmentation fault",
+        "in test_segfault",
+    ):
         assert words in text
-    assert "harness/remote" not in text, "frames of this package tell the reader nothing"
+    assert "pytest_gpu_cluster/" not in text, "frames of this package tell the reader nothing"
     assert 0.4 <= float(crashed.case("test_segfault").get("time") or 0) < 5
 
 
@@ -142,8 +161,13 @@ def test_a_time_limit_is_kept_from_outside_with_the_stacks(project: Project) -> 
     ran = project.run(GPU_CLUSTER_TEST_TIMEOUT_S="1.5")
 
     assert ran.code == 1, ran.out
-    assert ran.cases() == {"test_first": "passed", "test_hangs_in_c": "failure", "test_stops_itself": "failure",
-                           "test_ignores_every_signal": "failure", "test_last": "passed"}  # fmt: skip
+    assert ran.cases() == {
+        "test_first": "passed",
+        "test_hangs_in_c": "failure",
+        "test_stops_itself": "failure",
+        "test_ignores_every_signal": "failure",
+        "test_last": "passed",
+    }
     for name in ("test_hangs_in_c", "test_stops_itself", "test_ignores_every_signal"):
         assert ran.message(name).startswith("timeout: "), ran.text(name)
         assert "1.5 s in call" in ran.message(name)
@@ -174,7 +198,9 @@ def test_the_sessions_limit_keeps_what_finished_and_names_the_rest(project: Proj
     assert ran.code == 13, ran.out
     assert ran.cases() == {"test_quick": "passed"} | {f"test_long[{n}]": "error" for n in range(4)}
     for n in range(4):
-        assert ran.message(f"test_long[{n}]").endswith('"limit: the session\'s limit of 0.1 minutes was reached"')
+        assert ran.message(f"test_long[{n}]").endswith(
+            '"limit: the session\'s limit of 0.1 minutes was reached"'
+        )
     assert "gpu-cluster: limit: the session's limit of 0.1 minutes was reached" in ran.out
 
 

@@ -76,7 +76,9 @@ def kill(project: Project, moment: Moment, *, within_s: float = 60.0) -> Killed:
     deadline = time.monotonic() + within_s
     while not ((session := session_of(project)) and moment(project, session)):
         if running.process.poll() is not None:  # the last moment is a short one
-            assert moment(project, session_of(project)), f"it ended before its moment:\n{running.so_far.out}"
+            assert moment(project, session_of(project)), (
+                f"it ended before its moment:\n{running.so_far.out}"
+            )
         assert time.monotonic() < deadline, f"the moment never came:\n{running.so_far.out}"
         time.sleep(0.002)
     running.process.kill()
@@ -87,7 +89,9 @@ def kill(project: Project, moment: Moment, *, within_s: float = 60.0) -> Killed:
 def session_of(project: Project) -> str:
     """From the file that is there before anything else."""
     path = project.root / "test-results" / "gpu-cluster.xml"
-    found = re.search(r'name="session" value="([^"]+)"', path.read_text()) if path.exists() else None
+    found = (
+        re.search(r'name="session" value="([^"]+)"', path.read_text()) if path.exists() else None
+    )
     return found[1] if found else ""
 
 
@@ -96,16 +100,22 @@ def count(project: Project, session: str, kind: str) -> int:
 
 
 MOMENTS: dict[str, Moment] = {
-    "before_the_first_event": lambda project, session: project.get(f"sessions/{session}/request.json"),
+    "before_the_first_event": lambda project, session: project.get(
+        f"sessions/{session}/request.json"
+    ),
     "in_collection": lambda project, session: count(project, session, "node"),
     "in_the_middle": lambda project, session: count(project, session, "test_finished") >= 5,
-    "in_the_last_segment": lambda project, session: count(project, session, "test_finished") >= TESTS - 1,
+    "in_the_last_segment": lambda project, session: (
+        count(project, session, "test_finished") >= TESTS - 1
+    ),
     "after_the_result": lambda project, session: project.get(f"sessions/{session}/result.json"),
 }
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, shared_store: str) -> dict[tuple[str, str], str]:
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, shared_store: str
+) -> dict[tuple[str, str], str]:
     """The JUnit cases of a client that lived."""
     project = Project(tmp_path_factory.mktemp("whole") / "project", shared_store)
     project.write(tests__test_it=SUITE)
@@ -115,7 +125,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, shared_store: str) -> dict[t
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory, shared_store: str, whole: object) -> dict[str, Killed]:
+def killed(
+    tmp_path_factory: pytest.TempPathFactory, shared_store: str, whole: object
+) -> dict[str, Killed]:
     """One client for each moment, one after the other on one cluster."""
     found = {}
     for name, moment in MOMENTS.items():
@@ -128,7 +140,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory, shared_store: str, whole: o
 def cluster_free(project: Project) -> None:
     """The cluster goes on without the client; the next session is to find it idle."""
     assert eventually(
-        lambda: all(b'"session": null' in project.get(key) for key in project.keys("clusters") if key.endswith("/state.json"))
+        lambda: all(
+            b'"session": null' in project.get(key)
+            for key in project.keys("clusters")
+            if key.endswith("/state.json")
+        )
     )
 
 
@@ -137,7 +153,9 @@ def reports(killed: dict[str, Killed]) -> dict[str, str]:
     """What `gpu-cluster report` says of each; together, since each watches a heartbeat for some seconds."""
 
     def report(one: Killed) -> str:
-        done = one.project.command("report", one.session, "--junitxml", str(one.project.root / "finished.xml"))
+        done = one.project.command(
+            "report", one.session, "--junitxml", str(one.project.root / "finished.xml")
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -153,12 +171,17 @@ def test_the_file_that_is_left_is_no_pass(moment: str, killed: dict[str, Killed]
 
     assert schema_errors(left) == []
     assert moment == "after_the_result" or (error.get("type"), others) == (LOST, [])
-    assert moment == "after_the_result" or f"gpu-cluster report {killed[moment].session}" in str(error.text)
+    assert moment == "after_the_result" or f"gpu-cluster report {killed[moment].session}" in str(
+        error.text
+    )
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_finished_report_equals_that_of_a_client_that_lived(
-    moment: str, killed: dict[str, Killed], reports: dict[str, str], whole: dict[tuple[str, str], str]
+    moment: str,
+    killed: dict[str, Killed],
+    reports: dict[str, str],
+    whole: dict[tuple[str, str], str],
 ) -> None:
     """For every test that had a result: the same case, whoever writes the file; each other one is an error by name."""
     path = killed[moment].project.root / "finished.xml"
@@ -168,11 +191,15 @@ def test_a_finished_report_equals_that_of_a_client_that_lived(
     assert schema_errors(path) == []
     assert own == {key: whole[key] for key in own}
     assert len({key for key in own if not key[1].endswith("(teardown)")}) >= killed[moment].finished
-    assert moment == "before_the_first_event" or {key[1] for key in found} >= {name for _, name in whole if "(" not in name}
+    assert moment == "before_the_first_event" or {key[1] for key in found} >= {
+        name for _, name in whole if "(" not in name
+    }
     assert "GPU tests" in reports[moment]
 
 
-def test_after_the_result_all_of_it_is_there(killed: dict[str, Killed], reports: dict[str, str], whole: dict[tuple[str, str], str]) -> None:
+def test_after_the_result_all_of_it_is_there(
+    killed: dict[str, Killed], reports: dict[str, str], whole: dict[tuple[str, str], str]
+) -> None:
     """Whoever dies at the very end has lost nothing."""
     assert killed["after_the_result"].finished == TESTS
     assert cases(killed["after_the_result"].project.root / "finished.xml") == whole

@@ -22,9 +22,17 @@ WANTED = "a_device_is_there or tells or device"  # a few of the smoke tests: how
 @pytest.fixture
 def clone(tmp_path: Path, repository: Path) -> Path:
     """The repository's tracked and new files at another place, with what `make` has installed."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=repository, text=True, capture_output=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=repository,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     if not Path(sys.prefix, ".installed").exists():
-        pytest.skip("make has not made the environment that runs this")  # it would be installed anew from the copy
+        pytest.skip(
+            "make has not made the environment that runs this"
+        )  # it would be installed anew from the copy
     target = tmp_path / "build"
     for name in listed.stdout.splitlines():
         if (repository / name).is_file():
@@ -33,7 +41,9 @@ def clone(tmp_path: Path, repository: Path) -> Path:
     if (data := repository / "gpu_tests" / "data").exists():
         shutil.copytree(data, target / "gpu_tests" / "data", dirs_exist_ok=True)
     for name in ("pyproject.toml", "constraints.txt"):
-        os.utime(target / name, (0, 0))  # older than the installation, which is another's: make is to leave it alone
+        os.utime(
+            target / name, (0, 0)
+        )  # older than the installation, which is another's: make is to leave it alone
     subprocess.run(["git", "init", "--quiet"], cwd=target, check=True)
     (target / ".git" / "info" / "exclude").write_text(".venv\n")
     (target / ".venv").symlink_to(Path(sys.prefix))
@@ -49,28 +59,55 @@ def step_with(command: str, repository: Path) -> dict[str, Any]:
 
 def run(lines: list[str], clone: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """As Pipelines runs them: one shell, which ends with the first command that fails."""
-    return subprocess.run(["bash", "-e", "-c", "\n".join(lines)], cwd=clone, env=environ, text=True, timeout=200,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
+    return subprocess.run(
+        ["bash", "-e", "-c", "\n".join(lines)],
+        cwd=clone,
+        env=environ,
+        text=True,
+        timeout=200,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
 
 
 def test_the_smoke_step_tells_its_pull_request(repository: Path, clone: Path) -> None:
     """What we ask of others is what we do: no set-up beside the step's own lines, and Bitbucket shows the session."""
     step = step_with("make test-smoke", repository)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CI", "GPU_CLUSTER_", "PYTEST_", "COV", "MAKE"))}
-    with FakeBitbucket(workspace="acme", slug="harness", commit=COMMIT, token="bb-0123456789", email="ci@acme.example") as host:
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("CI", "GPU_CLUSTER_", "PYTEST_", "COV", "MAKE"))
+    }
+    with FakeBitbucket(
+        workspace="acme",
+        slug="harness",
+        commit=COMMIT,
+        token="bb-0123456789",
+        email="ci@acme.example",
+    ) as host:
         environ = {**kept, **host.environ(clone_dir=str(clone)), "PYTEST_ADDOPTS": f"-k '{WANTED}'"}
         done = run(step["script"], clone, environ)
         before = len(host.requests)
-        after = run(step["after-script"], clone, {**environ, "BITBUCKET_EXIT_CODE": str(done.returncode)})
+        after = run(
+            step["after-script"], clone, {**environ, "BITBUCKET_EXIT_CODE": str(done.returncode)}
+        )
         (report,) = host.reports.values()
         (status,) = host.statuses.values()
 
     assert done.returncode == 0, done.stdout
-    assert re.search(r"gpu-cluster: told Bitbucket: Code Insights report, commit status, pull request comment", done.stdout)
+    assert re.search(
+        r"gpu-cluster: told Bitbucket: Code Insights report, commit status, pull request comment",
+        done.stdout,
+    )
     assert after.returncode == 0, after.stdout
     assert host.refused == []
     assert len(host.requests) == before, "the after-script tells again what was told"
-    assert (report["title"], report["result"], status["state"]) == ("GPU tests: smoke", "PASSED", "SUCCESSFUL")
+    assert (report["title"], report["result"], status["state"]) == (
+        "GPU tests: smoke",
+        "PASSED",
+        "SUCCESSFUL",
+    )
     assert "simulated" in next(each["value"] for each in report["data"] if each["title"] == "GPUs")
     (junit,) = bitbucket_finds(clone)
     assert schema_errors(junit) == []

@@ -45,16 +45,33 @@ class Pipe:
             (root / "bin" / name).write_text(STAND_IN)
             (root / "bin" / name).chmod(0o755)
         (root / "tmp").mkdir()
-        self.environ = {"PATH": f"{root / 'bin'}:/usr/bin:/bin", "TMPDIR": str(root / "tmp"), "RECORD": str(self.record),
-                        "BITBUCKET_CLONE_DIR": str(self.clone), "BITBUCKET_BUILD_NUMBER": "7"}  # fmt: skip
+        self.environ = {
+            "PATH": f"{root / 'bin'}:/usr/bin:/bin",
+            "TMPDIR": str(root / "tmp"),
+            "RECORD": str(self.record),
+            "BITBUCKET_CLONE_DIR": str(self.clone),
+            "BITBUCKET_BUILD_NUMBER": "7",
+        }
 
     def run(self, **variables: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(self.script)]
-        return subprocess.run(command, env=self.environ | variables, cwd="/", text=True, capture_output=True, timeout=30, check=False)
+        return subprocess.run(
+            command,
+            env=self.environ | variables,
+            cwd="/",
+            text=True,
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
 
     @property
     def calls(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.record.read_text().splitlines()] if self.record.exists() else []
+        return (
+            [json.loads(line) for line in self.record.read_text().splitlines()]
+            if self.record.exists()
+            else []
+        )
 
 
 @pytest.fixture
@@ -66,13 +83,21 @@ def pipe(tmp_path: Path, repository: Path) -> Pipe:
     ("variables", "arguments"),
     [
         ({}, []),
-        ({"ARGS": "tests -m 'gpu and not slow' $(touch x) *"}, ["tests", "-m", "gpu and not slow", "$(touch", "x)", "*"]),
-        ({"ARGS_COUNT": "3", "ARGS_0": "-k", "ARGS_1": "a or b", "ARGS_2": "it's"}, ["-k", "a or b", "it's"]),
+        (
+            {"ARGS": "tests -m 'gpu and not slow' $(touch x) *"},
+            ["tests", "-m", "gpu and not slow", "$(touch", "x)", "*"],
+        ),
+        (
+            {"ARGS_COUNT": "3", "ARGS_0": "-k", "ARGS_1": "a or b", "ARGS_2": "it's"},
+            ["-k", "a or b", "it's"],
+        ),
         ({"PROFILE": "ci", "ARGS": "-x"}, ["--gpu-profile", "ci", "-x"]),
     ],
     ids=["nothing", "text", "list", "profile"],
 )
-def test_the_pipe_runs_pytest_in_the_clone(pipe: Pipe, variables: dict[str, str], arguments: list[str]) -> None:
+def test_the_pipe_runs_pytest_in_the_clone(
+    pipe: Pipe, variables: dict[str, str], arguments: list[str]
+) -> None:
     """A list keeps each item whole, a text is split as a shell would, and neither is ever run by one."""
     ran = pipe.run(**variables)
 
@@ -91,8 +116,14 @@ def test_the_pipe_ends_with_pytests_own_exit_code(pipe: Pipe, code: int) -> None
 def test_the_pipe_hands_the_role_over_in_a_private_file(pipe: Pipe) -> None:
     """The store's client reads the token from a file, as it is: a line break would be part of it. Nobody else may read it,
     it is not in the tree that is sent, and a log shows names alone."""
-    ran = pipe.run(AWS_ROLE_ARN="arn:aws:iam::1:role/r", AWS_REGION="eu-central-1", BITBUCKET_STEP_OIDC_TOKEN="head.body.sign",
-                   BITBUCKET_TOKEN="very-secret", STORE="s3://bucket/prefix", DEBUG="true")  # fmt: skip
+    ran = pipe.run(
+        AWS_ROLE_ARN="arn:aws:iam::1:role/r",
+        AWS_REGION="eu-central-1",
+        BITBUCKET_STEP_OIDC_TOKEN="head.body.sign",
+        BITBUCKET_TOKEN="very-secret",
+        STORE="s3://bucket/prefix",
+        DEBUG="true",
+    )
 
     (call,) = pipe.calls
     assert (call["token"], call["mode"]) == ("head.body.sign", 0o600)
@@ -106,12 +137,20 @@ def test_the_pipe_hands_the_role_over_in_a_private_file(pipe: Pipe) -> None:
     assert "head.body" not in ran.stderr + ran.stdout
 
 
-@pytest.mark.parametrize(("swept", "reported", "code"), [("0", "0", 0), ("14", "0", 14), ("0", "10", 10), ("14", "10", 14)])
-def test_finish_sweeps_and_reports_whatever_the_first_says(pipe: Pipe, swept: str, reported: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("swept", "reported", "code"),
+    [("0", "0", 0), ("14", "0", 14), ("0", "10", 10), ("14", "10", 14)],
+)
+def test_finish_sweeps_and_reports_whatever_the_first_says(
+    pipe: Pipe, swept: str, reported: str, code: int
+) -> None:
     """A cluster that would not end must not keep the report back, and is not hidden by it."""
     ran = pipe.run(COMMAND="finish", EXIT_SWEEP=swept, EXIT_PUBLISH=reported)
 
-    assert [call["argv"] for call in pipe.calls] == [["gpu-cluster", "sweep"], ["gpu-cluster", "report", "--publish"]]
+    assert [call["argv"] for call in pipe.calls] == [
+        ["gpu-cluster", "sweep"],
+        ["gpu-cluster", "report", "--publish"],
+    ]
     assert ran.returncode == code
 
 
@@ -122,20 +161,34 @@ ROLE = {"AWS_ROLE_ARN": "arn:aws:iam::1:role/r"}
     ("variables", "words"),
     [
         ({"ARGS": "-k 'a"}, ("ARGS is", "No closing quotation", "close the quotes")),
-        ({"ARGS": "-x", "ARGS_COUNT": "1", "ARGS_0": "-x"}, ("a text and as a list", "give one of them")),
+        (
+            {"ARGS": "-x", "ARGS_COUNT": "1", "ARGS_0": "-x"},
+            ("a text and as a list", "give one of them"),
+        ),
         ({"ARGS_COUNT": "many"}, ("ARGS_COUNT is 'many'", "as a list under `variables`")),
-        ({"ARGS_COUNT": "2", "ARGS_0": "-x"}, ("there is no ARGS_1", "as a list under `variables`")),
+        (
+            {"ARGS_COUNT": "2", "ARGS_0": "-x"},
+            ("there is no ARGS_1", "as a list under `variables`"),
+        ),
         ({"PROFILE": "ci -x"}, ("PROFILE is 'ci -x'", "arguments go into ARGS")),
         ({"PROFILE": "--pdb"}, ("PROFILE is '--pdb'", "give the NAME of a table")),
         ({"DEBUG": "yes"}, ("DEBUG is 'yes'", "give false or true")),
         ({"COMMAND": "clean"}, ("COMMAND is 'clean'", "give test or finish")),
-        ({"BITBUCKET_CLONE_DIR": ""}, ("BITBUCKET_CLONE_DIR is", "as a pipe of Bitbucket Pipelines")),
-        ({"BITBUCKET_CLONE_DIR": "/absent"}, ("BITBUCKET_CLONE_DIR is '/absent'", "mount the clone")),
+        (
+            {"BITBUCKET_CLONE_DIR": ""},
+            ("BITBUCKET_CLONE_DIR is", "as a pipe of Bitbucket Pipelines"),
+        ),
+        (
+            {"BITBUCKET_CLONE_DIR": "/absent"},
+            ("BITBUCKET_CLONE_DIR is '/absent'", "mount the clone"),
+        ),
         (ROLE, ("the step has no OIDC token", "add `oidc: true`")),
         (ROLE | {"BITBUCKET_STEP_OIDC_TOKEN": "a.b.c"}, ("AWS_REGION is not", "set AWS_REGION")),
     ],
 )
-def test_a_wrong_variable_of_the_pipe_is_refused_with_the_remedy(pipe: Pipe, variables: dict[str, str], words: tuple[str, ...]) -> None:
+def test_a_wrong_variable_of_the_pipe_is_refused_with_the_remedy(
+    pipe: Pipe, variables: dict[str, str], words: tuple[str, ...]
+) -> None:
     """With the code that pytest has for wrong arguments: 1 would say that a test failed."""
     ran = pipe.run(**variables)
 
@@ -148,9 +201,23 @@ def test_a_wrong_variable_of_the_pipe_is_refused_with_the_remedy(pipe: Pipe, var
 
 # -- the image -------------------------------------------------------------------------------------------------------
 
-OWN = (Path("/var/lib/containers"), Path("/run/containers"))  # buildah makes them whatever it is told
-UNWANTED = ("test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "site-packages", "dist-packages", "config-*", "__pycache__",
-            "EXTERNALLY-MANAGED")  # fmt: skip
+OWN = (
+    Path("/var/lib/containers"),
+    Path("/run/containers"),
+)  # buildah makes them whatever it is told
+UNWANTED = (
+    "test",
+    "idlelib",
+    "tkinter",
+    "turtledemo",
+    "lib2to3",
+    "ensurepip",
+    "site-packages",
+    "dist-packages",
+    "config-*",
+    "__pycache__",
+    "EXTERNALLY-MANAGED",
+)
 
 
 class Builder:
@@ -159,12 +226,31 @@ class Builder:
     def __init__(self, root: Path) -> None:
         self.root = root
         (root / "tmp").mkdir()
-        self.command = [str(BUILDAH), "--storage-driver", "vfs", "--root", str(root / "root"), "--runroot", str(root / "run")]
+        self.command = [
+            str(BUILDAH),
+            "--storage-driver",
+            "vfs",
+            "--root",
+            str(root / "root"),
+            "--runroot",
+            str(root / "run"),
+        ]
 
     def __call__(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        env = os.environ | {"TMPDIR": str(self.root / "tmp"), "BUILDAH_ISOLATION": "chroot", "HOME": str(self.root)}
-        said = subprocess.run([*self.command, *args], env=env, text=True, timeout=LIMIT_S, check=False,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        env = os.environ | {
+            "TMPDIR": str(self.root / "tmp"),
+            "BUILDAH_ISOLATION": "chroot",
+            "HOME": str(self.root),
+        }
+        said = subprocess.run(
+            [*self.command, *args],
+            env=env,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         assert not check or said.returncode == 0, f"buildah {args[0]}: {said.stdout}"
         return said
 
@@ -184,9 +270,26 @@ def image(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterato
         rootfs(root / "base")
         prefix = f"{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin"
         (root / "base.containerfile").write_text(f"FROM scratch\nCOPY . /\nENV PATH={prefix}\n")
-        build("bud", "--layers=false", "-f", str(root / "base.containerfile"), "-t", "localhost/base", str(root / "base"))
-        build("bud", "--layers=false", "--build-arg", "BASE=localhost/base", "-f", str(repository / "ci/pipe/Containerfile"),
-              "-t", "localhost/pipe", str(repository))  # fmt: skip
+        build(
+            "bud",
+            "--layers=false",
+            "-f",
+            str(root / "base.containerfile"),
+            "-t",
+            "localhost/base",
+            str(root / "base"),
+        )
+        build(
+            "bud",
+            "--layers=false",
+            "--build-arg",
+            "BASE=localhost/base",
+            "-f",
+            str(repository / "ci/pipe/Containerfile"),
+            "-t",
+            "localhost/pipe",
+            str(repository),
+        )
         yield build
     finally:
         build("rm", "--all", check=False)
@@ -201,7 +304,17 @@ def wheels(repository: Path, where: Path) -> None:
     """What pip needs in the image, so that the build asks no index."""
     needed = tomllib.loads((repository / "pyproject.toml").read_text("utf-8"))
     requirements = [*needed["build-system"]["requires"], *needed["project"]["dependencies"]]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--prefer-binary", "--dest", str(where), *requirements]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--prefer-binary",
+        "--dest",
+        str(where),
+        *requirements,
+    ]
     said = subprocess.run(command, text=True, capture_output=True, timeout=LIMIT_S, check=False)
     if said.returncode:
         pytest.skip(f"no package index here: {said.stderr.strip().splitlines()[-1]}")
@@ -209,14 +322,29 @@ def wheels(repository: Path, where: Path) -> None:
 
 def rootfs(base: Path) -> None:
     """A root file system with this Python (at its own path, pip beside the standard library), sh, rm, git, their libraries."""
-    stdlib, python = Path(sysconfig.get_paths(vars={"base": sys.base_prefix})["stdlib"]), Path(os.path.realpath(sys.executable))
+    stdlib, python = (
+        Path(sysconfig.get_paths(vars={"base": sys.base_prefix})["stdlib"]),
+        Path(os.path.realpath(sys.executable)),
+    )
     spec = importlib.util.find_spec("pip")
     assert spec is not None
     assert spec.origin is not None
-    shutil.copytree(stdlib, base / stdlib.relative_to("/"), symlinks=True, ignore=shutil.ignore_patterns(*UNWANTED))
-    shutil.copytree(Path(spec.origin).parent, base / stdlib.relative_to("/") / "pip", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        stdlib,
+        base / stdlib.relative_to("/"),
+        symlinks=True,
+        ignore=shutil.ignore_patterns(*UNWANTED),
+    )
+    shutil.copytree(
+        Path(spec.origin).parent,
+        base / stdlib.relative_to("/") / "pip",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     programs = [python, *(Path(str(shutil.which(name))) for name in ("sh", "rm", "git"))]
-    extensions = (*(stdlib / "lib-dynload").glob("*.so"), *Path(sysconfig.get_paths()["platlib"]).glob("obstore/*.so"))
+    extensions = (
+        *(stdlib / "lib-dynload").glob("*.so"),
+        *Path(sysconfig.get_paths()["platlib"]).glob("obstore/*.so"),
+    )
     for path in {*programs, *libraries(*programs, *extensions)}:
         target = base / path.relative_to("/")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -235,7 +363,9 @@ def rootfs(base: Path) -> None:
 
 def libraries(*programs: Path) -> set[Path]:
     """The shared libraries that these need, and the loader, at the paths where they are looked for."""
-    said = subprocess.run(["ldd", *map(str, programs)], text=True, capture_output=True, timeout=30, check=False).stdout
+    said = subprocess.run(
+        ["ldd", *map(str, programs)], text=True, capture_output=True, timeout=30, check=False
+    ).stdout
     return {Path(path) for path in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", said, re.MULTILINE)}
 
 
@@ -251,10 +381,23 @@ def in_container(image: Builder, tmp_path: Path) -> Iterator[Any]:
     def run(**variables: str) -> subprocess.CompletedProcess[str]:
         for path in (clone, *clone.rglob("*")):
             os.chown(path, 1000, 1000)
-        given = {"BITBUCKET_CLONE_DIR": inside, "BITBUCKET_BUILD_NUMBER": "7", "CI": "true"} | variables
+        given = {
+            "BITBUCKET_CLONE_DIR": inside,
+            "BITBUCKET_BUILD_NUMBER": "7",
+            "CI": "true",
+        } | variables
         environ = [part for key, value in given.items() for part in ("--env", f"{key}={value}")]
         return image(
-            "run", "--isolation", "chroot", "--volume", f"{clone}:{inside}", *environ, name, "--", *config["Entrypoint"], check=False
+            "run",
+            "--isolation",
+            "chroot",
+            "--volume",
+            f"{clone}:{inside}",
+            *environ,
+            name,
+            "--",
+            *config["Entrypoint"],
+            check=False,
         )
 
     yield clone, run
@@ -266,7 +409,9 @@ def test_the_image_runs_the_real_pytest_in_the_clone(in_container: Any) -> None:
     `local` without Ray is a request that is refused: a run that needs no cluster."""
     clone, run = in_container
     subprocess.run(["git", "init", "--quiet", str(clone)], check=True, timeout=30)
-    (clone / "pyproject.toml").write_text("[tool.pytest.ini_options]\n[tool.gpu-cluster.profile.ci]\nnodes = 1\n")
+    (clone / "pyproject.toml").write_text(
+        "[tool.pytest.ini_options]\n[tool.gpu-cluster.profile.ci]\nnodes = 1\n"
+    )
     (clone / "test_a.py").write_text("def test_a():\n    pass\n")
 
     refused = run(PROFILE="ci", ARGS_COUNT="1", ARGS_0="test_a.py", DEBUG="true")
@@ -274,10 +419,16 @@ def test_the_image_runs_the_real_pytest_in_the_clone(in_container: Any) -> None:
     unknown = run(PROFILE="nightly")
 
     assert refused.returncode == 4, refused.stdout
-    assert "pipe: pytest --gpu-cluster --gpu-profile ci test_a.py in /opt/atlassian/pipelines/agent/build" in refused.stdout
+    assert (
+        "pipe: pytest --gpu-cluster --gpu-profile ci test_a.py in /opt/atlassian/pipelines/agent/build"
+        in refused.stdout
+    )
     assert "Ray is not installed for" in refused.stdout
     assert (version.returncode, version.stdout) == (0, f"pytest {pytest.__version__}\n")
-    assert "--gpu-profile nightly: /opt/atlassian/pipelines/agent/build/pyproject.toml has no" in unknown.stdout
+    assert (
+        "--gpu-profile nightly: /opt/atlassian/pipelines/agent/build/pyproject.toml has no"
+        in unknown.stdout
+    )
 
 
 def test_the_image_refuses_a_wrong_variable(in_container: Any) -> None:

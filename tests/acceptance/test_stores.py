@@ -43,7 +43,9 @@ def s3() -> Iterator[S3Server]:
 
 
 @pytest.mark.parametrize("kind", ["file", "s3"])
-def test_a_session_is_the_same_on_every_store(project: Project, s3: S3Server, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_is_the_same_on_every_store(
+    project: Project, s3: S3Server, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The laptop's directory and the team's bucket are one product; and the bucket's keys stop at keeper and agent."""
     environ = {"file": {}, "s3": s3.env | {"GPU_CLUSTER_STORE": "s3://tests/team/a"}}[kind]
     project.store = environ.get("GPU_CLUSTER_STORE", project.store)
@@ -55,18 +57,27 @@ def test_a_session_is_the_same_on_every_store(project: Project, s3: S3Server, ki
     ran = project.run(GPU_CLUSTER_IDLE_MINUTES="0" if kind == "s3" else "5")
 
     assert ran.code == 1, ran.out
-    assert ran.cases() == {"test_passes": "passed", "test_fails": "failure", "test_drives_ray": "passed",
-                           "test_has_no_credentials": "passed", "test_dies": "failure"}  # fmt: skip
+    assert ran.cases() == {
+        "test_passes": "passed",
+        "test_fails": "failure",
+        "test_drives_ray": "passed",
+        "test_has_no_credentials": "passed",
+        "test_dies": "failure",
+    }
     assert ran.message("test_dies").startswith("crash: exit 7")
     assert f"{project.store}/sessions/{ran.session}" in ran.out
     kinds = [event["kind"] for event in project.events(ran.session)]
     assert kinds.count("test_finished") == 5
     assert kinds[-1] == "session_finished"
-    assert [key.rpartition("/")[2] for key in project.keys(f"sessions/{ran.session}/artifacts/")] == ["note.txt"]
+    assert [
+        key.rpartition("/")[2] for key in project.keys(f"sessions/{ran.session}/artifacts/")
+    ] == ["note.txt"]
     assert b'"closed_by": "client"' in project.get(f"sessions/{ran.session}/result.json")
     for value in ("dummy-access-key", "dummy-secret-key"):
         assert value not in ran.out
-        assert [key for key in project.keys("sessions/") if value.encode() in project.get(key)] == []
+        assert [
+            key for key in project.keys("sessions/") if value.encode() in project.get(key)
+        ] == []
     if kind == "s3":
         assert left_of(ran.cluster) == []
         assert project.keys("clusters/") == []

@@ -14,10 +14,18 @@ from typing import Any
 
 import pytest
 
-from harness import options
-from harness.reporting import Reporting, from_record
+from pytest_gpu_cluster import options
+from pytest_gpu_cluster.reporting import Reporting, from_record
 from tests.acceptance.conftest import Project, Ran, eventually
-from tests.hosts import FakeBitbucket, FakeGitHub, FakeGitLab, annotations_report, bitbucket_finds, schema_errors, workflow_commands
+from tests.hosts import (
+    FakeBitbucket,
+    FakeGitHub,
+    FakeGitLab,
+    annotations_report,
+    bitbucket_finds,
+    schema_errors,
+    workflow_commands,
+)
 from tests.hosts.readers import READERS
 from tests.hosts.server import status
 
@@ -81,8 +89,8 @@ def test_skips():
 SLOW = "import time\n\ndef test_quick(): pass\n\ndef test_slow():\n    time.sleep(60)\n"
 SECRET = "q7!Zk-very-secret-91"
 REFUSING = """
-from harness.errors import CapacityError, EnvironmentBuildError, InfrastructureError
-from harness.providers.local import LocalProvider
+from pytest_gpu_cluster.contract.errors import CapacityError, EnvironmentBuildError, InfrastructureError
+from pytest_gpu_cluster.providers.local import LocalProvider
 
 class Capacity(LocalProvider):
     name = "refusing:Capacity"
@@ -121,7 +129,9 @@ SCENES = {
     "environment": Scene(GREEN, provider="refusing:Environment", exitstatus=11),
     "capacity": Scene(GREEN, provider="refusing:Capacity", exitstatus=12),
     "cancelled": Scene(SLOW, kill=True, exitstatus=2),
-    "3000_failures": Scene(MANY, args=("--no-summary",)),  # pytest's own takes time by the square of their number
+    "3000_failures": Scene(
+        MANY, args=("--no-summary",)
+    ),  # pytest's own takes time by the square of their number
     "unicode": Scene(ODD),
     "secrets": Scene(SECRETS),
     "fork": Scene(FAILURES, fork=True),
@@ -142,27 +152,44 @@ def play(project: Project, scene: Scene) -> Ran:
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory, shared_store: str) -> Callable[[str], tuple[Project, Ran]]:
+def played(
+    tmp_path_factory: pytest.TempPathFactory, shared_store: str
+) -> Callable[[str], tuple[Project, Ran]]:
     """Each scene once, however many hosts are told of it."""
     done: dict[str, tuple[Project, Ran]] = {}
 
     def get(name: str) -> tuple[Project, Ran]:
         name = "failures" if name == "fork" else name  # the same session
         if name not in done:
-            project = Project(tmp_path_factory.mktemp(name.replace("3000", "many")) / "project", shared_store)
+            project = Project(
+                tmp_path_factory.mktemp(name.replace("3000", "many")) / "project", shared_store
+            )
             done[name] = project, play(project, SCENES[name])
         return done[name]
 
     return get
 
 
-def tell(project: Project, session: str, environ: dict[str, str]) -> tuple[Reporting, list[str], list[str]]:
+def tell(
+    project: Project, session: str, environ: dict[str, str]
+) -> tuple[Reporting, list[str], list[str]]:
     """Tell a host of a session that is in the store. Returns the lines for the terminal and those for the host's runner."""
-    environ = {"PATH": os.environ["PATH"], "GPU_CLUSTER_STORE": project.store, "GPU_TESTS_API_TOKEN": SECRET, **environ}
+    environ = {
+        "PATH": os.environ["PATH"],
+        "GPU_CLUSTER_STORE": project.store,
+        "GPU_TESTS_API_TOKEN": SECRET,
+        **environ,
+    }
     settings = options.read_settings(project.root / "pyproject.toml", profile=None, environ=environ)
     said: list[str] = []
     made = from_record(
-        session, settings=settings, environ=environ, root=project.root, store=project.opened(), publish_it=True, echo=said.append
+        session,
+        settings=settings,
+        environ=environ,
+        root=project.root,
+        store=project.opened(),
+        publish_it=True,
+        echo=said.append,
     )
     lines = made.tell()
     made.close()
@@ -173,20 +200,33 @@ def normal(value: Any, project: Project, session: str) -> Any:
     """Without what differs between two runs of a scene; long lists by their ends and their length."""
     if isinstance(value, dict):
         return {
-            key: "N" if key == "value" and value.get("type") == "DURATION" else normal(each, project, session)
+            key: "N"
+            if key == "value" and value.get("type") == "DURATION"
+            else normal(each, project, session)
             for key, each in value.items()
         }
     if isinstance(value, list):
-        kept = [normal(each, project, session) for each in (value if len(value) <= 6 else [value[0], value[-1]])]
+        kept = [
+            normal(each, project, session)
+            for each in (value if len(value) <= 6 else [value[0], value[-1]])
+        ]
         return kept if len(value) <= 6 else [*kept, f"{len(value)} in all"]
     if not isinstance(value, str):
         return value
-    value = value.replace(session, "SESSION").replace(str(project.root), "ROOT").replace(str(project.root.parent), "ABOVE")
+    value = (
+        value.replace(session, "SESSION")
+        .replace(str(project.root), "ROOT")
+        .replace(str(project.root.parent), "ABOVE")
+    )
     value = re.sub(r"127\.0\.0\.1:\d+", "HOST", value)
     value = re.sub(r"\bc[0-9a-f]{6}\b", "CLUSTER", value)
     value = re.sub(r"\b\d+(\.\d+)? (s|min|h)\b( \d+ (s|min))?", "N s", value)
     value = re.sub(r"0x[0-9a-f]{6,}", "0xADDR", value)
-    return value if len(value) <= 6_000 else f"{value[:3_000]}\n[{len(value) // 1000} thousand characters]\n{value[-500:]}"
+    return (
+        value
+        if len(value) <= 6_000
+        else f"{value[:3_000]}\n[{len(value) // 1000} thousand characters]\n{value[-500:]}"
+    )
 
 
 def check(name: str, host: str, found: dict[str, Any]) -> None:
@@ -201,15 +241,33 @@ def check(name: str, host: str, found: dict[str, Any]) -> None:
 
 
 def requests_of(host: Any) -> list[dict[str, Any]]:
-    return [{"request": f"{each.method} {each.path}", "via": each.via, "status": each.status, "body": each.body} for each in host.requests]
+    return [
+        {
+            "request": f"{each.method} {each.path}",
+            "via": each.via,
+            "status": each.status,
+            "body": each.body,
+        }
+        for each in host.requests
+    ]
 
 
 @pytest.mark.parametrize("name", SCENES)
 def test_bitbucket_is_told(name: str, played: Callable[[str], tuple[Project, Ran]]) -> None:
     """The report, the annotations, the status and the comment of each kind of end, as they were once looked at."""
     project, ran = played(name)
-    with FakeBitbucket(workspace="acme", slug="aerial", commit=COMMIT, token="bb-0123456789", email="ci@acme.example") as host:
-        made, lines, said = tell(project, ran.session, host.environ(token=not SCENES[name].fork, clone_dir=str(project.root)))
+    with FakeBitbucket(
+        workspace="acme",
+        slug="aerial",
+        commit=COMMIT,
+        token="bb-0123456789",
+        email="ci@acme.example",
+    ) as host:
+        made, lines, said = tell(
+            project,
+            ran.session,
+            host.environ(token=not SCENES[name].fork, clone_dir=str(project.root)),
+        )
         found = {"requests": requests_of(host), "terminal": lines, "runner": said}
 
     assert host.refused == []
@@ -220,13 +278,18 @@ def test_bitbucket_is_told(name: str, played: Callable[[str], tuple[Project, Ran
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_github_is_told(name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path) -> None:
+def test_github_is_told(
+    name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path
+) -> None:
     """Status, comment, check run, job summary, outputs and commands; of a fork only what needs no token."""
     project, ran = played(name)
     with FakeGitHub(repository="acme/aerial", commit=COMMIT, token="gh-0123456789") as host:
         environ = host.environ(tmp_path, fork=SCENES[name].fork) | {"GPU_CLUSTER_CHECK_RUN": "true"}
         _, lines, said = tell(project, ran.session, environ)
-        files = {path.name: path.read_text() for path in (Path(environ["GITHUB_STEP_SUMMARY"]), Path(environ["GITHUB_OUTPUT"]))}
+        files = {
+            path.name: path.read_text()
+            for path in (Path(environ["GITHUB_STEP_SUMMARY"]), Path(environ["GITHUB_OUTPUT"]))
+        }
         found = {"requests": requests_of(host), "terminal": lines, "runner": said, "files": files}
 
     assert host.refused == []
@@ -238,14 +301,22 @@ def test_github_is_told(name: str, played: Callable[[str], tuple[Project, Ran]],
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_gitlab_is_told(name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path) -> None:
+def test_gitlab_is_told(
+    name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path
+) -> None:
     """Status, note, and the annotations report of the job's page; of a fork only the last."""
     project, ran = played(name)
     with FakeGitLab(project="42", commit=COMMIT, token="gl-0123456789") as host:
-        environ = host.environ(tmp_path) | ({"CI_MERGE_REQUEST_SOURCE_PROJECT_ID": "77"} if SCENES[name].fork else {})
+        environ = host.environ(tmp_path) | (
+            {"CI_MERGE_REQUEST_SOURCE_PROJECT_ID": "77"} if SCENES[name].fork else {}
+        )
         _, lines, _ = tell(project, ran.session, environ)
         report = project.root / "test-results" / "gpu-cluster-annotations.json"
-        found = {"requests": requests_of(host), "terminal": lines, "files": {report.name: json.loads(report.read_text())}}
+        found = {
+            "requests": requests_of(host),
+            "terminal": lines,
+            "files": {report.name: json.loads(report.read_text())},
+        }
 
     assert host.refused == []
     assert len(annotations_report(report)) == 1
@@ -255,7 +326,9 @@ def test_gitlab_is_told(name: str, played: Callable[[str], tuple[Project, Ran]],
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_junit_of_each_end_is_read_right_by_every_reader(name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path) -> None:
+def test_junit_of_each_end_is_read_right_by_every_reader(
+    name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path
+) -> None:
     """A red run is red for each of them, a green one green; what was not the tests' fault is an error by name."""
     project, ran = played(name)
     path = tmp_path / "junit.xml"
@@ -269,7 +342,9 @@ def test_junit_of_each_end_is_read_right_by_every_reader(name: str, played: Call
         bad = [case for case in read(path) if case.outcome in ("failed", "error")]
         assert bool(bad) == (name != "green"), reader
     if SCENES[name].provider:
-        assert re.search(r'<error [^>]*type="gpu_cluster\.(Infrastructure|Environment|Capacity)Error"', text)
+        assert re.search(
+            r'<error [^>]*type="gpu_cluster\.(Infrastructure|Environment|Capacity)Error"', text
+        )
         assert "<failure" not in text
 
 
@@ -278,27 +353,48 @@ def test_junit_of_each_end_is_read_right_by_every_reader(name: str, played: Call
 
 @pytest.fixture
 def bitbucket() -> Iterator[FakeBitbucket]:
-    with FakeBitbucket(workspace="acme", slug="aerial", commit=COMMIT, token="bb-0123456789", email="ci@acme.example") as host:
+    with FakeBitbucket(
+        workspace="acme",
+        slug="aerial",
+        commit=COMMIT,
+        token="bb-0123456789",
+        email="ci@acme.example",
+    ) as host:
         yield host
     assert host.refused == []
 
 
-def test_a_step_at_bitbucket_shows_its_failures_where_reviewers_look(project: Project, bitbucket: FakeBitbucket) -> None:
+def test_a_step_at_bitbucket_shows_its_failures_where_reviewers_look(
+    project: Project, bitbucket: FakeBitbucket
+) -> None:
     """One command, no other set-up: pending at the start, then the report with a line for each failure, status, comment, JUnit."""
     project.write(tests__test_it=FAILURES)
     ran = project.run("tests", **bitbucket.environ(clone_dir=str(project.root)), **WARM)
     (report,) = bitbucket.reports.values()
-    states = [each.body["state"] for each in bitbucket.requests if each.path.endswith("/statuses/build")]
-    results = [each.body["result"] for each in bitbucket.requests if each.method == "PUT" and each.via == "proxy"]
+    states = [
+        each.body["state"] for each in bitbucket.requests if each.path.endswith("/statuses/build")
+    ]
+    results = [
+        each.body["result"]
+        for each in bitbucket.requests
+        if each.method == "PUT" and each.via == "proxy"
+    ]
 
     assert ran.code == 1
-    assert "gpu-cluster: told Bitbucket: Code Insights report, commit status, pull request comment" in ran.out
+    assert (
+        "gpu-cluster: told Bitbucket: Code Insights report, commit status, pull request comment"
+        in ran.out
+    )
     assert results == ["PENDING", "FAILED"]
     assert states == ["INPROGRESS", "FAILED"]
     assert report["link"].startswith("https://bitbucket.org/acme/aerial/pipelines/results/")
-    assert sorted((a["path"], a["line"], a["result"]) for a in bitbucket.annotations(COMMIT, "gpu-cluster")) == [
-        ("tests/test_it.py", 9, "FAILED"), ("tests/test_it.py", 17, "FAILED"), ("tests/test_it.py", 19, "FAILED"),
-    ]  # fmt: skip
+    assert sorted(
+        (a["path"], a["line"], a["result"]) for a in bitbucket.annotations(COMMIT, "gpu-cluster")
+    ) == [
+        ("tests/test_it.py", 9, "FAILED"),
+        ("tests/test_it.py", 17, "FAILED"),
+        ("tests/test_it.py", 19, "FAILED"),
+    ]
     assert len(bitbucket.comments) == 1
     assert [path.name for path in bitbucket_finds(project.root)] == ["gpu-cluster.xml"]
 
@@ -306,42 +402,92 @@ def test_a_step_at_bitbucket_shows_its_failures_where_reviewers_look(project: Pr
 def test_the_verdict_stands_when_the_host_refuses_everything(project: Project) -> None:
     """A green run with a wrong token is green, and says what was not told, in the host's words, with the remedy."""
     project.write(tests__test_it=GREEN)
-    with FakeBitbucket(workspace="acme", slug="aerial", commit=COMMIT, token="bb-0123456789", email="ci@acme.example") as host:
+    with FakeBitbucket(
+        workspace="acme",
+        slug="aerial",
+        commit=COMMIT,
+        token="bb-0123456789",
+        email="ci@acme.example",
+    ) as host:
         ran = project.run(
             "tests",
-            **(host.environ(proxy=False) | {"BITBUCKET_TOKEN": "wrong-token-000", "BITBUCKET_PIPELINES_PROXY": "http://127.0.0.1:9"}),
+            **(
+                host.environ(proxy=False)
+                | {
+                    "BITBUCKET_TOKEN": "wrong-token-000",
+                    "BITBUCKET_PIPELINES_PROXY": "http://127.0.0.1:9",
+                }
+            ),
             **WARM,
         )
     summary = json.loads((project.root / "test-results" / "gpu-cluster.json").read_text())
 
     assert ran.code == 0
-    assert re.search(r"gpu-cluster: Bitbucket: the commit status was not taken: 401: .+\n +remedy: .*BITBUCKET_TOKEN", ran.out)
+    assert re.search(
+        r"gpu-cluster: Bitbucket: the commit status was not taken: 401: .+\n +remedy: .*BITBUCKET_TOKEN",
+        ran.out,
+    )
     assert len(summary["not_reported"]) == 3
     assert "wrong-token-000" not in ran.out + json.dumps(summary)
 
 
-def test_quarantined_tests_are_skipped_by_name(project: Project, bitbucket: FakeBitbucket, tmp_path: Path) -> None:
+def test_quarantined_tests_are_skipped_by_name(
+    project: Project, bitbucket: FakeBitbucket, tmp_path: Path
+) -> None:
     """Users put a flaky test aside at the host; the host leaves it to the build to skip it."""
     project.write(tests__test_it=FAILURES)
     listed = tmp_path / "quarantine.json"
-    tests = [{"package": "tests", "class": "test_it", "name": name} for name in ("test_fails", "test_fails_twice")]
-    listed.write_text(json.dumps({"quarantinedTests": [*tests, {"package": "", "class": "tests.test_it", "name": "test_setup"}]}))
-    ran = project.run("tests", "-rs", **bitbucket.environ(), **WARM, BITBUCKET_TEST_METADATA_FILE_PATH=str(listed))
+    tests = [
+        {"package": "tests", "class": "test_it", "name": name}
+        for name in ("test_fails", "test_fails_twice")
+    ]
+    listed.write_text(
+        json.dumps(
+            {
+                "quarantinedTests": [
+                    *tests,
+                    {"package": "", "class": "tests.test_it", "name": "test_setup"},
+                ]
+            }
+        )
+    )
+    ran = project.run(
+        "tests", "-rs", **bitbucket.environ(), **WARM, BITBUCKET_TEST_METADATA_FILE_PATH=str(listed)
+    )
 
     assert ran.code == 0, ran.out
-    assert ran.cases() == {"test_passes": "passed", "test_skipped": "skipped", "test_fails": "skipped", "test_fails_twice": "skipped",
-                           "test_setup": "skipped"}  # fmt: skip
+    assert ran.cases() == {
+        "test_passes": "passed",
+        "test_skipped": "skipped",
+        "test_fails": "skipped",
+        "test_fails_twice": "skipped",
+        "test_setup": "skipped",
+    }
     assert "quarantined at the CI host" in ran.out
 
 
-def test_a_pull_request_is_compared_with_its_target(project: Project, bitbucket: FakeBitbucket) -> None:
+def test_a_pull_request_is_compared_with_its_target(
+    project: Project, bitbucket: FakeBitbucket
+) -> None:
     """What this change broke and what it mended, first in report and comment; the target's own sessions are the measure."""
     suite = "tests-of-deltas"  # the store is shared: a baseline of its own
-    project.write(tests__test_it="def test_breaks(): pass\n\ndef test_mended(): assert 0\n\ndef test_goes(): pass\n")
-    main = bitbucket.environ(pull_request=False, token=False) | {"BITBUCKET_BRANCH": "main", "GPU_CLUSTER_SUITE": suite}
+    project.write(
+        tests__test_it="def test_breaks(): pass\n\ndef test_mended(): assert 0\n\ndef test_goes(): pass\n"
+    )
+    main = bitbucket.environ(pull_request=False, token=False) | {
+        "BITBUCKET_BRANCH": "main",
+        "GPU_CLUSTER_SUITE": suite,
+    }
     project.run("tests", **main, **WARM)
     project.write(tests__test_it="def test_breaks(): assert 0\n\ndef test_mended(): pass\n")
-    project.run("tests", **(bitbucket.environ() | {"BITBUCKET_PR_DESTINATION_BRANCH": "main", "GPU_CLUSTER_SUITE": suite}), **WARM)
+    project.run(
+        "tests",
+        **(
+            bitbucket.environ()
+            | {"BITBUCKET_PR_DESTINATION_BRANCH": "main", "GPU_CLUSTER_SUITE": suite}
+        ),
+        **WARM,
+    )
     text = bitbucket.comments[0]["content"]["raw"]
     summary = json.loads((project.root / "test-results" / f"{suite}.json").read_text())
 
@@ -349,7 +495,9 @@ def test_a_pull_request_is_compared_with_its_target(project: Project, bitbucket:
     assert summary["delta"]["newly_failing"] == ["tests/test_it.py::test_breaks"]
     assert summary["delta"]["fixed"] == ["tests/test_it.py::test_mended"]
     assert summary["delta"]["removed"] == ["tests/test_it.py::test_goes"]
-    assert text.index("1 newly failing: `tests/test_it.py::test_breaks`") < text.index("| session |")
+    assert text.index("1 newly failing: `tests/test_it.py::test_breaks`") < text.index(
+        "| session |"
+    )
 
 
 def test_collecting_alone_is_nobodys_news(project: Project, bitbucket: FakeBitbucket) -> None:
@@ -362,7 +510,9 @@ def test_collecting_alone_is_nobodys_news(project: Project, bitbucket: FakeBitbu
     assert not (project.root / "test-results").exists()
 
 
-def test_a_green_file_of_an_earlier_run_does_not_survive_a_refusal(project: Project, bitbucket: FakeBitbucket) -> None:
+def test_a_green_file_of_an_earlier_run_does_not_survive_a_refusal(
+    project: Project, bitbucket: FakeBitbucket
+) -> None:
     """What cannot start must not look like what passed last time."""
     project.write(tests__test_it=GREEN, refusing=REFUSING)
     results = project.root / "test-results"
@@ -383,7 +533,9 @@ def test_a_green_file_of_an_earlier_run_does_not_survive_a_refusal(project: Proj
 
 def test_what_a_test_prints_is_no_command_for_the_runner(project: Project, tmp_path: Path) -> None:
     """GitHub's runner reads commands from the output: a test could set them off, or silence them."""
-    project.write(tests__test_it="def test_evil():\n    print('\\n::error::injected\\n::add-mask::x')\n    assert 0, 'boom'\n")
+    project.write(
+        tests__test_it="def test_evil():\n    print('\\n::error::injected\\n::add-mask::x')\n    assert 0, 'boom'\n"
+    )
     with FakeGitHub(repository="acme/aerial", commit=COMMIT, token="gh-0123456789") as host:
         ran = project.run("tests", "-s", **host.environ(tmp_path, fork=True), **WARM)
     commands = workflow_commands(ran.out)
@@ -408,7 +560,11 @@ def test_anything_else_gets_files(project: Project) -> None:
     assert summary["counts"] == {"failed": 2, "error": 1, "passed": 1, "skipped": 1}
     assert summary["link"] == "https://jenkins.example.com/job/7/"
     assert "cost_usd" not in summary
-    assert files[".md"].read_text().startswith("### ❌ GPU tests: 2 failed, 1 error, 1 passed, 1 skipped\n")
+    assert (
+        files[".md"]
+        .read_text()
+        .startswith("### ❌ GPU tests: 2 failed, 1 error, 1 passed, 1 skipped\n")
+    )
 
 
 def test_on_a_laptop_nothing_is_written_or_told(project: Project) -> None:
@@ -430,7 +586,9 @@ def published(project: Project, environ: dict[str, str]) -> str:
     return done.stdout
 
 
-def test_an_older_session_is_never_told_over_a_newer_one(project: Project, bitbucket: FakeBitbucket) -> None:
+def test_an_older_session_is_never_told_over_a_newer_one(
+    project: Project, bitbucket: FakeBitbucket
+) -> None:
     """A green run whose comment was refused, then a red one of the same build: telling the first again would be a false green."""
     environ = bitbucket.environ() | {"GPU_CLUSTER_SUITE": "older"}
     bitbucket.fault(("POST", "/comments$"), status(403))
@@ -446,7 +604,9 @@ def test_an_older_session_is_never_told_over_a_newer_one(project: Project, bitbu
     assert [each["result"] for each in bitbucket.reports.values()] == ["FAILED"]
 
 
-def test_a_list_of_tests_is_not_told_by_the_report_either(project: Project, bitbucket: FakeBitbucket) -> None:
+def test_a_list_of_tests_is_not_told_by_the_report_either(
+    project: Project, bitbucket: FakeBitbucket
+) -> None:
     """It has no result, so it must not become the build's."""
     environ = bitbucket.environ() | {"GPU_CLUSTER_SUITE": "listed"}
     project.write(tests__test_it=GREEN)
@@ -456,13 +616,22 @@ def test_a_list_of_tests_is_not_told_by_the_report_either(project: Project, bitb
     assert bitbucket.requests == []
 
 
-@pytest.mark.parametrize("wrong", [{"GPU_CLUSTER_COMENT": "off"}, {"GPU_CLUSTER_SUITE": "a/b"}, {"GPU_CLUSTER_PUBLIC_URL": "ftp://x"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"GPU_CLUSTER_COMENT": "off"},
+        {"GPU_CLUSTER_SUITE": "a/b"},
+        {"GPU_CLUSTER_PUBLIC_URL": "ftp://x"},
+    ],
+)
 def test_a_refused_setting_leaves_no_green_file(project: Project, wrong: dict[str, str]) -> None:
     """A kept workspace has the file of the last run, which passed."""
     project.write(tests__test_it=GREEN)
     path = project.root / "test-results" / "gpu-cluster.xml"
     path.parent.mkdir()
-    path.write_text('<testsuites><testsuite name="x" tests="1"><testcase name="a" classname="b"/></testsuite></testsuites>')
+    path.write_text(
+        '<testsuites><testsuite name="x" tests="1"><testcase name="a" classname="b"/></testsuite></testsuites>'
+    )
     ran = project.run("tests", CI="true", **wrong)
 
     assert ran.code == 4
@@ -497,7 +666,11 @@ def test_a_client_that_prepares_for_long_is_not_taken_for_gone(project: Project)
         )
     )
     swept = project.command("sweep")
-    requests = [key for key in project.keys("sessions") if key.endswith("request.json") and str(project.root).encode() in project.get(key)]
+    requests = [
+        key
+        for key in project.keys("sessions")
+        if key.endswith("request.json") and str(project.root).encode() in project.get(key)
+    ]
     results = [project.get(key.replace("request.json", "result.json")) for key in requests]
     running.process.send_signal(signal.SIGTERM)
     running.wait()
@@ -510,4 +683,7 @@ def test_a_report_without_a_store_has_nothing_to_tell(tmp_path: Path) -> None:
     """A last step in a fresh container, after a run that never began: it must not turn a green pipeline red."""
     project = Project(tmp_path / "fresh", str(tmp_path / "none"))
 
-    assert published(project, {"CI": "true", "BITBUCKET_BUILD_NUMBER": "7"}).strip() == "nothing to report"
+    assert (
+        published(project, {"CI": "true", "BITBUCKET_BUILD_NUMBER": "7"}).strip()
+        == "nothing to report"
+    )

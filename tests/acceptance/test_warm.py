@@ -73,7 +73,9 @@ def test_finds_nothing_in_ray():
 """
 
 
-def test_a_second_session_is_warm_and_finds_nothing_of_the_first(project: Project, tmp_path: Path) -> None:
+def test_a_second_session_is_warm_and_finds_nothing_of_the_first(
+    project: Project, tmp_path: Path
+) -> None:
     """Stale code or a stale process makes a test pass on Tuesday that fails on Wednesday."""
     note = tmp_path / "note"
     project.write(test_a=LEAVING.format(note=str(note)), part="VALUE = 1\n")
@@ -108,7 +110,9 @@ def test_leaves_what_cannot_be_ended():
 """
 
 
-def test_a_cluster_that_cannot_be_cleaned_is_not_lent_again_and_costs_the_next_session_nothing(project: Project) -> None:
+def test_a_cluster_that_cannot_be_cleaned_is_not_lent_again_and_costs_the_next_session_nothing(
+    project: Project,
+) -> None:
     """Who asks for it while that is being found out is turned away, and starts another: it is no failure of theirs."""
     project.write(test_a=IMMORTAL)
     first = project.run()
@@ -122,12 +126,16 @@ def test_a_cluster_that_cannot_be_cleaned_is_not_lent_again_and_costs_the_next_s
     eventually(lambda: left_of(first.cluster) == [])
 
 
-def test_a_second_session_meanwhile_gets_a_cluster_of_its_own_and_is_told(project: Project, tmp_path: Path) -> None:
+def test_a_second_session_meanwhile_gets_a_cluster_of_its_own_and_is_told(
+    project: Project, tmp_path: Path
+) -> None:
     """Two terminals of one engineer: neither waits for the other, and neither disturbs the other."""
     other = Project(tmp_path / "other", project.store)
     other.write(test_b="def test_b():\n    pass\n")
     go = tmp_path / "go"
-    project.write(test_a=f"import os, time\ndef test_a():\n    while not os.path.exists({str(go)!r}):\n        time.sleep(0.05)\n")
+    project.write(
+        test_a=f"import os, time\ndef test_a():\n    while not os.path.exists({str(go)!r}):\n        time.sleep(0.05)\n"
+    )
     running = project.start()
     busy = running.until("gpu-cluster: ray ")
 
@@ -136,7 +144,9 @@ def test_a_second_session_meanwhile_gets_a_cluster_of_its_own_and_is_told(projec
     first = running.wait()
 
     assert ran.code == 0, ran.out
-    assert f"cluster {busy.cluster} serves session {busy.session}; starting one of our own" in ran.out
+    assert (
+        f"cluster {busy.cluster} serves session {busy.session}; starting one of our own" in ran.out
+    )
     assert ran.cluster != busy.cluster
     assert first.code == 0, first.out
     assert left_of(ran.cluster) == [], "GPU_CLUSTER_IDLE_MINUTES=0 left a cluster"
@@ -172,20 +182,33 @@ def contents(store: Path) -> Iterator[tuple[str, bytes]]:
                 continue
 
 
-def test_only_passed_variables_cross_and_no_value_is_stored_and_artifacts_come_home(project: Project) -> None:
+def test_only_passed_variables_cross_and_no_value_is_stored_and_artifacts_come_home(
+    project: Project,
+) -> None:
     """The store outlives the run and has other readers; a secret in it is a secret that leaked."""
     project.write(test_a=VARIABLES)
     project.settings('pass-env = ["PYTEST_*", "TRAINING_KEY"]')
 
-    values = {"TRAINING_KEY": SECRET, "PYTEST_EXPECTED": SECRET[::-1], "OTHER_KEY": PRIVATE, "AWS_SECRET_ACCESS_KEY": PRIVATE}
+    values = {
+        "TRAINING_KEY": SECRET,
+        "PYTEST_EXPECTED": SECRET[::-1],
+        "OTHER_KEY": PRIVATE,
+        "AWS_SECRET_ACCESS_KEY": PRIVATE,
+    }
     ran = project.run(**values)
 
     assert ran.code == 0, ran.out
     found = dict(contents(Path(project.store)))
     assert any(b"test_variables" in data for data in found.values()), "the journal was not read"
     for value in (SECRET, PRIVATE, SECRET[::-1]):
-        assert [name for name, data in contents(Path(project.store)) if value.encode() in data] == []
-    kept = {name.rpartition("/")[2]: data for name, data in found.items() if f"sessions/{ran.session}/artifacts/" in name}
+        assert [
+            name for name, data in contents(Path(project.store)) if value.encode() in data
+        ] == []
+    kept = {
+        name.rpartition("/")[2]: data
+        for name, data in found.items()
+        if f"sessions/{ran.session}/artifacts/" in name
+    }
     assert kept["curve.txt"] == b"0.5 0.25"
     assert kept["weights.bin"] == bytes(range(256))
 
@@ -251,7 +274,9 @@ def test_driver_with_a_device():
 """
 
 
-@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="the numbers are those of two simulated GPUs")
+@pytest.mark.skipif(
+    os.path.exists("/dev/nvidiactl"), reason="the numbers are those of two simulated GPUs"
+)
 def test_every_process_sees_exactly_its_devices(project: Project) -> None:
     """A test that sees a neighbour's GPU takes its memory, and both fail on another day."""
     project.write(test_a=DEVICES)
@@ -263,22 +288,30 @@ def test_every_process_sees_exactly_its_devices(project: Project) -> None:
     assert len(ran.cases()) == 7
 
 
-def test_an_editable_install_resolves_to_the_shipped_tree_and_under_ci_nothing_stays(lone: Project, tmp_path: Path) -> None:
+def test_an_editable_install_resolves_to_the_shipped_tree_and_under_ci_nothing_stays(
+    lone: Project, tmp_path: Path
+) -> None:
     """Else the tests would run against the checkout of this machine, which a rented one does not have. The .pth file is
     what pip writes for `pip install -e .` of a src layout. A runner's next job must not find our processes."""
     home = tmp_path / "v"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(home)], check=True, timeout=60
+    )
     (site,) = home.glob("lib/python*/site-packages")
-    (site / "ours.pth").write_text(next(path for path in sys.path if path.endswith("site-packages")) + "\n")
+    (site / "ours.pth").write_text(
+        next(path for path in sys.path if path.endswith("site-packages")) + "\n"
+    )
     (site / "__editable__.shipped-1.0.pth").write_text(f"{lone.root / 'src'}\n")
-    lone.write(test_a="""
+    lone.write(
+        test_a="""
 import os
 import shipped
 
 def test_where():
     assert os.path.samefile(os.path.dirname(shipped.WHERE), "src/shipped"), shipped.WHERE
     assert "gpu-cluster-" in shipped.WHERE
-""")  # fmt: skip
+"""
+    )
     (lone.root / "src" / "shipped").mkdir(parents=True)
     (lone.root / "src" / "shipped" / "__init__.py").write_text("WHERE = __file__\n")
     lone.settings(f'local.python = "{home}/bin/python"')
@@ -329,19 +362,37 @@ def users_ray(tmp_path: Path) -> Iterator[UsersRay]:
         port = probe.getsockname()[1]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    argv = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false", "--num-cpus=1",
-            "--disable-usage-stats", f"--port={port}", f"--temp-dir={directory}", "--node-ip-address=127.0.0.1"]  # fmt: skip
+    argv = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        "--include-dashboard=false",
+        "--num-cpus=1",
+        "--disable-usage-stats",
+        f"--port={port}",
+        f"--temp-dir={directory}",
+        "--node-ip-address=127.0.0.1",
+    ]
     log = tmp_path / "users-ray.log"
     with log.open("w") as file:
-        process = subprocess.Popen(argv, env=environ, stdout=file, stderr=file, start_new_session=True)
-    assert eventually(lambda: "Ray runtime started" in log.read_text(), within_s=90), log.read_text()
+        process = subprocess.Popen(
+            argv, env=environ, stdout=file, stderr=file, start_new_session=True
+        )
+    assert eventually(lambda: "Ray runtime started" in log.read_text(), within_s=90), (
+        log.read_text()
+    )
     yield UsersRay(address=f"127.0.0.1:{port}", environ=environ)
     process.terminate()
     process.wait(30)
     subprocess.run(["rm", "-rf", str(directory)], check=True)
 
 
-def test_a_users_own_ray_is_left_alone_and_a_bare_init_joins_ours(lone: Project, users_ray: UsersRay) -> None:
+def test_a_users_own_ray_is_left_alone_and_a_bare_init_joins_ours(
+    lone: Project, users_ray: UsersRay
+) -> None:
     """An engineer's own cluster on the same machine holds an hour of work. Two nodes here, so that one start serves both."""
     before, home = current_cluster(), Path.home() / ".ray"
     home_before = home.exists()
@@ -355,7 +406,9 @@ def test_a_users_own_ray_is_left_alone_and_a_bare_init_joins_ours(lone: Project,
     assert home.exists() == home_before
     asked = "import ray, sys; ray.init(address=sys.argv[1]); print(len([n for n in ray.nodes() if n['Alive']]))"
     command = [sys.executable, "-c", asked, users_ray.address]
-    said = subprocess.run(command, env=users_ray.environ, capture_output=True, text=True, timeout=60, check=False)
+    said = subprocess.run(
+        command, env=users_ray.environ, capture_output=True, text=True, timeout=60, check=False
+    )
     assert said.stdout.strip() == "1", said.stderr
     assert left_of(ran.cluster) == []
 

@@ -45,7 +45,9 @@ class Outcome:
     @property
     def lines(self) -> list[str]:
         """Stdout without order and without the progress column: what must hold however many workers there are."""
-        return sorted(re.sub(r" +\[ *(\d+%|\d+/\d+)\]$", "", line) for line in self.out.splitlines())
+        return sorted(
+            re.sub(r" +\[ *(\d+%|\d+/\d+)\]$", "", line) for line in self.out.splitlines()
+        )
 
     @property
     def statuses(self) -> list[str]:
@@ -61,16 +63,32 @@ class Outcome:
 class Running:
     """`pytest --gpu-cluster` while it goes on."""
 
-    def __init__(self, bench: Bench, scenario: Scenario, args: tuple[str, ...], workers: int, environ: dict[str, str]) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        scenario: Scenario,
+        args: tuple[str, ...],
+        workers: int,
+        environ: dict[str, str],
+    ) -> None:
         self.bench, self.scenario = bench, scenario
         self.known = bench.requests()
         self.outputs = bench.home / "out.txt", bench.home / "err.txt"
-        env = {**bench.environ, "GPU_CLUSTER_DEFAULT_GPUS": "2" if workers == 1 else "1", **scenario.env, **environ}
+        env = {
+            **bench.environ,
+            "GPU_CLUSTER_DEFAULT_GPUS": "2" if workers == 1 else "1",
+            **scenario.env,
+            **environ,
+        }
         with self.outputs[0].open("wb") as out, self.outputs[1].open("wb") as err:
             self.process = subprocess.Popen(
-                bench.argv("--gpu-cluster", *args), cwd=bench.project / scenario.cwd, env=env, stdout=out, stderr=err,
+                bench.argv("--gpu-cluster", *args),
+                cwd=bench.project / scenario.cwd,
+                env=env,
+                stdout=out,
+                stderr=err,
                 stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            )
         self.away = False
 
     @property
@@ -89,8 +107,12 @@ class Running:
         self.away = bool(self.session) and not keep
         if self.away:
             self.bench.project.rename(self.bench.aside)
-            (self.bench.project / self.scenario.cwd).mkdir(parents=True)  # empty: pytest itself goes back to it at its end
-            cache = self.bench.aside / ".pytest_cache"  # the local pytest's own, which it compares with at its end
+            (self.bench.project / self.scenario.cwd).mkdir(
+                parents=True
+            )  # empty: pytest itself goes back to it at its end
+            cache = (
+                self.bench.aside / ".pytest_cache"
+            )  # the local pytest's own, which it compares with at its end
             if cache.exists():
                 shutil.copytree(cache, self.bench.project / ".pytest_cache")
         return bool(self.session)
@@ -126,12 +148,27 @@ class Bench:
     def __init__(self, home: Path, store: str) -> None:
         self.home, self.store = home, Path(store)
         self.project, self.aside = home / "project", home / "taken-away"
-        hidden = ("CI", "BUILD_NUMBER", "PYTEST", "COV", "GPU_CLUSTER_", "PYTHONIOENCODING", "NO_COLOR", "FORCE_COLOR")
+        hidden = (
+            "CI",
+            "BUILD_NUMBER",
+            "PYTEST",
+            "COV",
+            "GPU_CLUSTER_",
+            "PYTHONIOENCODING",
+            "NO_COLOR",
+            "FORCE_COLOR",
+        )
         plain = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
         self.environ = plain | {
-            "GPU_CLUSTER_STORE": store, "GPU_CLUSTER_IDLE_MINUTES": "10", "GPU_CLUSTER_SIMULATED_GPUS": "2", "GPU_CLUSTER_PASS_ENV": PASSED,
-            "GPU_CLUSTER_KEEP_SESSIONS": "1000", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "100", "PYTHONDONTWRITEBYTECODE": "1",
-        }  # fmt: skip
+            "GPU_CLUSTER_STORE": store,
+            "GPU_CLUSTER_IDLE_MINUTES": "10",
+            "GPU_CLUSTER_SIMULATED_GPUS": "2",
+            "GPU_CLUSTER_PASS_ENV": PASSED,
+            "GPU_CLUSTER_KEEP_SESSIONS": "1000",
+            "CUDA_VISIBLE_DEVICES": "",
+            "COLUMNS": "100",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
 
     # -- the two sides -------------------------------------------------------------------------------------------------
 
@@ -144,28 +181,52 @@ class Bench:
         return self.run_plain(scenario, (*scenario.args, *args))
 
     def ours(
-        self, scenario: Scenario, *args: str, workers: int = 1, shipped: bool = True, keep: bool = False, keep_history: bool = False,
+        self,
+        scenario: Scenario,
+        *args: str,
+        workers: int = 1,
+        shipped: bool = True,
+        keep: bool = False,
+        keep_history: bool = False,
         **environ: str,
-    ) -> Outcome:  # fmt: skip
+    ) -> Outcome:
         """The same through `--gpu-cluster`; `shipped` says whether it is to come so far that the tree is uploaded.
 
         The tree is taken away then, unless this side has to read its sources (`keep`).
         """
-        return self.start(scenario, *args, workers=workers, shipped=shipped, keep=keep, keep_history=keep_history, **environ).wait()
+        return self.start(
+            scenario,
+            *args,
+            workers=workers,
+            shipped=shipped,
+            keep=keep,
+            keep_history=keep_history,
+            **environ,
+        ).wait()
 
     def start(
-        self, scenario: Scenario, *args: str, workers: int = 1, shipped: bool = True, keep: bool = False, keep_history: bool = False,
+        self,
+        scenario: Scenario,
+        *args: str,
+        workers: int = 1,
+        shipped: bool = True,
+        keep: bool = False,
+        keep_history: bool = False,
         **environ: str,
-    ) -> Running:  # fmt: skip
+    ) -> Running:
         """`ours`, while it goes on."""
         self.fresh(scenario)
         if workers > 1 and not keep_history:
-            (self.store / "history/durations.json").unlink(missing_ok=True)  # known short tests are not worth a second worker
+            (self.store / "history/durations.json").unlink(
+                missing_ok=True
+            )  # known short tests are not worth a second worker
         for before in scenario.before:
             self.run_ours(scenario, before, workers, environ).wait()
         write(self.project, scenario.change)
         running = Running(self, scenario, with_junit((*scenario.args, *args)), workers, environ)
-        assert running.shipped(keep=keep) == shipped, running.wait().out + running.outputs[1].read_text()
+        assert running.shipped(keep=keep) == shipped, (
+            running.wait().out + running.outputs[1].read_text()
+        )
         return running
 
     def same(self, scenario: Scenario, *, header: bool = True) -> Outcome:
@@ -188,7 +249,9 @@ class Bench:
         """
         plain, ours = self.plain(scenario), self.ours(scenario)
         assert ours.code == plain.code == 4, ours.out + ours.err
-        assert ours.err == plain.err.replace("python -m pytest", "pytest").replace("__main__.py", "pytest")
+        assert ours.err == plain.err.replace("python -m pytest", "pytest").replace(
+            "__main__.py", "pytest"
+        )
         assert "passed" not in ours.out
         return ours
 
@@ -217,38 +280,67 @@ class Bench:
 
     def run_plain(self, scenario: Scenario, args: tuple[str, ...]) -> Outcome:
         done = subprocess.run(
-            self.argv(*with_junit(args)), cwd=self.project / scenario.cwd, env={**self.environ, **scenario.env}, capture_output=True,
-            timeout=LIMIT_S, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        return self.outcome(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"), "")
+            self.argv(*with_junit(args)),
+            cwd=self.project / scenario.cwd,
+            env={**self.environ, **scenario.env},
+            capture_output=True,
+            timeout=LIMIT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        return self.outcome(
+            done.returncode,
+            done.stdout.decode(errors="replace"),
+            done.stderr.decode(errors="replace"),
+            "",
+        )
 
-    def run_ours(self, scenario: Scenario, args: tuple[str, ...], workers: int, environ: dict[str, str]) -> Running:
+    def run_ours(
+        self, scenario: Scenario, args: tuple[str, ...], workers: int, environ: dict[str, str]
+    ) -> Running:
         running = Running(self, scenario, with_junit(args), workers, environ)
         assert running.shipped(), running.wait().out
         return running
 
     def outcome(self, code: int, out: str, err: str, session: str) -> Outcome:
-        values = next(iter(sorted(self.project.glob("**/.pytest_cache/v/cache"))), self.project / "none")
+        values = next(
+            iter(sorted(self.project.glob("**/.pytest_cache/v/cache"))), self.project / "none"
+        )
         cache = {path.name: json.loads(path.read_text()) for path in sorted(values.glob("*"))}
         if "stepwise" in cache:
             cache["stepwise"].pop("last_cache_date_str", None)
         junit = next(iter(sorted(self.project.glob("**/junit.xml"))), None)
         xml = normal_xml(junit.read_text(), self.project) if junit is not None else ""
         return Outcome(
-            code=code, out=normal(out, self.project), err=normal(err, self.project), junit=xml, cache=cache, raw=out, session=session
+            code=code,
+            out=normal(out, self.project),
+            err=normal(err, self.project),
+            junit=xml,
+            cache=cache,
+            raw=out,
+            session=session,
         )
 
     def requests(self) -> set[str]:
         """Sessions whose tree is in the store."""
         asked = self.store.glob("sessions/*/request.json")
-        return {str(path.parent.relative_to(self.store)) for path in asked if '"tree"' in path.read_text()}
+        return {
+            str(path.parent.relative_to(self.store))
+            for path in asked
+            if '"tree"' in path.read_text()
+        }
 
     def events(self, outcome: Outcome) -> list[dict[str, Any]]:
         """What the record holds of a run."""
-        from harness.journal import JournalReader
-        from harness.store import Store
+        from pytest_gpu_cluster.contract.journal import JournalReader
+        from pytest_gpu_cluster.contract.store import Store
 
-        return [dict(event) for event in JournalReader(Store.open(str(self.store), base=self.store), f"{outcome.session}/events").poll()]
+        return [
+            dict(event)
+            for event in JournalReader(
+                Store.open(str(self.store), base=self.store), f"{outcome.session}/events"
+            ).poll()
+        ]
 
 
 def agree(plain: Outcome, ours: Outcome) -> None:
@@ -270,7 +362,11 @@ def sorted_header(outcome: Outcome) -> Outcome:
 
 
 def with_junit(args: tuple[str, ...]) -> tuple[str, ...]:
-    return args if any(arg.startswith("--junitxml") or arg == "no:junitxml" for arg in args) else (*args, "--junitxml=junit.xml")
+    return (
+        args
+        if any(arg.startswith("--junitxml") or arg == "no:junitxml" for arg in args)
+        else (*args, "--junitxml=junit.xml")
+    )
 
 
 def without_addresses(files: dict[str, str]) -> dict[str, str]:

@@ -13,7 +13,9 @@ SUITE = re.compile(r'<property name="gpu-cluster\.[^>]*/>')
 
 def normal(text: str, root: Path) -> str:
     """Terminal text without our own lines, with N for seconds and ROOT for the root's path."""
-    lines = [line for line in text.splitlines(keepends=True) if not line.startswith("gpu-cluster: ")]
+    lines = [
+        line for line in text.splitlines(keepends=True) if not line.startswith("gpu-cluster: ")
+    ]
     return "".join(seconds(line) for line in lines).replace(str(root), "ROOT")
 
 
@@ -27,5 +29,9 @@ def seconds(line: str) -> str:
 
 def normal_xml(text: str, root: Path) -> str:
     """JUnit without our suite properties, and with N for every time."""
-    text = SUITE.sub("", text).replace("<properties></properties>", "").replace('"></testsuite>', '" />')
+    text = (
+        SUITE.sub("", text)
+        .replace("<properties></properties>", "")
+        .replace('"></testsuite>', '" />')
+    )
     return seconds(TIMES.sub(r'\1="N"', text)).replace(str(root), "ROOT")

@@ -24,7 +24,14 @@ def there(): return os.environ["PYTEST_XDIST_WORKER"]
 
 def test_b46_a_conftest_that_cannot_be_imported_here_works(bench: Bench) -> None:
     """A CI runner has no torch; this conftest stands for one that needs it: only on the cluster does it import."""
-    ours = bench.ours(Scenario(files={"conftest.py": THERE_ONLY, "test_t.py": "def test_t(there): assert there == 'gw0'\n"}))
+    ours = bench.ours(
+        Scenario(
+            files={
+                "conftest.py": THERE_ONLY,
+                "test_t.py": "def test_t(there): assert there == 'gw0'\n",
+            }
+        )
+    )
 
     assert ours.code == 0, ours.out + ours.err
     assert "1 passed" in ours.counts
@@ -32,13 +39,19 @@ def test_b46_a_conftest_that_cannot_be_imported_here_works(bench: Bench) -> None
 
 def test_b46_a_conftest_that_fails_on_both_sides_fails_as_plain_does(bench: Bench) -> None:
     """What is missing on the cluster too is the user's to mend, and he reads of it as always."""
-    files = {**PASS, "sub/conftest.py": "import torch_that_is_not_there\n", "sub/test_s.py": "def test(): pass\n"}
+    files = {
+        **PASS,
+        "sub/conftest.py": "import torch_that_is_not_there\n",
+        "sub/test_s.py": "def test(): pass\n",
+    }
 
     assert bench.same(Scenario(files=files)).code
 
 
 @scenarios(47)
-def test_b47_options_and_settings_of_conftests_are_accepted(bench: Bench, scenario: Scenario) -> None:
+def test_b47_options_and_settings_of_conftests_are_accepted(
+    bench: Bench, scenario: Scenario
+) -> None:
     """`--dev cuda:0` with a space, own ini keys, under --strict-config too, which pytest 9.0 does not hear in addopts."""
     accepted = "conftest.py" in scenario.files or pytest.version_tuple[:2] == (9, 0)
     assert bench.same(scenario, header=False).code == (0 if accepted else 4)
@@ -47,7 +60,9 @@ def test_b47_options_and_settings_of_conftests_are_accepted(bench: Bench, scenar
 def test_b47_the_same_with_two_workers(bench: Bench) -> None:
     """Each worker gets the option."""
     test = "def test_a(request): assert request.config.getoption('--dev') == 'cuda:0'\ndef test_b(): pass\n"
-    scenario = Scenario(files={"conftest.py": CONFTEST, "test_d.py": test}, args=("--dev", "cuda:0"))
+    scenario = Scenario(
+        files={"conftest.py": CONFTEST, "test_d.py": test}, args=("--dev", "cuda:0")
+    )
     plain, ours = bench.plain(scenario), bench.ours(scenario, workers=2)
 
     assert (ours.code, ours.junit) == (plain.code, plain.junit)
@@ -68,7 +83,9 @@ def test_b48_addopts_may_name_options_that_only_the_cluster_knows(bench: Bench) 
 
 def test_b49_required_plugins_that_are_missing_are_named(bench: Bench) -> None:
     """pytest asks for them before anything else: 4, with their names, and nothing is started."""
-    scenario = Scenario(files={**PASS, "pytest.ini": "[pytest]\nrequired_plugins = pytest-nowhere\n"})
+    scenario = Scenario(
+        files={**PASS, "pytest.ini": "[pytest]\nrequired_plugins = pytest-nowhere\n"}
+    )
     plain, ours = bench.plain(scenario), bench.ours(scenario, shipped=False)
 
     assert (ours.code, ours.out, ours.err) == (plain.code, plain.out, plain.err)
@@ -87,7 +104,9 @@ def test_b49_p_of_a_missing_plugin_is_named(bench: Bench) -> None:
 
 
 @scenarios(50)
-def test_b50_a_warning_filter_may_name_a_module_of_the_cluster(bench: Bench, scenario: Scenario) -> None:
+def test_b50_a_warning_filter_may_name_a_module_of_the_cluster(
+    bench: Bench, scenario: Scenario
+) -> None:
     """It is imported where it is used; a class that is no warning is refused on this side already, in pytest's words."""
     plain, ours = bench.plain(scenario), bench.ours(scenario, shipped=False)
 
@@ -117,7 +136,12 @@ def test_b51_xdist_in_addopts_is_ignored_on_both_sides(bench: Bench, scenario: S
 def test_b51_n_auto_in_addopts_does_not_start_xdist(bench: Bench) -> None:
     """Two schedulers, one below the other, would run each test as often as there are cores. One worker, as without -n."""
     plain = bench.plain(Scenario(files=PASS, args=("-v",)))
-    ours = bench.ours(Scenario(files={**PASS, "pytest.ini": "[pytest]\naddopts = -n auto --dist=loadfile\n"}, args=("-v",)))
+    ours = bench.ours(
+        Scenario(
+            files={**PASS, "pytest.ini": "[pytest]\naddopts = -n auto --dist=loadfile\n"},
+            args=("-v",),
+        )
+    )
 
     assert ours.code == 0
     assert ours.statuses == plain.statuses
@@ -156,8 +180,17 @@ def test_b53_no_module_of_the_user_is_imported_here(bench: Bench, tmp_path: Path
     """Nor Ray, torch or a vendor's SDK: what is imported at the end of the run was imported on the way."""
     (tmp_path / "sitecustomize.py").write_text(SPY)
     seen = tmp_path / "seen"
-    files = {**MIXED_FILES, "conftest.py": "import mylib\n", "mylib.py": "", "pytest.ini": "[pytest]\npythonpath = .\n"}
-    ours = bench.ours(Scenario(files=files), PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]), PYTEST_SPY=str(seen))
+    files = {
+        **MIXED_FILES,
+        "conftest.py": "import mylib\n",
+        "mylib.py": "",
+        "pytest.ini": "[pytest]\npythonpath = .\n",
+    }
+    ours = bench.ours(
+        Scenario(files=files),
+        PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]),
+        PYTEST_SPY=str(seen),
+    )
 
     assert ours.code == 1, ours.out
     assert seen.read_text() == "."

@@ -43,26 +43,42 @@ def cases(outcome: Outcome) -> dict[str, tuple[str, str]]:
     for case in ET.fromstring(outcome.junit).iter("testcase"):
         name = str(case.get("name"))
         assert name not in found, f"{name} is there twice"
-        child = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
-        found[name] = ("passed", "") if child is None else (child.tag, str(child.get("message")).partition("\n")[0])
+        child = next(
+            (child for child in case if child.tag in ("failure", "error", "skipped")), None
+        )
+        found[name] = (
+            ("passed", "")
+            if child is None
+            else (child.tag, str(child.get("message")).partition("\n")[0])
+        )
     return found
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_b61_a_crash_is_one_report_with_phase_signal_and_last_words(bench: Bench, workers: int) -> None:
+def test_b61_a_crash_is_one_report_with_phase_signal_and_last_words(
+    bench: Bench, workers: int
+) -> None:
     """In call a failure, in setup or teardown an error (the design's class, crash): never a hang, never a green run."""
     ours = bench.ours(Scenario(files={"test_c.py": CRASHES}), workers=workers)
     found = cases(ours)
 
     assert ours.code == 1
     assert {name: outcome for name, (outcome, _) in found.items()} == {
-        "test_before": "passed", "test_segfault": "failure", "test_exits": "failure", "test_killed": "failure", "test_setup": "error",
-        "test_teardown": "error", "test_after": "passed",
-    }  # fmt: skip
+        "test_before": "passed",
+        "test_segfault": "failure",
+        "test_exits": "failure",
+        "test_killed": "failure",
+        "test_setup": "error",
+        "test_teardown": "error",
+        "test_after": "passed",
+    }
     for name, begins, phase in (
-        ("test_segfault", "crash: SIGSEGV", "call"), ("test_exits", "crash: exit 0", "call"), ("test_killed", "crash: SIGKILL", "call"),
-        ("test_setup", "crash: SIGABRT", "setup"), ("test_teardown", "crash: exit 3", "teardown"),
-    ):  # fmt: skip
+        ("test_segfault", "crash: SIGSEGV", "call"),
+        ("test_exits", "crash: exit 0", "call"),
+        ("test_killed", "crash: SIGKILL", "call"),
+        ("test_setup", "crash: SIGABRT", "setup"),
+        ("test_teardown", "crash: exit 3", "teardown"),
+    ):
         assert begins in found[name][1], found[name]
         assert phase in found[name][1], found[name]
     for words in ("last words", "last errors", "Segmentation fault", "in test_segfault"):
@@ -90,7 +106,9 @@ def test_c(): pass
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_b62_a_crashed_test_is_not_run_again_and_the_others_are_run(bench: Bench, workers: int) -> None:
+def test_b62_a_crashed_test_is_not_run_again_and_the_others_are_run(
+    bench: Bench, workers: int
+) -> None:
     """A crash is the test's; only lost machines are tried again."""
     marks = bench.beside(f"marks{workers}")
     ours = bench.ours(Scenario(files={"test_c.py": ONCE}), workers=workers, PYTEST_MARKS=str(marks))
@@ -106,7 +124,9 @@ def test_b63_a_crash_at_import_is_a_collection_error_of_that_file(bench: Bench) 
 
     assert stopped.code == 2
     assert "crash: SIGSEGV" in stopped.out
-    assert pytest.version_tuple < (9,) or "ERROR test_zz.py - crash: SIGSEGV" in stopped.out  # pytest 8 names the file alone
+    assert (
+        pytest.version_tuple < (9,) or "ERROR test_zz.py - crash: SIGSEGV" in stopped.out
+    )  # pytest 8 names the file alone
     assert "1 error in N s" in stopped.counts
     assert went_on.code == 1
     assert "2 passed, 1 error" in went_on.counts
@@ -156,7 +176,9 @@ def test_b66_x_stops_the_tests_of_other_workers_with_teardown(bench: Bench) -> N
     """The other test does not go on for a minute; its fixtures are torn down; nothing after the stop is shown."""
     marks = bench.beside("marks66")
     marks.mkdir()
-    ours = bench.ours(Scenario(files={"test_x.py": STOPPED}), "-x", workers=2, PYTEST_MARKS=str(marks))
+    ours = bench.ours(
+        Scenario(files={"test_x.py": STOPPED}), "-x", workers=2, PYTEST_MARKS=str(marks)
+    )
 
     assert ours.code == 1
     assert "stopping after 1 failures" in ours.out
@@ -168,8 +190,12 @@ def test_b66_x_stops_the_tests_of_other_workers_with_teardown(bench: Bench) -> N
 ENDLESS = "import time\ndef test_quick(): pass\ndef test_endless(): time.sleep(300)\ndef test_never(): pass\n"
 
 
-@pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2)], ids=["once", "twice"])
-def test_b67_ctrl_c_ends_the_run_and_the_cluster(bench: Bench, number: signal.Signals, times: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2)], ids=["once", "twice"]
+)
+def test_b67_ctrl_c_ends_the_run_and_the_cluster(
+    bench: Bench, number: signal.Signals, times: int
+) -> None:
     """Once: a summary, exit 2, no process left. Twice: at once, and nothing left either."""
     ours, cluster = interrupted(bench, number, times)
 
@@ -222,7 +248,11 @@ def test_b64_the_tests_of_a_lost_node_run_elsewhere_and_are_reported_once(bench:
     seen = bench.beside("seen")
     seen.mkdir()
     settings = {"GPU_CLUSTER_NODES": "2", "GPU_CLUSTER_SIMULATED_GPUS": "1"}
-    running = bench.start(Scenario(files={"test_n.py": ON_NODES.format(seen=str(seen))}, env=settings), "-v", workers=2)
+    running = bench.start(
+        Scenario(files={"test_n.py": ON_NODES.format(seen=str(seen))}, env=settings),
+        "-v",
+        workers=2,
+    )
     running.until(lambda: any(seen.glob("n1-*")))
     found = re.search(r"gpu-cluster: cluster +(c[0-9a-f]{6})", running.out)
     assert found is not None
@@ -230,7 +260,9 @@ def test_b64_the_tests_of_a_lost_node_run_elsewhere_and_are_reported_once(bench:
     ours = running.wait()
 
     assert ours.code == 0, ours.out
-    assert {name: outcome for name, (outcome, _) in cases(ours).items()} == {f"test_on_a_node[{n}]": "passed" for n in range(4)}
+    assert {name: outcome for name, (outcome, _) in cases(ours).items()} == {
+        f"test_on_a_node[{n}]": "passed" for n in range(4)
+    }
     assert len(ours.statuses) == 4
     assert "gpu-cluster: retry        test_n.py::test_on_a_node[" in ours.raw
     assert left_of(found[1]) == [], "a cluster that has lost a node stayed for the next session"
@@ -245,7 +277,7 @@ def test_b16_the_head_is_lost_and_the_run_is_not_green(bench: Bench) -> None:
     assert found is not None
     for line in left_of(found[1]):
         pid = line.split(" ", 1)[0]
-        if pid.isdigit() and "harness.remote.keeper" in line:
+        if pid.isdigit() and "pytest_gpu_cluster.node.keeper" in line:
             os.kill(int(pid), signal.SIGKILL)
     ours = running.wait()
 
@@ -258,11 +290,17 @@ def raylet_of(cluster: str, node: str) -> int:
     """The raylet of one node of a cluster."""
     mark = f"{CLUSTERS}/{cluster}/{node}".encode()
     pids = [line.split(" ", 1)[0] for line in left_of(cluster) if "raylet/raylet" in line]
-    return next(int(pid) for pid in pids if pid.isdigit() and mark in Path(f"/proc/{pid}/environ").read_bytes())
+    return next(
+        int(pid)
+        for pid in pids
+        if pid.isdigit() and mark in Path(f"/proc/{pid}/environ").read_bytes()
+    )
 
 
 @scenarios(69)
-def test_b69_live_output_and_setup_lines_are_those_of_plain(bench: Bench, scenario: Scenario) -> None:
+def test_b69_live_output_and_setup_lines_are_those_of_plain(
+    bench: Bench, scenario: Scenario
+) -> None:
     """-s, --setup-show, --setup-plan, --setup-only, log_cli, one --log-file."""
     ours = bench.same(scenario)
 
@@ -285,10 +323,16 @@ def test_live(shown):
 
 @pytest.mark.parametrize(
     ("args", "words"),
-    [(("-s",), "first line"), (("--setup-show",), "SETUP    F shown"), (("--log-cli-level=INFO",), "first record")],
+    [
+        (("-s",), "first line"),
+        (("--setup-show",), "SETUP    F shown"),
+        (("--log-cli-level=INFO",), "first record"),
+    ],
     ids=["s", "setup-show", "log-cli"],
 )
-def test_b69_output_arrives_while_the_test_runs(bench: Bench, args: tuple[str, ...], words: str) -> None:
+def test_b69_output_arrives_while_the_test_runs(
+    bench: Bench, args: tuple[str, ...], words: str
+) -> None:
     """The test waits for a file that is only written once its output has been read here."""
     seen = bench.beside(f"seen{args[0]}")
     running = bench.start(Scenario(files={"test_l.py": LIVE}, args=args), PYTEST_SEEN=str(seen))
@@ -300,7 +344,9 @@ def test_b69_output_arrives_while_the_test_runs(bench: Bench, args: tuple[str, .
 
 def test_b69_with_two_workers_each_live_line_names_its_worker(bench: Bench) -> None:
     """Lines of two tests that run at once would be a riddle."""
-    files = {"test_s.py": "import time\ndef test_a():\n  print('in a'); time.sleep(1)\ndef test_b():\n  print('in b'); time.sleep(1)\n"}
+    files = {
+        "test_s.py": "import time\ndef test_a():\n  print('in a'); time.sleep(1)\ndef test_b():\n  print('in b'); time.sleep(1)\n"
+    }
     ours = bench.ours(Scenario(files=files, args=("-s",)), workers=2)
 
     assert ours.code == 0
@@ -320,6 +366,11 @@ def test_b70_debuggers_are_refused_with_a_remedy(bench: Bench, option: str) -> N
 
 def test_b70_a_breakpoint_fails_its_test_and_does_not_hang(bench: Bench) -> None:
     """It finds no terminal to read from, as under plain pytest whose stdin is closed."""
-    ours = bench.same(Scenario(files={"test_b.py": "def test_b(): breakpoint()\ndef test_c(): pass\n"}, args=("--tb=line", "-q")))
+    ours = bench.same(
+        Scenario(
+            files={"test_b.py": "def test_b(): breakpoint()\ndef test_c(): pass\n"},
+            args=("--tb=line", "-q"),
+        )
+    )
 
     assert "1 failed, 1 passed" in ours.counts

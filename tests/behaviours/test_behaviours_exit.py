@@ -86,7 +86,10 @@ def test_b08_nothing_to_run_is_5(bench: Bench, scenario: Scenario) -> None:
     assert bench.same(scenario).code == 5
 
 
-IN_SESSIONSTART = {**PASS, "conftest.py": "import pytest\ndef pytest_sessionstart(): pytest.exit('too early', 5)\n"}
+IN_SESSIONSTART = {
+    **PASS,
+    "conftest.py": "import pytest\ndef pytest_sessionstart(): pytest.exit('too early', 5)\n",
+}
 
 
 @scenarios(9)
@@ -108,7 +111,9 @@ def test_b09_pytest_exit_in_sessionstart(bench: Bench) -> None:
 
 
 @scenarios(10)
-def test_b10_a_keyboard_interrupt_in_a_test_is_2_and_names_its_line(bench: Bench, scenario: Scenario) -> None:
+def test_b10_a_keyboard_interrupt_in_a_test_is_2_and_names_its_line(
+    bench: Bench, scenario: Scenario
+) -> None:
     """No failure is made up for it."""
     ours = bench.same(scenario)
 
@@ -133,7 +138,9 @@ def test_b11_sys_exit_at_import_is_3(bench: Bench) -> None:
 
 
 @scenarios(12)
-def test_b12_an_internal_error_there_is_3_with_its_text_here(bench: Bench, scenario: Scenario) -> None:
+def test_b12_an_internal_error_there_is_3_with_its_text_here(
+    bench: Bench, scenario: Scenario
+) -> None:
     """The frames of the traceback below the hook that failed are another program's; what failed, and where, is the same.
 
     Not equal to plain, and not promised: the frames between pytest's main and the user's hook.
@@ -141,7 +148,11 @@ def test_b12_an_internal_error_there_is_3_with_its_text_here(bench: Bench, scena
     plain, ours = bench.plain(scenario), bench.ours(scenario)
 
     assert ours.code == plain.code == 3
-    for words in ("INTERNALERROR> ", 'ROOT/conftest.py", line 2, in pytest_runtest_logreport', "RuntimeError: hook broke"):
+    for words in (
+        "INTERNALERROR> ",
+        'ROOT/conftest.py", line 2, in pytest_runtest_logreport',
+        "RuntimeError: hook broke",
+    ):
         assert words in plain.out + plain.err
         assert words in ours.out + ours.err
     assert ours.junit.count("<error ") == plain.junit.count("<error ") == 1
@@ -162,7 +173,9 @@ def test_b14_a_usage_error_of_a_remote_plugin_is_4(bench: Bench, scenario: Scena
 
 
 @scenarios(15)
-def test_b15_too_many_warnings_is_6(bench: Bench, scenario: Scenario, pytestconfig: pytest.Config) -> None:
+def test_b15_too_many_warnings_is_6(
+    bench: Bench, scenario: Scenario, pytestconfig: pytest.Config
+) -> None:
     """Warnings must neither get lost nor be counted on both sides. A pytest without the option refuses it there as here."""
     if hasattr(pytestconfig.option, "max_warnings"):
         assert bench.same(scenario).code == 6
@@ -170,7 +183,9 @@ def test_b15_too_many_warnings_is_6(bench: Bench, scenario: Scenario, pytestconf
         bench.refused(scenario)
 
 
-def test_b15_exactly_as_many_warnings_as_allowed_is_0(bench: Bench, pytestconfig: pytest.Config) -> None:
+def test_b15_exactly_as_many_warnings_as_allowed_is_0(
+    bench: Bench, pytestconfig: pytest.Config
+) -> None:
     """One warning counted twice would show here."""
     allowed = ("--max-warnings=2",) if hasattr(pytestconfig.option, "max_warnings") else ()
     assert bench.alike(Scenario(files=SCENARIOS["b15_max_warnings"].files, args=allowed)).code == 0
@@ -182,15 +197,23 @@ def test_b17_a_remote_exit_status_that_disagrees_is_never_0(bench: Bench) -> Non
     ours = bench.ours(Scenario(files={**PASS, "conftest.py": conftest}))
 
     assert ours.code == 3
-    assert any(line.startswith("gpu-cluster: ") and "exit code 9, its results give 0" in line for line in ours.raw.splitlines()), ours.raw
+    assert any(
+        line.startswith("gpu-cluster: ") and "exit code 9, its results give 0" in line
+        for line in ours.raw.splitlines()
+    ), ours.raw
 
 
-def test_b18_a_cluster_that_does_not_come_up_is_10_with_its_reason(bench: Bench, interpreter: Callable[..., str]) -> None:
+def test_b18_a_cluster_that_does_not_come_up_is_10_with_its_reason(
+    bench: Bench, interpreter: Callable[..., str]
+) -> None:
     """Not 5 and "no tests ran": nobody was asked to run any (the design's class, infrastructure)."""
-    python = interpreter(without=("ray",), write={
-        "ray-2.60.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: ray\nVersion: 2.60.0\n",
-        "ray/__init__.py": "raise ImportError('libnowhere.so.12: cannot open shared object file')\n",
-    })  # fmt: skip
+    python = interpreter(
+        without=("ray",),
+        write={
+            "ray-2.60.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: ray\nVersion: 2.60.0\n",
+            "ray/__init__.py": "raise ImportError('libnowhere.so.12: cannot open shared object file')\n",
+        },
+    )
     ours = bench.ours(Scenario(files=PASS), GPU_CLUSTER_LOCAL_PYTHON=python)
 
     assert ours.code == 10

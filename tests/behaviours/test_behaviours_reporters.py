@@ -24,16 +24,26 @@ def test_b54_the_order_of_junit_does_not_depend_on_the_workers(bench: Bench) -> 
     bench.alike(SCENARIOS["b54_xunit2"])
 
 
-SUBTESTS = {"test_s.py": "def test_s(subtests):\n  with subtests.test('m', i=1): assert 0\ndef test_t(): assert 0, 'plain'\n"}
+SUBTESTS = {
+    "test_s.py": "def test_s(subtests):\n  with subtests.test('m', i=1): assert 0\ndef test_t(): assert 0, 'plain'\n"
+}
 
 
 def test_b55_the_report_log_has_what_plain_writes(bench: Bench) -> None:
     """CollectReports and SubtestReports included; times aside, line for line. (--tb=short: the long one shows an object's address.)"""
-    scenario = Scenario(files={**SUBTESTS, "sub/test_p.py": "def test_p(): pass\n"}, args=("--report-log=log.jsonl", "--tb=short"))
+    scenario = Scenario(
+        files={**SUBTESTS, "sub/test_p.py": "def test_p(): pass\n"},
+        args=("--report-log=log.jsonl", "--tb=short"),
+    )
     logs = []
     for side in (bench.plain, bench.ours):
         side(scenario)
-        logs.append([timeless(json.loads(line)) for line in (bench.project / "log.jsonl").read_text().splitlines()])
+        logs.append(
+            [
+                timeless(json.loads(line))
+                for line in (bench.project / "log.jsonl").read_text().splitlines()
+            ]
+        )
 
     assert logs[1] == logs[0]
     assert {"CollectReport", "TestReport"} <= {line.get("$report_type") for line in logs[1]}
@@ -98,17 +108,24 @@ def test_b57_reruns_are_counted_and_the_last_one_decides(bench: Bench, scenario:
 
 def test_b57_the_same_with_two_workers(bench: Bench) -> None:
     """The attempts of one test stay together in one worker."""
-    plain, ours = bench.plain(SCENARIOS["b57_reruns"]), bench.ours(SCENARIOS["b57_reruns"], workers=2)
+    plain, ours = (
+        bench.plain(SCENARIOS["b57_reruns"]),
+        bench.ours(SCENARIOS["b57_reruns"], workers=2),
+    )
 
     assert (ours.code, ours.lines, ours.junit) == (plain.code, plain.lines, plain.junit)
 
 
-TIMEOUT = {"test_t.py": "import time, pytest\n@pytest.mark.timeout(0.5)\ndef test_slow(): time.sleep(30)\ndef test_ok(): pass\n"}
+TIMEOUT = {
+    "test_t.py": "import time, pytest\n@pytest.mark.timeout(0.5)\ndef test_slow(): time.sleep(30)\ndef test_ok(): pass\n"
+}
 
 
 def test_b58_a_timeout_by_signal_fails_the_test(bench: Bench) -> None:
     """pytest-timeout raises in the test: an ordinary failure. (rerunfailures has a thread in plain pytest, whose stack would be shown.)"""
-    ours = bench.same(Scenario(files=TIMEOUT, args=("-o", "timeout_method=signal", "-p", "no:rerunfailures")))
+    ours = bench.same(
+        Scenario(files=TIMEOUT, args=("-o", "timeout_method=signal", "-p", "no:rerunfailures"))
+    )
 
     assert "1 failed, 1 passed" in ours.counts
 
@@ -126,8 +143,12 @@ def test_b58_a_timeout_by_thread_costs_one_test(bench: Bench) -> None:
 
 def test_b59_randomly_uses_one_seed_everywhere(bench: Bench) -> None:
     """The order is that of plain pytest with the same seed; random numbers too, on both workers."""
-    numbers = "import random\n" + "".join(f"def test_{n}(record_property): record_property('n', random.random())\n" for n in range(6))
-    scenario = Scenario(files={"test_r.py": numbers}, args=("-v", "-p", "pytest_randomly", "--randomly-seed=17"))
+    numbers = "import random\n" + "".join(
+        f"def test_{n}(record_property): record_property('n', random.random())\n" for n in range(6)
+    )
+    scenario = Scenario(
+        files={"test_r.py": numbers}, args=("-v", "-p", "pytest_randomly", "--randomly-seed=17")
+    )
     plain = bench.plain(scenario)
     ours, two = bench.ours(scenario), bench.ours(scenario, workers=2)
 

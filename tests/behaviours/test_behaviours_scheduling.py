@@ -54,9 +54,17 @@ def test_b71_with_two_workers_each_has_one_session(bench: Bench) -> None:
     assert ours.code == 0, ours.out
     for worker in ("gw0", "gw1"):
         assert lines.count(f"session up {worker}") == lines.count(f"session down {worker}") == 1
-    ups, downs = ([line.split(f" {way} ")[1] for line in lines if line.startswith(f"module {way}")] for way in ("up", "down"))
+    ups, downs = (
+        [line.split(f" {way} ")[1] for line in lines if line.startswith(f"module {way}")]
+        for way in ("up", "down")
+    )
     assert sorted(ups) == sorted(downs)
-    assert {name for up in ups for name in up.split()[1:]} == {"test_a", "test_b", "test_c", "test_d"}
+    assert {name for up in ups for name in up.split()[1:]} == {
+        "test_a",
+        "test_b",
+        "test_c",
+        "test_d",
+    }
 
 
 @scenarios(72)
@@ -86,7 +94,11 @@ def test_b73_the_same_with_two_workers(bench: Bench) -> None:
     scenario = Scenario(files=SCENARIOS["b73_package_fixtures"].files, args=("-v",))
     plain, ours = bench.plain(scenario), bench.ours(scenario, workers=2)
 
-    assert (ours.code, sorted(ours.statuses), ours.junit) == (plain.code, sorted(plain.statuses), plain.junit)
+    assert (ours.code, sorted(ours.statuses), ours.junit) == (
+        plain.code,
+        sorted(plain.statuses),
+        plain.junit,
+    )
 
 
 UNSTABLE = {
@@ -107,7 +119,9 @@ def test_b74_an_id_that_a_worker_does_not_find_is_that_tests_error(bench: Bench)
 
     assert ours.code == 1
     assert sum(outcome == "passed" for outcome, _ in found.values()) == 4
-    ((name, message),) = [(name, message) for name, (outcome, message) in found.items() if outcome != "passed"]
+    ((name, message),) = [
+        (name, message) for name, (outcome, message) in found.items() if outcome != "passed"
+    ]
     assert name == "test_who[main]"
     assert "test_who[main]" in message or "not" in message
 
@@ -154,11 +168,15 @@ def test_b75_no_device_is_given_out_twice(bench: Bench) -> None:
         mine = [device for device in devices.split(",") if device]
         assert len(set(mine)) == len(mine) == {"both": 2, "one": 1, "none": 0}[name]
         for other, theirs, start, end in held:
-            together = start < ended and began < end and (other, theirs, start) != (name, devices, began)
+            together = (
+                start < ended and began < end and (other, theirs, start) != (name, devices, began)
+            )
             assert not (together and set(mine) & {device for device in theirs.split(",") if device})
 
 
-IMPOSSIBLE = {"test_i.py": "import pytest\n@pytest.mark.gpu(count=8)\ndef test_eight(): pass\ndef test_fine(): pass\n"}
+IMPOSSIBLE = {
+    "test_i.py": "import pytest\n@pytest.mark.gpu(count=8)\ndef test_eight(): pass\ndef test_fine(): pass\n"
+}
 
 
 def test_b76_a_demand_that_can_never_be_met_is_an_error_at_once(bench: Bench) -> None:
@@ -192,7 +210,9 @@ def test_b77_what_suites_written_for_xdist_ask_for_is_there(bench: Bench, worker
     ours = bench.ours(Scenario(files=XDIST), workers=workers, PYTEST_EXPECTED=str(workers))
 
     assert ours.code == 0, ours.out
-    assert set(re.findall(r'name="worker" value="([^"]*)"', ours.junit)) == {f"gw{n}" for n in range(workers)}
+    assert set(re.findall(r'name="worker" value="([^"]*)"', ours.junit)) == {
+        f"gw{n}" for n in range(workers)
+    }
     assert len(set(re.findall(r'name="run" value="([^"]*)"', ours.junit))) == 1
 
 
@@ -209,14 +229,19 @@ def test_b78_known_durations_shorten_the_tail(bench: Bench) -> None:
     From the record's own clock: the time from the first start to the last end, against half the sum of the tests.
     """
     scenario = Scenario(files={"test_tail.py": TAIL})
-    first, second = bench.ours(scenario, workers=2), bench.ours(scenario, workers=2, keep_history=True)
+    first, second = (
+        bench.ours(scenario, workers=2),
+        bench.ours(scenario, workers=2, keep_history=True),
+    )
     events = bench.events(second)
     starts = [event for event in events if event["kind"] == "test_started"]
     ends = [event for event in events if event["kind"] == "test_finished"]
     bound_s = sum(event["duration_s"] for event in ends) / 2
 
     assert (first.code, second.code) == (0, 0)
-    assert "test_tail.py::test_t[1600]" in [event["nodeid"] for event in starts[:2]]  # either worker may be heard first
+    assert "test_tail.py::test_t[1600]" in [
+        event["nodeid"] for event in starts[:2]
+    ]  # either worker may be heard first
     assert ends[-1]["t"] - starts[0]["t"] <= 1.15 * bound_s
 
 

@@ -16,7 +16,10 @@ def test_b41_every_way_to_select_selects_the_same(bench: Bench, scenario: Scenar
 
 def test_b41_k_with_two_workers(bench: Bench) -> None:
     """Workers are told node ids; they do not select again."""
-    assert "deselected" in bench.alike(Scenario(files=MIXED_FILES, args=("-k", "param or other or method"))).counts
+    assert (
+        "deselected"
+        in bench.alike(Scenario(files=MIXED_FILES, args=("-k", "param or other or method"))).counts
+    )
 
 
 @scenarios(42)
@@ -34,7 +37,9 @@ def test_b42_last_failed_with_two_workers(bench: Bench) -> None:
 
 
 @scenarios(43)
-def test_b43_a_collection_error_that_was_mended_is_forgotten(bench: Bench, scenario: Scenario) -> None:
+def test_b43_a_collection_error_that_was_mended_is_forgotten(
+    bench: Bench, scenario: Scenario
+) -> None:
     """Under xdist it stays in lastfailed for ever."""
     assert "test_broken.py" not in bench.same(scenario).cache.get("lastfailed", {})
 
@@ -54,7 +59,9 @@ def test_b44_cache_show_needs_no_cluster(bench: Bench) -> None:
     assert "cache/lastfailed contains" in ours.out
 
 
-INTERRUPTED = {"test_i.py": "def test_a(): assert 0\ndef test_b(): raise KeyboardInterrupt\ndef test_c(): assert 0\n"}
+INTERRUPTED = {
+    "test_i.py": "def test_a(): assert 0\ndef test_b(): raise KeyboardInterrupt\ndef test_c(): assert 0\n"
+}
 
 
 def test_b45_an_interrupted_run_remembers_what_had_failed(bench: Bench) -> None:

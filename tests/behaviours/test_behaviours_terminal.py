@@ -25,11 +25,17 @@ def test_b19_every_verbosity_prints_what_plain_prints(bench: Bench, scenario: Sc
 
 
 @scenarios(20)
-def test_b20_collected_deselected_and_selected_are_counted(bench: Bench, scenario: Scenario) -> None:
+def test_b20_collected_deselected_and_selected_are_counted(
+    bench: Bench, scenario: Scenario
+) -> None:
     """The selection was made elsewhere; its numbers are the user's check that it was the one that was meant."""
     ours = bench.same(scenario)
 
-    assert re.search(r"^collecting ... collected \d+ items / \d+ deselected / \d+ selected$", ours.out, re.MULTILINE)
+    assert re.search(
+        r"^collecting ... collected \d+ items / \d+ deselected / \d+ selected$",
+        ours.out,
+        re.MULTILINE,
+    )
 
 
 @scenarios(21)
@@ -45,7 +51,9 @@ def test_b22_each_traceback_style_is_kept(bench: Bench, scenario: Scenario) -> N
 
 
 @scenarios(23)
-def test_b23_unusual_failures_have_the_same_text_and_colours(bench: Bench, scenario: Scenario) -> None:
+def test_b23_unusual_failures_have_the_same_text_and_colours(
+    bench: Bench, scenario: Scenario
+) -> None:
     """A missing fixture, a group of exceptions, a doctest, a syntax error: reprs that pytest itself cannot serialise."""
     assert "\x1b[31m" in bench.same(scenario).out
 
@@ -69,7 +77,12 @@ def test_b25_under_ci_diffs_are_not_cut(bench: Bench, scenario: Scenario) -> Non
 
 def test_b26_errors_in_setup_and_teardown_and_both(bench: Bench) -> None:
     """A test can fail and have an error besides: two entries, two counts."""
-    ours = bench.same(Scenario(files={"test_mixed.py": MIXED_FILES["test_mixed.py"]}, args=("-k", "error or both", "-rA")))
+    ours = bench.same(
+        Scenario(
+            files={"test_mixed.py": MIXED_FILES["test_mixed.py"]},
+            args=("-k", "error or both", "-rA"),
+        )
+    )
 
     assert "ERROR at setup of test_setup_error" in ours.out
     assert "ERROR at teardown of test_both" in ours.out
@@ -79,7 +92,10 @@ def test_b26_errors_in_setup_and_teardown_and_both(bench: Bench) -> None:
 @scenarios(27)
 def test_b27_skip_reasons_fold_by_line(bench: Bench, scenario: Scenario) -> None:
     """A skip's place and reason travel as a tuple, which JSON does not have."""
-    assert "SKIPPED [1] test_mixed.py:" in bench.same(scenario).out or "--no-fold-skipped" in scenario.args
+    assert (
+        "SKIPPED [1] test_mixed.py:" in bench.same(scenario).out
+        or "--no-fold-skipped" in scenario.args
+    )
 
 
 FOLDED = {
@@ -99,7 +115,9 @@ def test_b27_folded_and_relative_to_where_pytest_was_started(bench: Bench) -> No
 def test_b28_expected_failures_lenient_and_strict(bench: Bench) -> None:
     """xfailed, xpassed, and a strict one that passed and so failed."""
     files = {"test_mixed.py": MIXED_FILES["test_mixed.py"]}
-    ours = bench.same(Scenario(files=files, args=("-k", "xfails or xpasses or strict", "-rxX", "-v")))
+    ours = bench.same(
+        Scenario(files=files, args=("-k", "xfails or xpasses or strict", "-rxX", "-v"))
+    )
 
     assert "1 failed, 13 deselected, 1 xfailed, 1 xpassed" in ours.counts
 
@@ -136,14 +154,18 @@ def test_b29_sections_keep_their_order(bench: Bench) -> None:
 
 
 @scenarios(30)
-def test_b30_warnings_are_told_once_with_their_source_line(bench: Bench, scenario: Scenario) -> None:
+def test_b30_warnings_are_told_once_with_their_source_line(
+    bench: Bench, scenario: Scenario
+) -> None:
     """Each process of the run could warn; the user has one summary."""
     assert bench.same(scenario).out
 
 
 def test_b30_the_same_with_two_workers(bench: Bench) -> None:
     """A warning at import happens in every worker, and is told once."""
-    files = {"test_w.py": "import warnings\nwarnings.warn('at import')\ndef test_a(): warnings.warn('in a')\ndef test_b(): pass\n"}
+    files = {
+        "test_w.py": "import warnings\nwarnings.warn('at import')\ndef test_a(): warnings.warn('in a')\ndef test_b(): pass\n"
+    }
     ours = bench.alike(Scenario(files=files))
 
     assert "2 passed, 2 warnings" in ours.counts
@@ -235,7 +257,9 @@ def test_b36_with_two_workers_each_test_has_one_status_line(bench: Bench) -> Non
     assert len(workers) == 2
     assert len(ours.statuses) == len(set(ours.statuses)) == 20
     assert sorted(ours.statuses) == sorted(
-        f"test_{name}.py::test_it[{n}] {'FAILED' if n == 3 else 'PASSED'}" for name in "abcd" for n in range(5)
+        f"test_{name}.py::test_it[{n}] {'FAILED' if n == 3 else 'PASSED'}"
+        for name in "abcd"
+        for n in range(5)
     )
     assert "4 failed, 16 passed" in ours.counts
 
@@ -248,7 +272,10 @@ def test_b37_pytest_may_be_started_from_anywhere(bench: Bench, scenario: Scenari
 
 def test_b37_absolute_paths_lead_into_the_shipped_tree(bench: Bench) -> None:
     """The path that was typed does not exist on the cluster, and here no longer either."""
-    scenario = Scenario(files=MIXED_FILES, args=(str(bench.project / "sub" / "test_other.py"), f"--rootdir={bench.project}"))
+    scenario = Scenario(
+        files=MIXED_FILES,
+        args=(str(bench.project / "sub" / "test_other.py"), f"--rootdir={bench.project}"),
+    )
 
     assert "1 failed, 1 passed" in bench.same(scenario).counts
 
@@ -274,12 +301,17 @@ INSTALLED = {
         (("installed.test_b::test_it",), "1 failed"),
     ],
 )
-def test_b37_an_installed_package_is_run_where_it_is(bench: Bench, args: tuple[str, ...], counts: str) -> None:
+def test_b37_an_installed_package_is_run_where_it_is(
+    bench: Bench, args: tuple[str, ...], counts: str
+) -> None:
     """Its node ids count from the argument, so that they name a file of the project, or none, or several files at once."""
     site = bench.beside("site")
     write(site / "installed", INSTALLED)
     scenario = Scenario(
-        files={"pytest.ini": f"[pytest]\npythonpath = {site}\n", "test_a.py": "def test_it(): assert 0, 'of the project'\n"},
+        files={
+            "pytest.ini": f"[pytest]\npythonpath = {site}\n",
+            "test_a.py": "def test_it(): assert 0, 'of the project'\n",
+        },
         args=("--strict-markers", "-v", "--tb=line", "--pyargs", *args),
     )
 
@@ -317,6 +349,9 @@ def test_b40_one_node_id_twice_is_two_tests(bench: Bench, scenario: Scenario) ->
 
 def test_b40_the_same_with_two_workers(bench: Bench) -> None:
     """Each of the two may run elsewhere; each is reported once."""
-    plain, ours = bench.plain(SCENARIOS["b40_keep_duplicates"]), bench.ours(SCENARIOS["b40_keep_duplicates"], workers=2)
+    plain, ours = (
+        bench.plain(SCENARIOS["b40_keep_duplicates"]),
+        bench.ours(SCENARIOS["b40_keep_duplicates"], workers=2),
+    )
 
     assert (ours.code, ours.lines, ours.junit) == (plain.code, plain.lines, plain.junit)

@@ -45,14 +45,22 @@ def functions() -> list[ast.FunctionDef]:
 
 def test_every_number_has_a_test() -> None:
     """A behaviour without a test is a behaviour that nobody knows."""
-    found = {int(named[1]) for function in functions() if (named := re.match(r"test_b(\d\d)_", function.name))}
+    found = {
+        int(named[1])
+        for function in functions()
+        if (named := re.match(r"test_b(\d\d)_", function.name))
+    }
 
     assert found == set(NUMBERS)
 
 
 def test_no_test_stands_outside_the_numbers() -> None:
     """A test that is named otherwise is not found by who looks for its behaviour."""
-    assert [function.name for function in functions() if not re.match(r"test_b\d\d_\w{8,}", function.name)] == []
+    assert [
+        function.name
+        for function in functions()
+        if not re.match(r"test_b\d\d_\w{8,}", function.name)
+    ] == []
 
 
 def test_none_is_skipped_or_expected_to_fail() -> None:
@@ -61,7 +69,8 @@ def test_none_is_skipped_or_expected_to_fail() -> None:
         f"{path.name}:{node.lineno}"
         for path in sorted(HERE.glob("*.py"))
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr in ("skip", "skipif", "xfail", "importorskip")
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("skip", "skipif", "xfail", "importorskip")
     }
 
     assert used == set()
@@ -72,7 +81,8 @@ def test_of_those_selected_none_was_taken_out_by_a_mark(request: pytest.FixtureR
     marked = [
         item.nodeid
         for item in request.session.items
-        if item.path.parent == HERE and any(item.get_closest_marker(name) for name in ("skip", "skipif", "xfail"))
+        if item.path.parent == HERE
+        and any(item.get_closest_marker(name) for name in ("skip", "skipif", "xfail"))
     ]
 
     assert marked == []
@@ -88,12 +98,16 @@ def test_every_test_says_why() -> None:
 
 def test_runs_that_differ_in_session_lines_seconds_and_root_are_equal() -> None:
     """These three, and no others, are taken out."""
-    other = TEXT.replace("20260101-000000-abcd", "20270202-111111-ef01").replace("0.12s ==", "61.02s (0:01:01) ")
+    other = TEXT.replace("20260101-000000-abcd", "20270202-111111-ef01").replace(
+        "0.12s ==", "61.02s (0:01:01) "
+    )
     other = other.replace(str(ROOT), "/elsewhere")
 
     assert normal(other, Path("/elsewhere")) == normal(TEXT, ROOT)
     assert "gpu-cluster" not in normal(TEXT, ROOT)
-    assert normal_xml(XML.replace("0.01", "7.5").replace('value="x"', 'value="y"'), ROOT) == normal_xml(XML, ROOT)
+    assert normal_xml(
+        XML.replace("0.01", "7.5").replace('value="x"', 'value="y"'), ROOT
+    ) == normal_xml(XML, ROOT)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +120,25 @@ def test_runs_that_differ_in_session_lines_seconds_and_root_are_equal() -> None:
         ("[ 33%]", "[ 34%]"),
         ("1.5 == 2.5 in", "1.5 == 3.5 in"),
         ("test_a.py:3", "test_a.py:4"),
-        ("one PASSED      [ 33%]\ntest_a.py::test_two", "two PASSED      [ 33%]\ntest_a.py::test_one"),
+        (
+            "one PASSED      [ 33%]\ntest_a.py::test_two",
+            "two PASSED      [ 33%]\ntest_a.py::test_one",
+        ),
         ("rootdir: /home/somebody/project\n", ""),
         ("========= 1 failed", "--------- 1 failed"),
     ],
-    ids=["letter", "space", "count", "count-at-the-end", "percent", "number-in-a-message", "line", "order", "missing-line", "rule"],
+    ids=[
+        "letter",
+        "space",
+        "count",
+        "count-at-the-end",
+        "percent",
+        "number-in-a-message",
+        "line",
+        "order",
+        "missing-line",
+        "rule",
+    ],
 )
 def test_a_changed_letter_count_or_order_is_seen(here: str, there: str) -> None:
     """A normaliser that takes out more than it should makes every test of this directory green."""
@@ -123,17 +151,28 @@ def test_a_changed_letter_count_or_order_is_seen(here: str, there: str) -> None:
 
 @pytest.mark.parametrize(
     ("here", "there"),
-    [('name="one"', 'name="onf"'), ('tests="2"', 'tests="3"'), ('classname="test_a" name="two"', 'name="two" classname="test_a"'),
-     ('name="gpu-cluster.session"', 'name="arch"')],
+    [
+        ('name="one"', 'name="onf"'),
+        ('tests="2"', 'tests="3"'),
+        ('classname="test_a" name="two"', 'name="two" classname="test_a"'),
+        ('name="gpu-cluster.session"', 'name="arch"'),
+    ],
     ids=["letter", "count", "order", "property"],
-)  # fmt: skip
+)
 def test_a_change_of_junit_is_seen(here: str, there: str) -> None:
     """The same for the report that CI systems read."""
     with pytest.raises(AssertionError):
-        agree(outcome(junit=normal_xml(XML, ROOT)), outcome(junit=normal_xml(XML.replace(here, there), ROOT)))
+        agree(
+            outcome(junit=normal_xml(XML, ROOT)),
+            outcome(junit=normal_xml(XML.replace(here, there), ROOT)),
+        )
 
 
-@pytest.mark.parametrize("other", [{"code": 1}, {"err": "x"}, {"cache": {"lastfailed": {"a": True}}}], ids=["code", "stderr", "cache"])
+@pytest.mark.parametrize(
+    "other",
+    [{"code": 1}, {"err": "x"}, {"cache": {"lastfailed": {"a": True}}}],
+    ids=["code", "stderr", "cache"],
+)
 def test_exit_code_stderr_and_cache_are_compared(other: dict[str, object]) -> None:
     """Besides stdout and JUnit."""
     with pytest.raises(AssertionError):
@@ -142,5 +181,13 @@ def test_exit_code_stderr_and_cache_are_compared(other: dict[str, object]) -> No
 
 def outcome(**parts: object) -> Outcome:
     """An outcome that has these parts."""
-    empty: dict[str, object] = {"code": 0, "out": "", "err": "", "junit": "", "cache": {}, "raw": "", "session": ""}
+    empty: dict[str, object] = {
+        "code": 0,
+        "out": "",
+        "err": "",
+        "junit": "",
+        "cache": {},
+        "raw": "",
+        "session": "",
+    }
     return Outcome(**(empty | parts))  # type: ignore[arg-type] # a table of its fields

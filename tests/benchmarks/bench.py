@@ -35,7 +35,11 @@ def environment(outer: Mapping[str, str], *, ci: bool) -> dict[str, str]:
     They may write bytecode, as an installed package has it: here, an editable install would be compiled at each start.
     """
     dropped = ("PYTEST_", "GPU_CLUSTER_", "COV_", "AWS_", "RAY_")
-    kept = {k: v for k, v in outer.items() if k not in ("CI", "BUILD_NUMBER", "PYTHONDONTWRITEBYTECODE") and not k.startswith(dropped)}
+    kept = {
+        k: v
+        for k, v in outer.items()
+        if k not in ("CI", "BUILD_NUMBER", "PYTHONDONTWRITEBYTECODE") and not k.startswith(dropped)
+    }
     # With CI set a cluster would not stay warm, and there would be nothing to compare.
     return {**kept, "CI": "true", "GPU_CLUSTER_IDLE_MINUTES": "5"} if ci else kept
 
@@ -91,7 +95,13 @@ def table(rows: Mapping[str, Row]) -> str:
         if name.endswith(CI):
             continue
         ci = rows.get(name + CI)
-        cells = [f"`{name}`", f"{cell(plain)} {plain.unit}", cell(ci), number(plain.budget), number(plain.baseline)]
+        cells = [
+            f"`{name}`",
+            f"{cell(plain)} {plain.unit}",
+            cell(ci),
+            number(plain.budget),
+            number(plain.baseline),
+        ]
         lines.append(f"| {' | '.join(cells)} | {plain.note} |")
     return "\n".join(lines)
 
@@ -110,11 +120,16 @@ def load(path: Path) -> dict[str, Row]:
     if not path.exists():
         return {}
     raw = json.loads(path.read_text("utf-8"))
-    return {name: Row(name=name, **{**fields, "samples": tuple(fields["samples"])}) for name, fields in raw.items()}
+    return {
+        name: Row(name=name, **{**fields, "samples": tuple(fields["samples"])})
+        for name, fields in raw.items()
+    }
 
 
 def save(path: Path, rows: Mapping[str, Row]) -> None:
-    document = {name: {k: v for k, v in asdict(r).items() if k != "name"} for name, r in rows.items()}
+    document = {
+        name: {k: v for k, v in asdict(r).items() if k != "name"} for name, r in rows.items()
+    }
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -127,16 +142,27 @@ def ordered(rows: Mapping[str, Row]) -> dict[str, Row]:
 def main(argv: Sequence[str] | None = None) -> int:
     names = [name for gives in FIGURES.values() for name in gives]
     parser = argparse.ArgumentParser(description="measure the figures of the README")
-    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of every comparison (default 5)")
-    parser.add_argument("--section", choices=("plain", "ci"), help="only without, or only with CI set (default both)")
+    parser.add_argument(
+        "--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds of every comparison (default 5)"
+    )
+    parser.add_argument(
+        "--section",
+        choices=("plain", "ci"),
+        help="only without, or only with CI set (default both)",
+    )
     parser.add_argument("--check", action="store_true", help="exit 1 when a budget is missed")
     chosen = parser.parse_args(argv)
     if not entry_points(group="pytest11", name="gpu_cluster"):
         parser.error("pytest-gpu-cluster is not installed in this environment; run: make setup")
     rows, failed = load(ROOT / "bench.json"), []
     for ci in {"plain": (False,), "ci": (True,), None: (False, True)}[chosen.section]:
-        print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {'CI set' if ci else 'CI not set'}", flush=True)
+        print(
+            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {'CI set' if ci else 'CI not set'}",
+            flush=True,
+        )
         found, problems = measure(chosen.only or names, chosen.rounds, ci=ci)
         failed += problems
         rows = ordered({**rows, **{r.name: r for r in found}})

@@ -23,7 +23,7 @@ import psutil
 RUN_LIMIT_S = 600.0
 RAY_START_LIMIT_S = 120.0
 PASSED = re.compile(r"^(\S+::.+?) PASSED")  # a line of pytest -v; it may still lack its end
-DOWN = "import sys; from harness.cli import main; sys.exit(main(['down']))"
+DOWN = "import sys; from pytest_gpu_cluster.cli import main; sys.exit(main(['down']))"
 
 
 class BenchError(Exception):
@@ -72,7 +72,9 @@ class Lab:
         """A project with one test file `test_<name>.py`, a store of its own and `settings` in [tool.gpu-cluster]."""
         folder = self.scratch / name
         folder.mkdir()
-        (folder / "pyproject.toml").write_text(f"[tool.pytest.ini_options]\n[tool.gpu-cluster]\n{settings}\n")
+        (folder / "pyproject.toml").write_text(
+            f"[tool.pytest.ini_options]\n[tool.gpu-cluster]\n{settings}\n"
+        )
         (folder / f"test_{name}.py").write_text(tests)
         return folder
 
@@ -81,17 +83,30 @@ class Lab:
 
     def pytest(self, project: Path, *options: str) -> Run:
         """Run pytest in `project`. Raises BenchError with the end of its output when it does not exit 0."""
-        command = [sys.executable, "-m", "pytest", "-p", "no:randomly", "-p", "no:cacheprovider", *options]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:randomly",
+            "-p",
+            "no:cacheprovider",
+            *options,
+        ]
         env = {**self.env, "GPU_CLUSTER_STORE": self.store(project)}
         began = time.time()
-        process = subprocess.Popen(command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         watch = AgentWatch(since=began) if "--gpu-cluster" in options else None
         output, stamps = read_stamped(process)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)  # already waited for
         wall = time.time() - began
         if process.returncode != 0:
-            raise BenchError(f"{' '.join(command[2:])} in {project} exited {process.returncode}:\n{output[-3000:]}")
+            raise BenchError(
+                f"{' '.join(command[2:])} in {project} exited {process.returncode}:\n{output[-3000:]}"
+            )
         return Run(
             began=began,
             wall_s=wall,
@@ -106,9 +121,13 @@ class Lab:
             return
         env = {**self.env, "GPU_CLUSTER_STORE": self.store(project)}
         command = [sys.executable, "-c", DOWN]
-        done = subprocess.run(command, cwd=project, env=env, text=True, capture_output=True, timeout=120, check=False)
+        done = subprocess.run(
+            command, cwd=project, env=env, text=True, capture_output=True, timeout=120, check=False
+        )
         if done.returncode != 0:
-            raise BenchError(f"gpu-cluster down in {project} exited {done.returncode}:\n{done.stdout}{done.stderr}")
+            raise BenchError(
+                f"gpu-cluster down in {project} exited {done.returncode}:\n{done.stdout}{done.stderr}"
+            )
 
     @contextlib.contextmanager
     def cluster_of(self, project: Path) -> Iterator[Path]:
@@ -123,16 +142,37 @@ class Lab:
 
         Its port, token and directory are its own, everything else is Ray's default.
         """
-        folder = Path(tempfile.mkdtemp(prefix="bray-", dir="/tmp"))  # short: a socket's path holds 107 bytes
+        folder = Path(
+            tempfile.mkdtemp(prefix="bray-", dir="/tmp")
+        )  # short: a socket's path holds 107 bytes
         client, dashboard, listen, grpc, runtime = free_ports(5)
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0"]
-        command += [f"--temp-dir={folder}", f"--ray-client-server-port={client}", f"--dashboard-port={dashboard}"]
-        command += [f"--dashboard-agent-listen-port={listen}", f"--dashboard-agent-grpc-port={grpc}"]
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--head",
+            "--block",
+            "--port=0",
+        ]
+        command += [
+            f"--temp-dir={folder}",
+            f"--ray-client-server-port={client}",
+            f"--dashboard-port={dashboard}",
+        ]
+        command += [
+            f"--dashboard-agent-listen-port={listen}",
+            f"--dashboard-agent-grpc-port={grpc}",
+        ]
         command += [f"--runtime-env-agent-port={runtime}", "--disable-usage-stats"]
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         began = time.time()
         process = subprocess.Popen(
-            command, env={**self.env, **token}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env={**self.env, **token},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             return wait_for(process, "Ray runtime started", RAY_START_LIMIT_S) - began
@@ -167,7 +207,9 @@ def wait_for(process: subprocess.Popen[bytes], words: str, limit_s: float) -> fl
         while words not in said:
             chunk = os.read(process.stdout.fileno(), 65536)
             if not chunk:
-                raise BenchError(f"{process.args!r} ended, or took over {limit_s:g} s; it said:\n{said[-2000:]}")
+                raise BenchError(
+                    f"{process.args!r} ended, or took over {limit_s:g} s; it said:\n{said[-2000:]}"
+                )
             said += chunk.decode(errors="replace")
         return time.time()
     finally:
@@ -213,7 +255,11 @@ class AgentWatch:
 
     def find(self) -> int:
         """The oldest process named gpu-worker that began after the session; 0 when there is none yet."""
-        found = [p for p in psutil.process_iter(["name", "create_time"]) if p.info["name"] == "gpu-worker"]
+        found = [
+            p
+            for p in psutil.process_iter(["name", "create_time"])
+            if p.info["name"] == "gpu-worker"
+        ]
         young = [p for p in found if p.info["create_time"] >= self.since]
         return int(min(young, key=lambda p: p.info["create_time"]).pid) if young else 0
 
@@ -226,4 +272,7 @@ class AgentWatch:
 def test_properties(junit: Path) -> dict[str, dict[str, str]]:
     """What record_property wrote: name of the test -> name -> value."""
     cases = ET.parse(junit).getroot().iter("testcase")
-    return {c.get("name", ""): {p.get("name", ""): p.get("value", "") for p in c.iter("property")} for c in cases}
+    return {
+        c.get("name", ""): {p.get("name", ""): p.get("value", "") for p in c.iter("property")}
+        for c in cases
+    }

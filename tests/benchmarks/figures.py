@@ -45,7 +45,14 @@ class Row:
         return self.budget is not None and self.value > self.budget
 
 
-def row(name: str, unit: str, samples: Iterable[float], *, baseline: Iterable[float] = (), note: str = "") -> Row:
+def row(
+    name: str,
+    unit: str,
+    samples: Iterable[float],
+    *,
+    baseline: Iterable[float] = (),
+    note: str = "",
+) -> Row:
     """The row of a figure from its samples, and its baseline from theirs."""
     values, peers = tuple(samples), tuple(baseline)
     return Row(
@@ -92,7 +99,15 @@ def cold(lab: Lab, rounds: int) -> list[Row]:
             remote.append(lab.pytest(project, "-v", "--gpu-cluster").first_s)
             lab.down(project)
     over = [r - b for r, b in zip(remote, bare, strict=True)]
-    return [row("cold_first_result_over_ray_s", "s", over, baseline=bare, note="baseline: bare `ray start --head`")]
+    return [
+        row(
+            "cold_first_result_over_ray_s",
+            "s",
+            over,
+            baseline=bare,
+            note="baseline: bare `ray start --head`",
+        )
+    ]
 
 
 def thousand(lab: Lab, rounds: int) -> list[Row]:
@@ -105,8 +120,13 @@ def thousand(lab: Lab, rounds: int) -> list[Row]:
             plain.append(lab.pytest(project, "-q").wall_s)
             xdist.append(lab.pytest(project, "-q", "-n2").wall_s)
             ours.append(lab.pytest(project, "-q", "--gpu-cluster").wall_s)
-        sessions = [p for p in (Path(lab.store(project)) / "sessions").iterdir() if (p / "events").is_dir()]
-        written = [sum(f.stat().st_size for f in s.glob("events/**/*") if f.is_file()) / tests for s in sessions]
+        sessions = [
+            p for p in (Path(lab.store(project)) / "sessions").iterdir() if (p / "events").is_dir()
+        ]
+        written = [
+            sum(f.stat().st_size for f in s.glob("events/**/*") if f.is_file()) / tests
+            for s in sessions
+        ]
     ratios = [o / x for o, x in zip(ours, xdist, strict=True)]
     wall, alone = statistics.median(ours), statistics.median(plain)
     note = f"wall {wall:.2f} s; baseline: seconds of xdist -n2; plain pytest {alone:.2f} s"
@@ -151,7 +171,11 @@ def heavy_tail(lab: Lab, rounds: int) -> list[Row]:
     durations = heavy_durations()
     tests = HEAVY.format(durations=[round(d, 4) for d in durations])
     junit = lab.scratch / "heavy.xml"
-    peers = {"load": ("-n4", "--dist=load"), "worksteal": ("-n4", "--dist=worksteal"), "ours": ("--gpu-cluster",)}
+    peers = {
+        "load": ("-n4", "--dist=load"),
+        "worksteal": ("-n4", "--dist=worksteal"),
+        "ours": ("--gpu-cluster",),
+    }
     ratios: dict[str, list[float]] = {name: [] for name in peers}
     with lab.cluster_of(lab.project("heavy", tests, f"simulated-gpus = {SLOTS}")) as project:
         lab.pytest(project, "-q", "--gpu-cluster")  # records the durations
@@ -167,8 +191,8 @@ def heavy_tail(lab: Lab, rounds: int) -> list[Row]:
 
 def tree(lab: Lab, rounds: int) -> list[Row]:
     """5,000 files to the store again: unchanged, and with one of them changed."""
-    from harness import bundle
-    from harness.store import Store
+    from pytest_gpu_cluster.bundle.ship import ship
+    from pytest_gpu_cluster.contract.store import Store
 
     folder = lab.scratch / "tree"
     for number in range(FILES):
@@ -178,14 +202,14 @@ def tree(lab: Lab, rounds: int) -> list[Row]:
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     subprocess.run(["git", "add", "."], cwd=folder, check=True)
     store = Store.open(str(lab.scratch / "tree.store"), base=lab.scratch)
-    bundle.ship(store, folder, include=(), exclude=(), allow_files=())
+    ship(store, folder, include=(), exclude=(), allow_files=())
     seconds, unchanged, changed = [], [], []
     for number in range(rounds):
         began = time.monotonic()
-        unchanged.append(bundle.ship(store, folder, include=(), exclude=(), allow_files=()).sent_blobs)
+        unchanged.append(ship(store, folder, include=(), exclude=(), allow_files=()).sent_blobs)
         seconds.append(time.monotonic() - began)
         (folder / "d1" / "f1.txt").write_text(f"changed {number}\n")
-        changed.append(bundle.ship(store, folder, include=(), exclude=(), allow_files=()).sent_blobs)
+        changed.append(ship(store, folder, include=(), exclude=(), allow_files=()).sent_blobs)
     if any(unchanged):
         raise BenchError(f"an unchanged tree sent {unchanged} blobs")
     return [
@@ -207,7 +231,10 @@ def test_it(i, record_property):
 def lags(run: Run, junit: Path) -> list[float]:
     """Seconds from the end of each test there to its line here; both clocks are this machine's."""
     ended = test_properties(junit)
-    return [seen - float(ended[nodeid.rpartition("::")[2]]["ended"]) for nodeid, seen in run.seen.items()]
+    return [
+        seen - float(ended[nodeid.rpartition("::")[2]]["ended"])
+        for nodeid, seen in run.seen.items()
+    ]
 
 
 def lag_rounds(lab: Lab, project: Path, rounds: int) -> tuple[list[float], list[Run]]:
@@ -241,7 +268,12 @@ def lag_s3(lab: Lab, rounds: int) -> list[Row]:
             idle = (len(server.requests()) - before) / IDLE_WATCH_S * 60
     return [
         row("result_lag_s3_s", "s", samples, note="median over 20 tests a round"),
-        row("store_requests_per_minute_busy", "1/min", [busy], note=f"over {len(runs) + 1} sessions in a row"),
+        row(
+            "store_requests_per_minute_busy",
+            "1/min",
+            [busy],
+            note=f"over {len(runs) + 1} sessions in a row",
+        ),
         row("store_requests_per_minute_idle", "1/min", [idle], note="a warm cluster, no session"),
     ]
 
@@ -258,13 +290,15 @@ def plugin_import(lab: Lab, rounds: int) -> list[Row]:
 
     def milliseconds(module: str) -> float:
         command = [sys.executable, "-c", IMPORT.format(module=module)]
-        done = subprocess.run(command, env=lab.env, text=True, capture_output=True, timeout=60, check=True)
+        done = subprocess.run(
+            command, env=lab.env, text=True, capture_output=True, timeout=60, check=True
+        )
         return float(done.stdout)
 
-    milliseconds("harness.plugin"), milliseconds("xdist.plugin")
+    milliseconds("pytest_gpu_cluster.plugin"), milliseconds("xdist.plugin")
     ours, xdist = [], []
     for _ in range(max(rounds, 5) * 2):
-        ours.append(milliseconds("harness.plugin"))
+        ours.append(milliseconds("pytest_gpu_cluster.plugin"))
         xdist.append(milliseconds("xdist.plugin"))
     return [row("plugin_import_ms", "ms", ours, baseline=xdist, note="baseline: xdist.plugin")]
 
@@ -295,7 +329,9 @@ def machine(lab: Lab, rounds: int) -> list[Row]:
     """Where all of this was measured."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("pytest", "ray", "pytest-xdist"))
     note = f"{platform.machine()}, Python {platform.python_version()}, {versions}; load {os.getloadavg()[0]:.1f}"
-    return [row("machine_cores", "cores", [float(os.cpu_count() or 0)], note=f"{note} when it began")]
+    return [
+        row("machine_cores", "cores", [float(os.cpu_count() or 0)], note=f"{note} when it began")
+    ]
 
 
 BUDGETS = {

@@ -60,10 +60,16 @@ def moved(net: nn.Module, work: Callable[[], Any]) -> int:
 
     def count(layer: nn.Module, given: tuple[Any, ...], made: Any) -> None:
         nonlocal total
-        tensors = [one for one in (*given, made, *layer.parameters(recurse=False)) if isinstance(one, Tensor)]
+        tensors = [
+            one
+            for one in (*given, made, *layer.parameters(recurse=False))
+            if isinstance(one, Tensor)
+        ]
         total += sum(one.nbytes for one in tensors)
 
-    hooks = [layer.register_forward_hook(count) for layer in net.modules() if not list(layer.children())]
+    hooks = [
+        layer.register_forward_hook(count) for layer in net.modules() if not list(layer.children())
+    ]
     try:
         work()
     finally:
@@ -125,7 +131,10 @@ def measure(device: torch.device, size: Size, dtype: torch.dtype, *, training: b
         work()
     operations, factor = counter.get_total_flops(), 3 if training else 1
     gigabytes = factor * moved(net, infer) / 1e9
-    least = max(operations / 1e12 / product_tflops(dtype, size.product, device), gigabytes / bandwidth_gb_s(size.copied, device))
+    least = max(
+        operations / 1e12 / product_tflops(dtype, size.product, device),
+        gigabytes / bandwidth_gb_s(size.copied, device),
+    )
     took = seconds(work, device)
     with sampled(device) as utilisation:
         for _ in range(size.steps):
@@ -133,22 +142,38 @@ def measure(device: torch.device, size: Size, dtype: torch.dtype, *, training: b
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return Step(
-        dtype=str(dtype).removeprefix("torch."), step_ms=round(1000 * took, 3), images_per_s=round(size.batch / took, 1),
-        gflop=round(operations / 1e9, 3), gigabytes=round(gigabytes, 4), least_ms=round(1000 * least, 3), reached=round(least / took, 3),
+        dtype=str(dtype).removeprefix("torch."),
+        step_ms=round(1000 * took, 3),
+        images_per_s=round(size.batch / took, 1),
+        gflop=round(operations / 1e9, 3),
+        gigabytes=round(gigabytes, 4),
+        least_ms=round(1000 * least, 3),
+        reached=round(least / took, 3),
         utilisation=round(sum(utilisation) / len(utilisation), 3) if utilisation else None,
-    )  # fmt: skip
+    )
 
 
 def main() -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size, began = ON_GPU if device.type == "cuda" else ON_CPU, time.monotonic()
     steps = {
-        f"{kind}_{str(dtype).removeprefix('torch.')}": asdict(measure(device, size, dtype, training=kind == "train"))
+        f"{kind}_{str(dtype).removeprefix('torch.')}": asdict(
+            measure(device, size, dtype, training=kind == "train")
+        )
         for kind in ("train", "infer")
         for dtype in (torch.float32, torch.bfloat16)
     }
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU, to see that it runs"
-    print(json.dumps({"date": date.today().isoformat(), "device": name, "size": asdict(size), **steps}, indent=1))
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else "a CPU, to see that it runs"
+    )
+    print(
+        json.dumps(
+            {"date": date.today().isoformat(), "device": name, "size": asdict(size), **steps},
+            indent=1,
+        )
+    )
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
     return 0
 

@@ -18,7 +18,9 @@ def main(folder, batch):
     found = {}
     for name, made in (("row loader", DataLoader), ("batched loader", BatchedDataLoader)):
         began, ids = time.monotonic(), []
-        with make_batch_reader(f"file://{folder}", num_epochs=1, shuffle_row_groups=True, workers_count=2) as reader:
+        with make_batch_reader(
+            f"file://{folder}", num_epochs=1, shuffle_row_groups=True, workers_count=2
+        ) as reader:
             for rows in made(reader, batch_size=batch, shuffling_queue_capacity=20 * batch):
                 ids.extend(rows["id"].tolist())
         found[name] = len(ids) / (time.monotonic() - began)

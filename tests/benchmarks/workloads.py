@@ -30,7 +30,11 @@ from typing import Any
 from tests.benchmarks.bench import with_table
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS, DOCUMENT, CHARTS = ROOT / "bench-workloads.json", ROOT / "docs" / "workloads.md", ROOT / "docs" / "charts"
+RESULTS, DOCUMENT, CHARTS = (
+    ROOT / "bench-workloads.json",
+    ROOT / "docs" / "workloads.md",
+    ROOT / "docs" / "charts",
+)
 BEGIN, END = "<!-- bench-workloads:begin -->", "<!-- bench-workloads:end -->"
 SPREAD = 0.25  # of the naive way's times, over their median
 LOAD = 1.5  # for each core, before the start
@@ -81,10 +85,17 @@ def figure(
     value = statistics.median(samples)
     noisy = busy or (steady is not None and spread(ways[steady]) > SPREAD)
     return Figure(
-        name=name, value=round(value, 4), unit=unit, baseline=baseline, floor=floor, samples=tuple(round(one, 4) for one in samples),
-        verdict=verdict(value, floor, noisy=noisy), ways={way: round(statistics.median(found), 4) for way, found in ways.items()},
-        ways_unit=ways_unit, note=note,
-    )  # fmt: skip
+        name=name,
+        value=round(value, 4),
+        unit=unit,
+        baseline=baseline,
+        floor=floor,
+        samples=tuple(round(one, 4) for one in samples),
+        verdict=verdict(value, floor, noisy=noisy),
+        ways={way: round(statistics.median(found), 4) for way, found in ways.items()},
+        ways_unit=ways_unit,
+        note=note,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +116,14 @@ def ray_cluster(scratch: Path, environ: Mapping[str, str]) -> Iterator[None]:
     from gpu_tests.pipelines.store import credentials
 
     ray.init(
-        num_gpus=2, resources={"cpu_models": 8, "api_models": 8}, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-        _temp_dir=str(scratch), runtime_env={"env_vars": {**credentials(environ), "PYTHONPATH": str(ROOT)}},
-    )  # fmt: skip
+        num_gpus=2,
+        resources={"cpu_models": 8, "api_models": 8},
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(scratch),
+        runtime_env={"env_vars": {**credentials(environ), "PYTHONPATH": str(ROOT)}},
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -134,8 +150,15 @@ def early_termination(lab: Lab) -> list[Figure]:
     from gpu_tests.pipelines.tiles import decode, read_table
 
     fetch.fetch(fetch.DEEPFOREST, fetch.DATA, fetch.cache_folder(os.environ))
-    tiles, space, device = decode(read_table(fetch.DATA / "tiles.parquet").slice(0, 90)), Space.read(), torch.device("cpu")
-    grid = [list(curve(tiles, trial, seed=space.seed, epochs=space.epochs, device=device)) for trial in space.trials]
+    tiles, space, device = (
+        decode(read_table(fetch.DATA / "tiles.parquet").slice(0, 90)),
+        Space.read(),
+        torch.device("cpu"),
+    )
+    grid = [
+        list(curve(tiles, trial, seed=space.seed, epochs=space.epochs, device=device))
+        for trial in space.trials
+    ]
     lowest = min(min(losses) for losses in grid)
     by_rounds, left, rung = 0, list(range(len(grid))), 1
     while left:  # all trials to a rung, then the best of them to the next
@@ -148,19 +171,34 @@ def early_termination(lab: Lab) -> list[Figure]:
         held, shares, regrets = ray.put(tiles), [], []
         for number in range(lab.rounds):
             costs = search(
-                lambda trial: curve(ray.get(held), trial, seed=space.seed, epochs=space.epochs, device=device),
-                space.trials, epochs=space.epochs, storage=f"file://{lab.scratch}/tune-{number}",
-            )  # fmt: skip
+                lambda trial: curve(
+                    ray.get(held), trial, seed=space.seed, epochs=space.epochs, device=device
+                ),
+                space.trials,
+                epochs=space.epochs,
+                storage=f"file://{lab.scratch}/tune-{number}",
+            )
             shares.append(saved(costs, space.epochs))
             regrets.append(best(costs).best - lowest)
     whole = len(grid) * space.epochs
     return [
         figure(
-            "early_termination_epochs_saved", shares, unit="of epochs", floor=0.8, baseline="the whole grid", steady=None, busy=False,
-            ways={"whole grid": [whole], "ours": [whole * (1 - share) for share in shares], "halving in rounds, by hand": [by_rounds]},
-            ways_unit="epochs", note=f"48 configurations × 32 epochs; loss of the best over the grid's: {statistics.median(regrets):.4f}",
+            "early_termination_epochs_saved",
+            shares,
+            unit="of epochs",
+            floor=0.8,
+            baseline="the whole grid",
+            steady=None,
+            busy=False,
+            ways={
+                "whole grid": [whole],
+                "ours": [whole * (1 - share) for share in shares],
+                "halving in rounds, by hand": [by_rounds],
+            },
+            ways_unit="epochs",
+            note=f"48 configurations × 32 epochs; loss of the best over the grid's: {statistics.median(regrets):.4f}",
         )
-    ]  # fmt: skip
+    ]
 
 
 TILES, GET_S = 1024, 0.05
@@ -195,10 +233,16 @@ def batch_inference(lab: Lab) -> list[Figure]:
         store, device = open_store(config.tiles), torch.device("cpu")
         net = load_model(config.model, device)
         tiles = listed(store, "images", config.zoom)
-        images = in_order(lambda tile: pixels([read(store, f"images/{tile}.png")]), tiles, at_once=32)
+        images = in_order(
+            lambda tile: pixels([read(store, f"images/{tile}.png")]), tiles, at_once=32
+        )
         for first in range(0, len(tiles), config.shard):
             some = tiles[first : first + config.shard]
-            keep(config, first, rows(some, predict(net, np.concatenate([next(images) for _ in some]), device)))
+            keep(
+                config,
+                first,
+                rows(some, predict(net, np.concatenate([next(images) for _ in some]), device)),
+            )
 
     with S3Server() as server:
         os.environ.update(server.env)
@@ -209,9 +253,19 @@ def batch_inference(lab: Lab) -> list[Figure]:
         server.throttle(get_s=GET_S)
 
         def config(output: str) -> InferConfig:
-            return InferConfig(tiles="s3://bucket/tiles", zoom=17, model="s3://bucket/model.pt", output=f"s3://bucket/{output}")
+            return InferConfig(
+                tiles="s3://bucket/tiles",
+                zoom=17,
+                model="s3://bucket/model.pt",
+                output=f"s3://bucket/{output}",
+            )
 
-        times: dict[str, list[float]] = {"naive": [], "32 threads": [], "ours": [], "ours, once it reads": []}
+        times: dict[str, list[float]] = {
+            "naive": [],
+            "32 threads": [],
+            "ours": [],
+            "ours, once it reads": [],
+        }
         with ray_cluster(lab.scratch / "ray", server.env):
             infer(config("warm"), cuda=False)
             for number in range(lab.rounds):
@@ -225,23 +279,34 @@ def batch_inference(lab: Lab) -> list[Figure]:
                 times["ours, once it reads"].append(ended - server.first_request("tiles/images"))
         ours = load("s3://bucket/ours-0").sort_by("tile")
         store = open_store("s3://bucket/naive-0")
-        plain = pa.concat_tables(pq.read_table(io.BytesIO(read(store, key))) for key in names(store, "")).sort_by("tile")
+        plain = pa.concat_tables(
+            pq.read_table(io.BytesIO(read(store, key))) for key in names(store, "")
+        ).sort_by("tile")
         if not ours.equals(plain):
-            raise RuntimeError("ours and the plain loop disagree: their times are not those of the same work")
+            raise RuntimeError(
+                "ours and the plain loop disagree: their times are not those of the same work"
+            )
     count = len(times["ours"])
     note = f"{TILES} tiles on loopback, a simulated {GET_S * 1000:.0f} ms each; 2 model copies on simulated GPUs (CPU)"
     both: dict[str, Any] = {"ways": times, "ways_unit": "s", "busy": lab.busy}
     return [
         figure(
-            "batch_inference_vs_naive", [times["naive"][at] / times["ours"][at] for at in range(count)], floor=4 if lab.ci else 5,
-            baseline="a tile after the other, the model 48 at a time", note=f"{note}; with the start of Ray's processes", **both,
+            "batch_inference_vs_naive",
+            [times["naive"][at] / times["ours"][at] for at in range(count)],
+            floor=4 if lab.ci else 5,
+            baseline="a tile after the other, the model 48 at a time",
+            note=f"{note}; with the start of Ray's processes",
+            **both,
         ),
         figure(
-            "batch_inference_vs_prefetch", [times["32 threads"][at] / times["ours, once it reads"][at] for at in range(count)], floor=1,
+            "batch_inference_vs_prefetch",
+            [times["32 threads"][at] / times["ours, once it reads"][at] for at in range(count)],
+            floor=1,
             baseline="one process, 32 threads that read ahead",
-            note=f"{note}; from its first request on, when all processes are up (the start takes the rest)", **both,
+            note=f"{note}; from its first request on, when all processes are up (the start takes the rest)",
+            **both,
         ),
-    ]  # fmt: skip
+    ]
 
 
 FRAMES, IN_FLIGHT = 120, 8
@@ -282,19 +347,38 @@ def stacked_models(lab: Lab) -> list[Figure]:
             twice = "; two copies of detect" if copies else ""
             found.append(
                 figure(
-                    name, [plain / ours for plain, ours in zip(times["naive"], times["ours"], strict=True)], floor=3, busy=lab.busy,
-                    baseline="frame by frame", ways={way: [1 / one for one in each] for way, each in times.items()}, ways_unit="frames/s",
+                    name,
+                    [
+                        plain / ours
+                        for plain, ours in zip(times["naive"], times["ours"], strict=True)
+                    ],
+                    floor=3,
+                    busy=lab.busy,
+                    baseline="frame by frame",
+                    ways={way: [1 / one for one in each] for way, each in times.items()},
+                    ways_unit="frames/s",
                     note=f"{FRAMES} frames, simulated devices (ms): {held}{twice}",
                 )
-            )  # fmt: skip
+            )
     return found
 
 
-def in_threads(pictures: Sequence[object], waits: object, copies: Mapping[str, int]) -> list[object]:
+def in_threads(
+    pictures: Sequence[object], waits: object, copies: Mapping[str, int]
+) -> list[object]:
     """The strong way by hand: a thread for each stage, or more where it is slow, with what they made as futures."""
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    from gpu_tests.pipelines.stacked import EMPTY, STAGES, Waits, classify, collect, detect, speed, track
+    from gpu_tests.pipelines.stacked import (
+        EMPTY,
+        STAGES,
+        Waits,
+        classify,
+        collect,
+        detect,
+        speed,
+        track,
+    )
 
     assert isinstance(waits, Waits)
     threads = {stage: ThreadPoolExecutor(copies.get(stage, 1)) for stage in STAGES}
@@ -317,7 +401,14 @@ def in_threads(pictures: Sequence[object], waits: object, copies: Mapping[str, i
         state = step("track", lambda before, points: track(before[0], points), state, points)
         speeds = step("speed", lambda both: speed(both[1]), state)
         kinds = step("classify", lambda picture, both: classify(picture, both[1]), picture, state)
-        last = step("collect", lambda frame, both, speeds, kinds: collect(frame, both[1], speeds, kinds, 0.0), frame, state, speeds, kinds)
+        last = step(
+            "collect",
+            lambda frame, both, speeds, kinds: collect(frame, both[1], speeds, kinds, 0.0),
+            frame,
+            state,
+            speeds,
+            kinds,
+        )
         ends.append(last)
     done = [one.result() for one in ends]
     for pool in threads.values():
@@ -332,7 +423,14 @@ def decision_latency(lab: Lab) -> list[Figure]:
     """From the last upload of a case to its decision: model after model, eight threads, and the served composition."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from gpu_tests.pipelines.served import MODELS, decide, decision_latency_s, one_after_another, serving, specimen
+    from gpu_tests.pipelines.served import (
+        MODELS,
+        decide,
+        decision_latency_s,
+        one_after_another,
+        serving,
+        specimen,
+    )
 
     waits = dict.fromkeys(MODELS, SIMULATED_S)
     times: dict[str, list[float]] = {"naive": [], "eight threads": [], "ours": []}
@@ -344,7 +442,11 @@ def decision_latency(lab: Lab) -> list[Figure]:
 
         return decide(dict(zip(MODELS, threads.map(one, MODELS), strict=True)))
 
-    with ray_cluster(lab.scratch / "ray", {}), serving(waits) as served, ThreadPoolExecutor(len(MODELS)) as threads:
+    with (
+        ray_cluster(lab.scratch / "ray", {}),
+        serving(waits) as served,
+        ThreadPoolExecutor(len(MODELS)) as threads,
+    ):
         one_after_another(specimen(1), {})  # torch is imported
         together(specimen(1), threads)
         decision_latency_s(served, "warm", specimen(1))
@@ -360,9 +462,17 @@ def decision_latency(lab: Lab) -> list[Figure]:
     ratios = [plain / ours for plain, ours in zip(times["naive"], times["ours"], strict=True)]
     note = f"{len(ratios)} cases, 3 uploads at once, 8 models of a simulated {1000 * SIMULATED_S:.0f} ms"
     return [
-        figure("decision_latency_vs_sequential", ratios, floor=4, baseline="model after model", ways=times, ways_unit="s",
-               note=note, busy=lab.busy)
-    ]  # fmt: skip
+        figure(
+            "decision_latency_vs_sequential",
+            ratios,
+            floor=4,
+            baseline="model after model",
+            ways=times,
+            ways_unit="s",
+            note=note,
+            busy=lab.busy,
+        )
+    ]
 
 
 ROWS, FILES, WIDTH, BATCH, STEP_S, EPOCHS = 1_000_000, 40, 10, 2000, 0.004, 2
@@ -372,7 +482,15 @@ def pipelined_ingest(lab: Lab) -> list[Figure]:
     """Two epochs of a million shuffled rows: Ray Data's shuffle at the start of each, and windows read in advance."""
     import ray
 
-    from gpu_tests.pipelines.ingest import Consumer, Windows, by_ray_data, in_advance, mixed, one_after_another, write
+    from gpu_tests.pipelines.ingest import (
+        Consumer,
+        Windows,
+        by_ray_data,
+        in_advance,
+        mixed,
+        one_after_another,
+        write,
+    )
 
     (lab.scratch / "rows").mkdir()
     files = write(str(lab.scratch / "rows"), rows=ROWS, files=FILES, features=20)
@@ -393,7 +511,11 @@ def pipelined_ingest(lab: Lab) -> list[Figure]:
                 consumer = Consumer(step_s=STEP_S)
                 consumer.take(batches())
                 taken[way].append(consumer)
-    if any(sorted(one.rows[epoch]) != list(range(ROWS)) for one in taken["ours"] for epoch in range(EPOCHS)):
+    if any(
+        sorted(one.rows[epoch]) != list(range(ROWS))
+        for one in taken["ours"]
+        for epoch in range(EPOCHS)
+    ):
         raise RuntimeError("an epoch is not a permutation of the rows")
     seconds = {way: [one.waited_s + one.busy_s for one in found] for way, found in taken.items()}
     idle = {way: [one.idle for one in found] for way, found in taken.items()}
@@ -401,14 +523,27 @@ def pipelined_ingest(lab: Lab) -> list[Figure]:
     pairs = range(lab.rounds)
     return [
         figure(
-            "pipelined_ingest_vs_serial", [seconds["naive"][at] / seconds["ours"][at] for at in pairs], floor=1.3, busy=lab.busy,
-            baseline="Ray Data's global shuffle at the start of each epoch", ways=seconds, ways_unit="s", note=note,
+            "pipelined_ingest_vs_serial",
+            [seconds["naive"][at] / seconds["ours"][at] for at in pairs],
+            floor=1.3,
+            busy=lab.busy,
+            baseline="Ray Data's global shuffle at the start of each epoch",
+            ways=seconds,
+            ways_unit="s",
+            note=note,
         ),
         figure(
-            "pipelined_ingest_idle_vs_serial", [idle["naive"][at] / max(idle["ours"][at], 1e-6) for at in pairs], floor=2, busy=lab.busy,
-            baseline="the same; the share of time in which the trainer waits", ways=idle, ways_unit="idle share", note=note, steady=None,
+            "pipelined_ingest_idle_vs_serial",
+            [idle["naive"][at] / max(idle["ours"][at], 1e-6) for at in pairs],
+            floor=2,
+            busy=lab.busy,
+            baseline="the same; the share of time in which the trainer waits",
+            ways=idle,
+            ways_unit="idle share",
+            note=note,
+            steady=None,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def in_this_process(files: Sequence[str]) -> Callable[[int], Iterator[Any]]:
@@ -421,7 +556,9 @@ def in_this_process(files: Sequence[str]) -> Callable[[int], Iterator[Any]]:
         source = np.random.default_rng(number)
         order = source.permutation(len(files))
         for first in range(0, len(files), WIDTH):
-            table = pa.concat_tables(pq.read_table(files[at]) for at in order[first : first + WIDTH])
+            table = pa.concat_tables(
+                pq.read_table(files[at]) for at in order[first : first + WIDTH]
+            )
             mixed = table.take(source.permutation(len(table)))
             for at in range(0, len(mixed), BATCH):
                 yield mixed.slice(at, BATCH)
@@ -431,7 +568,18 @@ def in_this_process(files: Sequence[str]) -> Callable[[int], Iterator[Any]]:
 
 # Petastorm imports `pyarrow.filesystem`, which newer ones do not have any more.
 PETASTORM = ("petastorm==0.13.1", "pyarrow==14.0.2", "numpy<2", "pandas<3", "setuptools<81")
-OURS = ("torch", "torchgen", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "fsspec", "typing_extensions.py")
+OURS = (
+    "torch",
+    "torchgen",
+    "sympy",
+    "mpmath",
+    "networkx",
+    "jinja2",
+    "markupsafe",
+    "filelock",
+    "fsspec",
+    "typing_extensions.py",
+)
 
 
 def petastorm_python(scratch: Path) -> tuple[str, dict[str, str]]:
@@ -440,7 +588,11 @@ def petastorm_python(scratch: Path) -> tuple[str, dict[str, str]]:
 
     python, packages = str(scratch / "petastorm" / "bin" / "python"), scratch / "torch"
     subprocess.run([sys.executable, "-m", "venv", str(scratch / "petastorm")], check=True)
-    subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PETASTORM], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PETASTORM],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
     packages.mkdir()
     for name in OURS:
         (packages / name).symlink_to(Path(torch.__file__).parents[1] / name)
@@ -451,7 +603,14 @@ def ray_data_and_petastorm(lab: Lab) -> list[Figure]:
     """One shuffled epoch of a million rows: Ray Data, our windows, and Petastorm's two loaders."""
     import ray
 
-    from gpu_tests.pipelines.ingest import Consumer, Windows, by_ray_data, mixed, one_after_another, write
+    from gpu_tests.pipelines.ingest import (
+        Consumer,
+        Windows,
+        by_ray_data,
+        mixed,
+        one_after_another,
+        write,
+    )
 
     (lab.scratch / "rows").mkdir()
     files = write(str(lab.scratch / "rows"), rows=ROWS, files=FILES, features=20)
@@ -469,26 +628,42 @@ def ray_data_and_petastorm(lab: Lab) -> list[Figure]:
         next(iter(whole(0)))
         for _ in range(lab.rounds):
             said = subprocess.run(
-                [python, script, str(lab.scratch / "rows"), str(BATCH)], env=environ, text=True, capture_output=True, check=True
+                [python, script, str(lab.scratch / "rows"), str(BATCH)],
+                env=environ,
+                text=True,
+                capture_output=True,
+                check=True,
             )
             loaders = json.loads(said.stdout.splitlines()[-1])
             if loaders["rows"] != ROWS:
                 raise RuntimeError(f"Petastorm read {loaders['rows']} of {ROWS} rows")
             for name in ("row loader", "batched loader"):
                 speeds[f"Petastorm, {name}"].append(loaders[name])
-            for way, epochs in (("Ray Data", whole), ("windows", Windows(files=files, width=WIDTH, batch=BATCH).epoch)):
+            for way, epochs in (
+                ("Ray Data", whole),
+                ("windows", Windows(files=files, width=WIDTH, batch=BATCH).epoch),
+            ):
                 consumer = Consumer(step_s=0)
                 took, _ = timed(consumer.take, one_after_another(epochs, 1))
                 if sorted(consumer.rows[0]) != list(range(ROWS)):
                     raise RuntimeError(f"{way} lost or doubled rows")
                 speeds[f"ours, {way}"].append(ROWS / took)
     note = f"one epoch of {ROWS:,} rows × 22 columns in {FILES} files on a local disk; Petastorm 0.13.1 in an environment of its own"
-    both: dict[str, Any] = {"ways": speeds, "ways_unit": "rows/s", "busy": lab.busy, "steady": "Petastorm, row loader", "note": note}
+    both: dict[str, Any] = {
+        "ways": speeds,
+        "ways_unit": "rows/s",
+        "busy": lab.busy,
+        "steady": "Petastorm, row loader",
+        "note": note,
+    }
     ours = speeds["ours, Ray Data"]
     return [
         figure(
             f"ray_data_vs_petastorm_{short}",
-            [mine / theirs for mine, theirs in zip(ours, speeds[f"Petastorm, {name}"], strict=True)],
+            [
+                mine / theirs
+                for mine, theirs in zip(ours, speeds[f"Petastorm, {name}"], strict=True)
+            ],
             baseline=f"Petastorm's {name}",
             **both,
         )
@@ -511,11 +686,17 @@ def load(path: Path) -> dict[str, Figure]:
     """What was measured before, by name; nothing when there is no file."""
     if not path.exists():
         return {}
-    return {name: Figure(name=name, **{**one, "samples": tuple(one["samples"])}) for name, one in json.loads(path.read_text()).items()}
+    return {
+        name: Figure(name=name, **{**one, "samples": tuple(one["samples"])})
+        for name, one in json.loads(path.read_text()).items()
+    }
 
 
 def save(path: Path, found: Mapping[str, Figure]) -> None:
-    held = {name: {key: value for key, value in asdict(one).items() if key != "name"} for name, one in found.items()}
+    held = {
+        name: {key: value for key, value in asdict(one).items() if key != "name"}
+        for name, one in found.items()
+    }
     path.write_text(json.dumps(held, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -548,14 +729,20 @@ def draw_chart(one: Figure, folder: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = one.name  # the same picture from the same figures
     ways = dict(reversed(list(one.ways.items())))
     chart, axes = pyplot.subplots(figsize=(7, 0.9 + 0.38 * len(ways)), layout="constrained")
-    bars = axes.barh(list(ways), list(ways.values()), color=["#2a7f62" if way.startswith("ours") else "#b8bcc2" for way in ways])
+    bars = axes.barh(
+        list(ways),
+        list(ways.values()),
+        color=["#2a7f62" if way.startswith("ours") else "#b8bcc2" for way in ways],
+    )
     axes.bar_label(bars, labels=[shown(value) for value in ways.values()], padding=4)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axes.set_xlabel(one.ways_unit)
     axes.set_xlim(0, 1.2 * max(ways.values()))
     axes.spines[["top", "right"]].set_visible(False)
     floor = "" if one.floor is None else f", floor {one.floor:g}"
-    axes.set_title(f"{one.name}: {one.value:.3g} {one.unit}{floor}, {one.verdict}", loc="left", fontsize=10)
+    axes.set_title(
+        f"{one.name}: {one.value:.3g} {one.unit}{floor}, {one.verdict}", loc="left", fontsize=10
+    )
     folder.mkdir(parents=True, exist_ok=True)
     chart.savefig(folder / f"{one.name}.svg", metadata={"Date": None})
     pyplot.close(chart)
@@ -570,20 +757,31 @@ def show(found: Mapping[str, Figure]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="measure the workloads of gpu_tests")
-    parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of every comparison (default 3)")
+    parser.add_argument(
+        "--only", action="append", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds of every comparison (default 3)"
+    )
     parser.add_argument("--check", action="store_true", help="exit 1 when a figure is low")
     chosen = parser.parse_args(argv)
-    os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})  # Ray reads them when it is imported
+    os.environ.update(
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    )  # Ray reads them when it is imported
     busy = os.getloadavg()[0] > LOAD * (os.cpu_count() or 1)
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}{': too busy to judge' if busy else ''}", flush=True)
+    print(
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}{': too busy to judge' if busy else ''}",
+        flush=True,
+    )
     found, failed = load(RESULTS), []
     for measure, gives in FIGURES.items():
         if not set(gives) & set(chosen.only or NAMES):
             continue
         scratch, began = Path(tempfile.mkdtemp(prefix="gpu-cluster-bench-")), time.monotonic()
         try:
-            new = measure(Lab(scratch=scratch, rounds=chosen.rounds, ci="CI" in os.environ, busy=busy))
+            new = measure(
+                Lab(scratch=scratch, rounds=chosen.rounds, ci="CI" in os.environ, busy=busy)
+            )
         except Exception as problem:  # one that cannot be measured does not cost the others
             failed.append(f"{measure.__name__}: {type(problem).__name__}: {problem}")
             print(failed[-1], flush=True)

@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.acceptance.conftest import Project
-from tests.acceptance.test_killed_client import ENVIRON, LOST, SUITE, cases, cluster_free, count, session_of
+from tests.acceptance.test_killed_client import (
+    ENVIRON,
+    LOST,
+    SUITE,
+    cases,
+    cluster_free,
+    count,
+    session_of,
+)
 
 DOCS = Path(__file__).parents[2] / "docs" / "faults.md"
 BEGIN, END = "<!-- kills:begin -->\n", "<!-- kills:end -->\n"
@@ -55,13 +63,32 @@ def killed(project: Project, after_s: float) -> tuple[str, str]:
         return "", "nothing"
     if project.get(f"sessions/{session}/result.json"):
         return session, "the result"
-    finished, collected = count(project, session, "test_finished"), count(project, session, "collected")
-    return session, f"{finished} tests" if finished else "the collection" if collected else "the request"
+    finished, collected = (
+        count(project, session, "test_finished"),
+        count(project, session, "collected"),
+    )
+    return (
+        session,
+        f"{finished} tests" if finished else "the collection" if collected else "the request",
+    )
 
 
-def row(seed: int, after_s: float, project: Project, whole: dict[tuple[str, str], str], session: str, had: str) -> Row:
+def row(
+    seed: int,
+    after_s: float,
+    project: Project,
+    whole: dict[tuple[str, str], str],
+    session: str,
+    had: str,
+) -> Row:
     path = project.root / "test-results" / "gpu-cluster.xml"
-    left = "none" if not path.exists() else "an error" if "the session did not end" in path.read_text() else "the result"
+    left = (
+        "none"
+        if not path.exists()
+        else "an error"
+        if "the session did not end" in path.read_text()
+        else "the result"
+    )
     if not session:
         return Row(seed, after_s, had, left, 0, 0, 0)
     finished = project.root / "finished.xml"
@@ -98,13 +125,25 @@ def main() -> int:
         finally:
             first.command("down")
     print(f"a run that lives takes {lasted_s:.2f} s and has {len(whole)} cases")
-    heads = ("seed", "killed after (s)", "the store had", "the client left", "equal cases", "named errors", "different")
-    table = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n" + "".join(each.line() for each in rows)
+    heads = (
+        "seed",
+        "killed after (s)",
+        "the store had",
+        "the client left",
+        "equal cases",
+        "named errors",
+        "different",
+    )
+    table = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n" + "".join(
+        each.line() for each in rows
+    )
     print(table)
     if not chosen.seed:
         text = DOCS.read_text()
         said = f"A run that lives takes {lasted_s:.1f} s and has {len(whole)} cases.\n\n{table}"
-        DOCS.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}{said}{END}", text, flags=re.S))
+        DOCS.write_text(
+            re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}{said}{END}", text, flags=re.S)
+        )
     return int(any(each.different for each in rows))
 
 

@@ -94,7 +94,12 @@ def processes() -> Iterator[tuple[int, int, str, bytes]]:
         if name.isdigit():
             try:
                 parent = int(Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()[1])
-                line = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                line = (
+                    Path(f"/proc/{name}/cmdline")
+                    .read_bytes()
+                    .replace(b"\0", b" ")
+                    .decode(errors="replace")
+                )
                 yield int(name), parent, line, Path(f"/proc/{name}/environ").read_bytes()
             except OSError:
                 continue
@@ -108,15 +113,46 @@ class Run:
         self.small_disk = small_disk
         if small_disk:
             self.store.mkdir()
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0700", "tmpfs", str(self.store)], check=True)
+            subprocess.run(
+                [
+                    "mount",
+                    "-t",
+                    "tmpfs",
+                    "-o",
+                    f"size={DISK_BYTES},mode=0700",
+                    "tmpfs",
+                    str(self.store),
+                ],
+                check=True,
+            )
         (project / "test_sleep.py").write_text(SUITE)
-        (project / "pyproject.toml").write_text("[tool.pytest.ini_options]\n[tool.gpu-cluster]\nidle-minutes = 0\n")
+        (project / "pyproject.toml").write_text(
+            "[tool.pytest.ini_options]\n[tool.gpu-cluster]\nidle-minutes = 0\n"
+        )
         self.shm = set(os.listdir("/dev/shm"))
-        argv = [sys.executable, "-m", "pytest", "--gpu-cluster", "-v", "-p", "no:randomly", "--junitxml=junit.xml"]
-        environment = {k: v for k, v in os.environ.items() if k not in ("CI",) and not k.startswith("GPU_CLUSTER_")}
+        argv = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--gpu-cluster",
+            "-v",
+            "-p",
+            "no:randomly",
+            "--junitxml=junit.xml",
+        ]
+        environment = {
+            k: v
+            for k, v in os.environ.items()
+            if k not in ("CI",) and not k.startswith("GPU_CLUSTER_")
+        }
         self.output = open(project / "out.txt", "w")  # noqa: SIM115 - the child's stdout
         self.client = subprocess.Popen(
-            argv, cwd=project, stdout=self.output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            argv,
+            cwd=project,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
         )
 
     def said(self) -> str:
@@ -125,7 +161,9 @@ class Run:
     def wait_for(self, point: str) -> None:
         """Until the run has reached the point of injection."""
         reached: Callable[[], bool] = {
-            "starting": lambda: self.guard() is not None and self.named("raylet/raylet") is not None,
+            "starting": lambda: (
+                self.guard() is not None and self.named("raylet/raylet") is not None
+            ),
             "running": lambda: self.said().count("PASSED") >= TESTS // 3,
             "ending": lambda: self.said().count("PASSED") >= TESTS,
         }[point]
@@ -141,7 +179,11 @@ class Run:
         return f"/tmp/gpu-cluster-{os.getuid()}/{match[1]}/" if match else "/nonexistent/"
 
     def guards(self) -> list[tuple[int, int]]:
-        return [(pid, parent) for pid, parent, line, _ in processes() if "harness.remote.keeper" in line and self.cluster() in line]
+        return [
+            (pid, parent)
+            for pid, parent, line, _ in processes()
+            if "pytest_gpu_cluster.node.keeper" in line and self.cluster() in line
+        ]
 
     def guard(self) -> int | None:
         pids = {pid for pid, _ in self.guards()}
@@ -152,15 +194,28 @@ class Run:
 
     def agent(self) -> int | None:
         """The oldest of the forked processes."""
-        ours = [pid for pid in self.alive() if Path(f"/proc/{pid}/comm").read_text().strip() == "gpu-worker"]
+        ours = [
+            pid
+            for pid in self.alive()
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "gpu-worker"
+        ]
         return min(ours, default=None)
 
     def named(self, part: str) -> int | None:
-        return next((pid for pid, _, line, environ in processes() if part in line and self.cluster().encode() in environ), None)
+        return next(
+            (
+                pid
+                for pid, _, line, environ in processes()
+                if part in line and self.cluster().encode() in environ
+            ),
+            None,
+        )
 
     def alive(self) -> list[int]:
         mark = self.cluster().encode()
-        return [pid for pid, _, line, environ in processes() if mark in environ or mark.decode() in line]
+        return [
+            pid for pid, _, line, environ in processes() if mark in environ or mark.decode() in line
+        ]
 
     def send(self, number: int) -> None:
         self.client.send_signal(number)
@@ -186,10 +241,16 @@ class Run:
         inodes = set()
         for pid in self.alive():
             try:
-                inodes |= {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+                inodes |= {
+                    os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")
+                }
             except OSError:
                 continue
-        rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+        rows = [
+            line.split()
+            for name in ("tcp", "tcp6")
+            for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+        ]
         return sum(row[3] == "0A" and f"socket:[{row[9]}]" in inodes for row in rows)
 
     def left(self) -> dict[str, int]:
@@ -210,13 +271,17 @@ class Run:
             named = {case.get("name") for case in ET.parse(junit).iter("testcase")}
         for store in (self.store, self.project / "moved"):
             if store.is_dir():
-                from harness.journal import JournalReader
-                from harness.store import Store
+                from pytest_gpu_cluster.contract.journal import JournalReader
+                from pytest_gpu_cluster.contract.store import Store
 
                 opened = Store.open(str(store), base=self.project)
                 for session in {key.split("/")[1] for key in opened.list("sessions/")}:
                     events = JournalReader(opened, f"sessions/{session}/events").poll()
-                    named |= {event["nodeid"].rpartition("::")[2] for event in events if event["kind"] == "test_finished"}
+                    named |= {
+                        event["nodeid"].rpartition("::")[2]
+                        for event in events
+                        if event["kind"] == "test_finished"
+                    }
         return len(named), TESTS - len(named)
 
     def record(self) -> str:
@@ -241,19 +306,27 @@ def inject(fault: str, act: Callable[[Run], None], point: str) -> Outcome:
             code = 124
         finished, lost = run.results()
         killed = "client" in fault
-        deadline = time.monotonic() + RECORD_PATIENCE_S  # whoever finds client and keeper gone looks twice at the heartbeat
+        deadline = (
+            time.monotonic() + RECORD_PATIENCE_S
+        )  # whoever finds client and keeper gone looks twice at the heartbeat
         while run.record() == "open" and time.monotonic() < deadline:
             time.sleep(0.1)
-        outcome = Outcome(fault=fault, point=point, exit_code=None if killed else code, finished=finished, lost=lost,
-                          gone_after_s=round(gone_after_s, 1), record=run.record(), **run.left())  # fmt: skip
+        outcome = Outcome(
+            fault=fault,
+            point=point,
+            exit_code=None if killed else code,
+            finished=finished,
+            lost=lost,
+            gone_after_s=round(gone_after_s, 1),
+            record=run.record(),
+            **run.left(),
+        )
         run.close()
         return outcome
 
 
 def write_table(rows: list[Outcome], path: Path) -> None:
-    head = (
-        "| fault | at | exit | tests with a result | left: processes | ports | shared memory | files | gone after (s) | record closed by |"
-    )
+    head = "| fault | at | exit | tests with a result | left: processes | ports | shared memory | files | gone after (s) | record closed by |"
     lines = [head, "|" + "---|" * 10]
     for row in rows:
         code = "–" if row.exit_code is None else row.exit_code
@@ -272,7 +345,12 @@ def write_table(rows: list[Outcome], path: Path) -> None:
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     text = path.read_text()
     path.write_text(
-        re.sub(r"(<!-- faults:begin -->\n).*?(<!-- faults:end -->)", lambda m: m[1] + "\n".join(lines) + "\n" + m[2], text, flags=re.S)
+        re.sub(
+            r"(<!-- faults:begin -->\n).*?(<!-- faults:end -->)",
+            lambda m: m[1] + "\n".join(lines) + "\n" + m[2],
+            text,
+            flags=re.S,
+        )
     )
 
 
@@ -281,7 +359,9 @@ def save(rows: list[Outcome]) -> None:
     path = ROOT / "faults.json"
     before = [Outcome(**row) for row in json.loads(path.read_text())] if path.exists() else []
     known = {(row.fault, row.point): row for row in (*before, *rows)}
-    ordered = [known[fault, point] for fault in table() for point in POINTS if (fault, point) in known]
+    ordered = [
+        known[fault, point] for fault in table() for point in POINTS if (fault, point) in known
+    ]
     path.write_text(json.dumps([asdict(row) for row in ordered], indent=1) + "\n")
     write_table(ordered, ROOT / "docs" / "faults.md")
 
@@ -294,7 +374,9 @@ def main() -> int:
     rows = []
     for fault, act in table().items():
         for point in POINTS:
-            if (chosen.only and chosen.only not in fault) or (chosen.point and chosen.point != point):
+            if (chosen.only and chosen.only not in fault) or (
+                chosen.point and chosen.point != point
+            ):
                 continue
             rows.append(inject(fault, act, point))
             print(json.dumps(asdict(rows[-1])), flush=True)

@@ -66,7 +66,9 @@ class FakeBitbucket(Host):
         self.token, self.email, self.api_token = token, email, api_token or token
         self.pull_request, self.branch, self.target = pull_request, branch, target
         self.proxy_deletes = proxy_deletes
-        self.reports: dict[tuple[str, str], dict[str, Any]] = {}  # by commit and report id, as last sent
+        self.reports: dict[
+            tuple[str, str], dict[str, Any]
+        ] = {}  # by commit and report id, as last sent
         self.statuses: dict[tuple[str, str], dict[str, Any]] = {}  # by commit and key, as last sent
         self.comments: list[dict[str, Any]] = []  # oldest first, with those that were deleted
         self._annotations: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
@@ -94,7 +96,13 @@ class FakeBitbucket(Host):
         return self.address("proxy")
 
     def environ(
-        self, *, pull_request: bool = True, token: bool = True, email: bool = False, proxy: bool = True, clone_dir: str | None = None
+        self,
+        *,
+        pull_request: bool = True,
+        token: bool = True,
+        email: bool = False,
+        proxy: bool = True,
+        clone_dir: str | None = None,
     ) -> dict[str, str]:
         """The environment of a step, and where our hosts are. `email` makes the credentials a user's API token."""
         found = {
@@ -135,7 +143,10 @@ class FakeBitbucket(Host):
         if request.via == "proxy":
             self._admit_to_proxy(request)
         elif request.origin:
-            self.refuse(self.error(400, "Bad Request"), f"{request.origin} is asked of the API as of a proxy")
+            self.refuse(
+                self.error(400, "Bad Request"),
+                f"{request.origin} is asked of the API as of a proxy",
+            )
         else:
             self._admit_with_credentials(request)
 
@@ -143,17 +154,33 @@ class FakeBitbucket(Host):
         if "authorization" in request.headers:
             self.complain(request, "credentials sent to the proxy, which adds its own")
         if request.method == "CONNECT":
-            self.refuse(_proxy_error(405, "CONNECT is not supported"), "https asked of the proxy, which takes http alone")
+            self.refuse(
+                _proxy_error(405, "CONNECT is not supported"),
+                "https asked of the proxy, which takes http alone",
+            )
         if not request.origin:
-            self.refuse(_proxy_error(400, "No absolute address"), "the proxy wants the whole address on the request line")
+            self.refuse(
+                _proxy_error(400, "No absolute address"),
+                "the proxy wants the whole address on the request line",
+            )
         if request.origin != "http://api.bitbucket.org":
-            self.refuse(_proxy_error(403, f"{request.origin} is not allowed"), f"{request.origin} asked of the proxy")
-        reports = r"/2\.0/repositories/[^/]+/[^/]+/commit/[^/]+/reports(/[^/]+(/annotations(/[^/]+)?)?)?"
+            self.refuse(
+                _proxy_error(403, f"{request.origin} is not allowed"),
+                f"{request.origin} asked of the proxy",
+            )
+        reports = (
+            r"/2\.0/repositories/[^/]+/[^/]+/commit/[^/]+/reports(/[^/]+(/annotations(/[^/]+)?)?)?"
+        )
         allowed = {"GET", "PUT", "POST", *(["DELETE"] if self.proxy_deletes else [])}
         if not re.fullmatch(reports, request.path) or request.method not in allowed:
-            self.refuse(_proxy_error(403, f"{request.method} is not allowed here"), "not among what the proxy passes on")
+            self.refuse(
+                _proxy_error(403, f"{request.method} is not allowed here"),
+                "not among what the proxy passes on",
+            )
         if not self._is_here(*map(unquote, request.path.split("/")[3:5])):
-            self.refuse(_proxy_error(403, "Not this repository"), "another repository asked of the proxy")
+            self.refuse(
+                _proxy_error(403, "Not this repository"), "another repository asked of the proxy"
+            )
 
     def _admit_with_credentials(self, request: Request) -> None:
         header = request.headers.get("authorization", "")
@@ -162,11 +189,17 @@ class FakeBitbucket(Host):
             self.refuse(self.error(401, "Authentication required"), "no credentials")
         if user is not None and "@" not in user[0]:
             self.refuse(
-                self.error(401, "App passwords are no longer supported; use an API token with your Atlassian account e-mail"),
+                self.error(
+                    401,
+                    "App passwords are no longer supported; use an API token with your Atlassian account e-mail",
+                ),
                 "Basic credentials whose user is no e-mail",
             )
         if user != (self.email, self.api_token) and header != f"Bearer {self.token}":
-            self.refuse(self.error(401, "Token is invalid, expired, or not supported for this endpoint."), "credentials that are not valid")
+            self.refuse(
+                self.error(401, "Token is invalid, expired, or not supported for this endpoint."),
+                "credentials that are not valid",
+            )
 
     def _is_here(self, workspace: str, slug: str) -> bool:
         return workspace in (self.workspace, "{}") and slug in (self.slug, REPOSITORY_UUID)
@@ -186,14 +219,38 @@ class FakeBitbucket(Host):
             Route("PUT", commit + "/reports/{report}", self._at_commit(self._put_report)),
             Route("GET", commit + "/reports/{report}", self._at_commit(self._get_report)),
             Route("DELETE", commit + "/reports/{report}", self._at_commit(self._delete_report)),
-            Route("POST", commit + "/reports/{report}/annotations", self._at_commit(self._post_annotations)),
-            Route("GET", commit + "/reports/{report}/annotations", self._at_commit(self._list_annotations)),
-            Route("PUT", commit + "/reports/{report}/annotations/{annotation}", self._at_commit(self._put_annotation)),
+            Route(
+                "POST",
+                commit + "/reports/{report}/annotations",
+                self._at_commit(self._post_annotations),
+            ),
+            Route(
+                "GET",
+                commit + "/reports/{report}/annotations",
+                self._at_commit(self._list_annotations),
+            ),
+            Route(
+                "PUT",
+                commit + "/reports/{report}/annotations/{annotation}",
+                self._at_commit(self._put_annotation),
+            ),
             Route("POST", pull_request + "/comments", self._at_pull_request(self._post_comment)),
             Route("GET", pull_request + "/comments", self._at_pull_request(self._list_comments)),
-            Route("GET", pull_request + "/comments/{comment}", self._at_pull_request(self._get_comment)),
-            Route("PUT", pull_request + "/comments/{comment}", self._at_pull_request(self._put_comment)),
-            Route("DELETE", pull_request + "/comments/{comment}", self._at_pull_request(self._delete_comment)),
+            Route(
+                "GET",
+                pull_request + "/comments/{comment}",
+                self._at_pull_request(self._get_comment),
+            ),
+            Route(
+                "PUT",
+                pull_request + "/comments/{comment}",
+                self._at_pull_request(self._put_comment),
+            ),
+            Route(
+                "DELETE",
+                pull_request + "/comments/{comment}",
+                self._at_pull_request(self._delete_comment),
+            ),
         ]
 
     def error(self, code: int, message: str) -> Answer:
@@ -202,7 +259,9 @@ class FakeBitbucket(Host):
         return Answer(code, {"type": "error", "error": {"message": message}})
 
     def _at_commit(self, serve: Callable[..., Answer]) -> Callable[..., Answer]:
-        def checked(request: Request, workspace: str, slug: str, commit: str, **rest: str) -> Answer:
+        def checked(
+            request: Request, workspace: str, slug: str, commit: str, **rest: str
+        ) -> Answer:
             self._check_repository(workspace, slug)
             if commit not in self.commits:
                 self.refuse(self.error(404, f"Commit not found: {commit}"), f"no commit {commit}")
@@ -211,17 +270,24 @@ class FakeBitbucket(Host):
         return checked
 
     def _at_pull_request(self, serve: Callable[..., Answer]) -> Callable[..., Answer]:
-        def checked(request: Request, workspace: str, slug: str, number: str, **rest: str) -> Answer:
+        def checked(
+            request: Request, workspace: str, slug: str, number: str, **rest: str
+        ) -> Answer:
             self._check_repository(workspace, slug)
             if number != str(self.pull_request):
-                self.refuse(self.error(404, f"No pull request {number}"), f"no pull request {number}")
+                self.refuse(
+                    self.error(404, f"No pull request {number}"), f"no pull request {number}"
+                )
             return serve(request, **rest)
 
         return checked
 
     def _check_repository(self, workspace: str, slug: str) -> None:
         if not self._is_here(workspace, slug):
-            self.refuse(self.error(404, f"Repository {workspace}/{slug} not found"), f"no repository {workspace}/{slug}")
+            self.refuse(
+                self.error(404, f"Repository {workspace}/{slug} not found"),
+                f"no repository {workspace}/{slug}",
+            )
 
     def _valid(self, request: Request, schema: Schema, shape: Shape) -> Any:
         body = self.loaded(request)
@@ -234,13 +300,25 @@ class FakeBitbucket(Host):
 
     def _listed(self, request: Request, items: list[Any]) -> Answer:
         if unknown := sorted(set(request.query) - {"page", "pagelen"}):
-            self.refuse(self.error(400, f"Unknown parameter {unknown[0]}"), f"{unknown[0]} is a parameter that this fake does not know")
-        page = _Page(self.number(request, "page", 1, 10**9), self.number(request, "pagelen", 10, 100))
-        answer = {"page": page.number, "pagelen": page.length, "size": len(items), "values": page.of(items)}
+            self.refuse(
+                self.error(400, f"Unknown parameter {unknown[0]}"),
+                f"{unknown[0]} is a parameter that this fake does not know",
+            )
+        page = _Page(
+            self.number(request, "page", 1, 10**9), self.number(request, "pagelen", 10, 100)
+        )
+        answer = {
+            "page": page.number,
+            "pagelen": page.length,
+            "size": len(items),
+            "values": page.of(items),
+        }
         if page.number * page.length < len(items):
             # Through the proxy, too, the real host names itself as it is: by https.
             base = self.url if request.via == "direct" else "https://api.bitbucket.org"
-            answer["next"] = f"{base}{request.path}?{urlencode({'pagelen': page.length, 'page': page.number + 1})}"
+            answer["next"] = (
+                f"{base}{request.path}?{urlencode({'pagelen': page.length, 'page': page.number + 1})}"
+            )
         return Answer(200, answer)
 
     # Build statuses.
@@ -256,7 +334,10 @@ class FakeBitbucket(Host):
         merged = {**held, **body} if isinstance(body, dict) else body
         self._check(schemas.BITBUCKET_STATUS, merged, _form_error)
         if merged["key"] != key:
-            self.refuse(_form_error([Violation("key", "const", key, merged["key"])]), "the key of a status cannot be changed")
+            self.refuse(
+                _form_error([Violation("key", "const", key, merged["key"])]),
+                "the key of a status cannot be changed",
+            )
         self.statuses[commit, key] = merged
         return Answer(200, self._shown_status(commit, merged))
 
@@ -264,7 +345,14 @@ class FakeBitbucket(Host):
         return Answer(200, self._shown_status(commit, self._held_status(commit, key)))
 
     def _list_statuses(self, request: Request, commit: str) -> Answer:
-        return self._listed(request, [self._shown_status(at, held) for (at, _), held in self.statuses.items() if at == commit])
+        return self._listed(
+            request,
+            [
+                self._shown_status(at, held)
+                for (at, _), held in self.statuses.items()
+                if at == commit
+            ],
+        )
 
     def _held_status(self, commit: str, key: str) -> dict[str, Any]:
         if (commit, key) not in self.statuses:
@@ -277,7 +365,9 @@ class FakeBitbucket(Host):
     # Code Insights.
 
     def _list_reports(self, request: Request, commit: str) -> Answer:
-        return self._listed(request, [self._shown_report(at, name) for at, name in self.reports if at == commit])
+        return self._listed(
+            request, [self._shown_report(at, name) for at, name in self.reports if at == commit]
+        )
 
     def _put_report(self, request: Request, commit: str, report: str) -> Answer:
         body = self._valid(request, schemas.BITBUCKET_REPORT, _report_error)
@@ -311,11 +401,16 @@ class FakeBitbucket(Host):
         body = self._valid(request, schemas.BITBUCKET_ANNOTATIONS, _annotations_error)
         ids = [one["external_id"] for one in body]
         if twice := sorted({one for one in ids if ids.count(one) > 1}):
-            self.refuse(_insights_error(f"Duplicate external_id: {twice[0]}"), f"external_id {twice[0]} is twice in one request")
+            self.refuse(
+                _insights_error(f"Duplicate external_id: {twice[0]}"),
+                f"external_id {twice[0]} is twice in one request",
+            )
         self._keep(commit, report, body)
         return Answer(200, [{"type": "report_annotation", **one} for one in body])
 
-    def _put_annotation(self, request: Request, commit: str, report: str, annotation: str) -> Answer:
+    def _put_annotation(
+        self, request: Request, commit: str, report: str, annotation: str
+    ) -> Answer:
         self._check_report(commit, report, f"an annotation for report {report}, which is not there")
         body = self.loaded(request)
         if isinstance(body, dict):
@@ -323,7 +418,8 @@ class FakeBitbucket(Host):
         self._check(schemas.BITBUCKET_ANNOTATION, body, _report_error)
         if body["external_id"] != annotation:
             self.refuse(
-                _insights_error("The external_id is another one."), f"external_id {body['external_id']} at the address of {annotation}"
+                _insights_error("The external_id is another one."),
+                f"external_id {body['external_id']} at the address of {annotation}",
             )
         self._keep(commit, report, [body])
         return Answer(200, {"type": "report_annotation", **body})
@@ -333,10 +429,15 @@ class FakeBitbucket(Host):
         return self._listed(request, self.annotations(commit, report))
 
     def _keep(self, commit: str, report: str, sent: list[dict[str, Any]]) -> None:
-        held = {**self._annotations.get((commit, report), {}), **{one["external_id"]: one for one in sent}}
+        held = {
+            **self._annotations.get((commit, report), {}),
+            **{one["external_id"]: one for one in sent},
+        }
         if len(held) > ANNOTATIONS_A_REPORT:
             self.refuse(
-                _insights_error(f"A report cannot have more than {ANNOTATIONS_A_REPORT} annotations."),
+                _insights_error(
+                    f"A report cannot have more than {ANNOTATIONS_A_REPORT} annotations."
+                ),
                 f"{len(held)} annotations in a report, at most {ANNOTATIONS_A_REPORT}",
             )
         self._annotations[commit, report] = held
@@ -396,7 +497,10 @@ class FakeBitbucket(Host):
     def _own_comment(self, comment: str) -> dict[str, Any]:
         held = self._held_comment(comment)
         if held["user"]["display_name"] != "CI":
-            self.refuse(self.error(403, "You can only change your own comments"), f"comment {comment} is somebody else's")
+            self.refuse(
+                self.error(403, "You can only change your own comments"),
+                f"comment {comment} is somebody else's",
+            )
         if held["deleted"]:
             self.refuse(self.error(404, f"No comment {comment}"), f"comment {comment} is deleted")
         return held
@@ -410,7 +514,9 @@ def _form_error(broken: list[Violation]) -> Answer:
     for one in broken:
         fields.setdefault(one.field or "__all__", []).append(_form_words(one))
     name, said = next(iter(fields.items()))
-    return Answer(400, {"type": "error", "error": {"message": f"{name}: {said[0]}", "fields": fields}})
+    return Answer(
+        400, {"type": "error", "error": {"message": f"{name}: {said[0]}", "fields": fields}}
+    )
 
 
 def _form_words(broken: Violation) -> str:
@@ -430,7 +536,13 @@ def _form_words(broken: Violation) -> str:
 def _annotations_error(broken: list[Violation]) -> Answer:
     for one in broken:
         if one.field == "" and one.rule == "maxItems":
-            return Answer(400, {"code": 400, "message": f"Bulk upload supports a maximum of /{one.limit} annotations."})
+            return Answer(
+                400,
+                {
+                    "code": 400,
+                    "message": f"Bulk upload supports a maximum of /{one.limit} annotations.",
+                },
+            )
     return _report_error(broken)
 
 
@@ -439,7 +551,9 @@ def _report_error(broken: list[Violation]) -> Answer:
     name = one.field.rpartition(".")[2]
     match one.rule:
         case "maxLength":
-            return _insights_error(f"The {name} field cannot contain more than {one.limit} characters.")
+            return _insights_error(
+                f"The {name} field cannot contain more than {one.limit} characters."
+            )
         case "required":
             return _insights_error(f"The {name} field is required.")
         case _:
@@ -448,7 +562,9 @@ def _report_error(broken: list[Violation]) -> Answer:
 
 def _insights_error(message: str, code: int = 400) -> Answer:
     kind = "bad-request" if code == 400 else "not-found"
-    return Answer(code, {"key": f"report-service.general.{kind}", "message": message, "arguments": {}})
+    return Answer(
+        code, {"key": f"report-service.general.{kind}", "message": message, "arguments": {}}
+    )
 
 
 def _proxy_error(code: int, message: str) -> Answer:

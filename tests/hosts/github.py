@@ -26,7 +26,9 @@ BOT = "github-actions[bot]"
 
 def secondary_limit(retry_after: float = 60) -> Fault:
     """GitHub's other 403: too much was written in too short a time."""
-    message = "You have exceeded a secondary rate limit. Please wait a few minutes before you try again."
+    message = (
+        "You have exceeded a secondary rate limit. Please wait a few minutes before you try again."
+    )
     body = {"message": message, "documentation_url": DOCUMENTATION}
     return Fault(code=403, body=body, headers={"retry-after": f"{retry_after:g}"}, served=False)
 
@@ -54,7 +56,9 @@ class FakeGitHub(Host):
         self.token, self.fork_token, self.read_only = token, f"{token}_of_a_fork", read_only
         self.pull_request, self.branch, self.target = pull_request, branch, target
         self.statuses: list[dict[str, Any]] = []  # every one posted, oldest first
-        self.check_runs: list[dict[str, Any]] = []  # each with all annotations it was sent, in output
+        self.check_runs: list[
+            dict[str, Any]
+        ] = []  # each with all annotations it was sent, in output
         self.comments: list[dict[str, Any]] = []
         self.summary_path: Path | None = None  # of the last environment that was given out
 
@@ -65,7 +69,9 @@ class FakeGitHub(Host):
         with self._lock:
             return int(self._new_comment(body, author)["id"])
 
-    def environ(self, tmp_path: Path, *, pull_request: bool = True, fork: bool = False, token: bool = True) -> dict[str, str]:
+    def environ(
+        self, tmp_path: Path, *, pull_request: bool = True, fork: bool = False, token: bool = True
+    ) -> dict[str, str]:
         """The environment of a step, with its event, summary and output files in `tmp_path`, and where our host is."""
         self.summary_path = tmp_path / "step_summary.md"
         output, event = tmp_path / "output.txt", tmp_path / "event.json"
@@ -81,7 +87,9 @@ class FakeGitHub(Host):
             "GITHUB_EVENT_NAME": "pull_request" if pull_request else "push",
             "GITHUB_EVENT_PATH": str(event),
             "GITHUB_SHA": self.merge_commit if pull_request else self.commit,
-            "GITHUB_REF": f"refs/pull/{self.pull_request}/merge" if pull_request else f"refs/heads/{self.branch}",
+            "GITHUB_REF": f"refs/pull/{self.pull_request}/merge"
+            if pull_request
+            else f"refs/heads/{self.branch}",
             "GITHUB_REF_NAME": f"{self.pull_request}/merge" if pull_request else self.branch,
             "GITHUB_RUN_ID": RUN_ID,
             "GITHUB_RUN_NUMBER": "118",
@@ -101,15 +109,27 @@ class FakeGitHub(Host):
 
     def _event(self, pull_request: bool, fork: bool) -> dict[str, Any]:
         if not pull_request:
-            return {"ref": f"refs/heads/{self.branch}", "after": self.commit, "repository": {"full_name": self.repository}}
+            return {
+                "ref": f"refs/heads/{self.branch}",
+                "after": self.commit,
+                "repository": {"full_name": self.repository},
+            }
         home = f"contributor/{self.repository.partition('/')[2]}" if fork else self.repository
         return {
             "action": "synchronize",
             "number": self.pull_request,
             "pull_request": {
                 "number": self.pull_request,
-                "head": {"sha": self.commit, "ref": self.branch, "repo": {"full_name": home, "fork": fork}},
-                "base": {"sha": "d" * 40, "ref": self.target, "repo": {"full_name": self.repository, "fork": False}},
+                "head": {
+                    "sha": self.commit,
+                    "ref": self.branch,
+                    "repo": {"full_name": home, "fork": fork},
+                },
+                "base": {
+                    "sha": "d" * 40,
+                    "ref": self.target,
+                    "repo": {"full_name": self.repository, "fork": False},
+                },
             },
             "repository": {"full_name": self.repository},
         }
@@ -146,12 +166,17 @@ class FakeGitHub(Host):
             ("PATCH", "/issues/comments/{number}", self._patch_comment),
             ("DELETE", "/issues/comments/{number}", self._delete_comment),
         ]
-        return [Route(method, repository + path, self._in_repository(serve)) for method, path, serve in table]
+        return [
+            Route(method, repository + path, self._in_repository(serve))
+            for method, path, serve in table
+        ]
 
     def error(self, code: int, message: str) -> Answer:
         if code == 429:
             message = "API rate limit exceeded for installation."
-        return Answer(code, {"message": message, "documentation_url": DOCUMENTATION, "status": str(code)})
+        return Answer(
+            code, {"message": message, "documentation_url": DOCUMENTATION, "status": str(code)}
+        )
 
     def _in_repository(self, serve: Callable[..., Answer]) -> Callable[..., Answer]:
         def checked(request: Request, owner: str, name: str, **rest: str) -> Answer:
@@ -163,14 +188,31 @@ class FakeGitHub(Host):
 
     def _valid(self, request: Request, resource: str, schema: Schema) -> Any:
         # The content type does not matter here: whatever it says, the body is read as JSON.
-        body = self.loaded(Request(request.method, request.path, {}, {"content-type": "application/json"}, request.content, request.via))
+        body = self.loaded(
+            Request(
+                request.method,
+                request.path,
+                {},
+                {"content-type": "application/json"},
+                request.content,
+                request.via,
+            )
+        )
         if broken := violations(schema, body):
             self.refuse(self._unprocessable(resource, broken), words(broken))
         return body
 
     def _unprocessable(self, resource: str, broken: list[Violation]) -> Answer:
         errors = [{"resource": resource, "field": one.field, **_code(one)} for one in broken]
-        return Answer(422, {"message": "Validation Failed", "errors": errors, "documentation_url": DOCUMENTATION, "status": "422"})
+        return Answer(
+            422,
+            {
+                "message": "Validation Failed",
+                "errors": errors,
+                "documentation_url": DOCUMENTATION,
+                "status": "422",
+            },
+        )
 
     def _wrong(self, resource: str, name: str, why: str) -> Answer:
         return self._unprocessable(resource, [Violation(name, why, None, None)])
@@ -179,7 +221,10 @@ class FakeGitHub(Host):
         if sha not in (self.commit, self.merge_commit):
             self.refuse(self.error(422, f"No commit found for SHA: {sha}"), f"no commit {sha}")
         if sha == self.merge_commit and request.method != "GET":
-            self.complain(request, "posted to the merge commit, where nobody who looks at the pull request sees it")
+            self.complain(
+                request,
+                "posted to the merge commit, where nobody who looks at the pull request sees it",
+            )
 
     def _listed(self, request: Request, items: list[Any], wrap: str = "") -> Answer:
         page = self.number(request, "page", 1, 10**9)
@@ -192,9 +237,16 @@ class FakeGitHub(Host):
             links.append((page - 1, "prev"))
             links.append((1, "first"))
         base = f"{self.url}{request.path}"
-        header = ", ".join(f'<{base}?{urlencode({"per_page": length, "page": number})}>; rel="{name}"' for number, name in links)
+        header = ", ".join(
+            f'<{base}?{urlencode({"per_page": length, "page": number})}>; rel="{name}"'
+            for number, name in links
+        )
         values = items[(page - 1) * length : page * length]
-        return Answer(200, {"total_count": len(items), wrap: values} if wrap else values, {"Link": header} if header else {})
+        return Answer(
+            200,
+            {"total_count": len(items), wrap: values} if wrap else values,
+            {"Link": header} if header else {},
+        )
 
     # Statuses.
 
@@ -202,10 +254,17 @@ class FakeGitHub(Host):
         body = self._valid(request, "Status", schemas.GITHUB_STATUS)
         self._commit(request, sha)
         context = body.get("context", "default")
-        same = [one for one in self.statuses if one["sha"] == sha and one["context"].lower() == context.lower()]
+        same = [
+            one
+            for one in self.statuses
+            if one["sha"] == sha and one["context"].lower() == context.lower()
+        ]
         if len(same) >= STATUSES_A_CONTEXT:
             why = "This SHA and context has reached the maximum number of statuses."
-            self.refuse(self._wrong("Status", "base", why), f"more than {STATUSES_A_CONTEXT} statuses of {context}")
+            self.refuse(
+                self._wrong("Status", "base", why),
+                f"more than {STATUSES_A_CONTEXT} statuses of {context}",
+            )
         held = {
             "target_url": None,
             "description": None,
@@ -228,7 +287,13 @@ class FakeGitHub(Host):
         body = self._valid(request, "CheckRun", schemas.GITHUB_NEW_CHECK_RUN)
         self._commit(request, body["head_sha"])
         self._sound_check_run(body)
-        held = {"status": "queued", "conclusion": None, **_concluded(body), "id": self.serial(), "started_at": self.now()}
+        held = {
+            "status": "queued",
+            "conclusion": None,
+            **_concluded(body),
+            "id": self.serial(),
+            "started_at": self.now(),
+        }
         self.check_runs.append(held)
         return Answer(201, held)
 
@@ -239,27 +304,45 @@ class FakeGitHub(Host):
         earlier = held.get("output", {}).get("annotations", [])
         held.update(_concluded(body))
         if "output" in body:
-            held["output"] = {**body["output"], "annotations": [*earlier, *body["output"].get("annotations", [])]}
+            held["output"] = {
+                **body["output"],
+                "annotations": [*earlier, *body["output"].get("annotations", [])],
+            }
         return Answer(200, held)
 
     def _sound_check_run(self, body: dict[str, Any]) -> None:
-        if (body.get("status") == "completed" or "completed_at" in body) and "conclusion" not in body:
-            self.refuse(self._wrong("CheckRun", "conclusion", "missing"), "completed, without a conclusion")
+        if (
+            body.get("status") == "completed" or "completed_at" in body
+        ) and "conclusion" not in body:
+            self.refuse(
+                self._wrong("CheckRun", "conclusion", "missing"), "completed, without a conclusion"
+            )
         for at, one in enumerate(body.get("output", {}).get("annotations", [])):
             if one["end_line"] < one["start_line"]:
-                self.refuse(self._wrong("CheckRun", "end_line", "invalid"), f"annotation {at} ends before it starts")
+                self.refuse(
+                    self._wrong("CheckRun", "end_line", "invalid"),
+                    f"annotation {at} ends before it starts",
+                )
             if one["end_line"] != one["start_line"] and {"start_column", "end_column"} & set(one):
-                self.refuse(self._wrong("CheckRun", "start_column", "invalid"), f"annotation {at} has columns on more than one line")
+                self.refuse(
+                    self._wrong("CheckRun", "start_column", "invalid"),
+                    f"annotation {at} has columns on more than one line",
+                )
             for name in ("message", "raw_details"):
                 if len(one.get(name, "").encode()) > 64 * 1024:
-                    self.refuse(self._wrong("CheckRun", name, "too_large"), f"annotation {at} has a {name} of more than 64 KiB")
+                    self.refuse(
+                        self._wrong("CheckRun", name, "too_large"),
+                        f"annotation {at} has a {name} of more than 64 KiB",
+                    )
 
     def _get_check_run(self, request: Request, number: str) -> Answer:
         return Answer(200, self._held(self.check_runs, number, "check run"))
 
     def _list_check_runs(self, request: Request, sha: str) -> Answer:
         self._commit(request, sha)
-        return self._listed(request, [one for one in self.check_runs if one["head_sha"] == sha], "check_runs")
+        return self._listed(
+            request, [one for one in self.check_runs if one["head_sha"] == sha], "check_runs"
+        )
 
     # Comments.
 
@@ -289,14 +372,19 @@ class FakeGitHub(Host):
     def _new_comment(self, body: str, author: str) -> dict[str, Any]:
         now = self.now()
         user = {"login": author, "type": "Bot" if author == BOT else "User"}
-        self.comments.append({"id": self.serial(), "body": body, "user": user, "created_at": now, "updated_at": now})
+        self.comments.append(
+            {"id": self.serial(), "body": body, "user": user, "created_at": now, "updated_at": now}
+        )
         return self.comments[-1]
 
     def _own_comment(self, number: str) -> dict[str, Any]:
         held = self._held(self.comments, number, "comment")
         if held["user"]["login"] != BOT:
             # A token that may write may even do this; nobody wants it to.
-            self.refuse(self.error(403, "Resource not accessible by integration"), f"comment {number} is somebody else's")
+            self.refuse(
+                self.error(403, "Resource not accessible by integration"),
+                f"comment {number} is somebody else's",
+            )
         return held
 
     def _pull_request(self, number: str) -> None:
@@ -318,9 +406,15 @@ def _code(broken: Violation) -> dict[str, str]:
     name = broken.field.rpartition(".")[2]
     match broken.rule:
         case "maxLength":
-            return {"code": "custom", "message": f"{name} is too long (maximum is {broken.limit} characters)"}
+            return {
+                "code": "custom",
+                "message": f"{name} is too long (maximum is {broken.limit} characters)",
+            }
         case "maxItems":
-            return {"code": "custom", "message": f"No more than {broken.limit} {name} are allowed in one request"}
+            return {
+                "code": "custom",
+                "message": f"No more than {broken.limit} {name} are allowed in one request",
+            }
         case "required" | "missing":
             return {"code": "missing_field"}
         case _:
@@ -383,7 +477,9 @@ class _Runner:
                 self.token = ""
             return None
         if name == "stop-commands":
-            self.token = "" if message.lower() in KNOWN else message  # a token that anybody might print stops nothing
+            self.token = (
+                "" if message.lower() in KNOWN else message
+            )  # a token that anybody might print stops nothing
             return None
         self.counts[name] += 1
         shown = name not in ("error", "warning", "notice") or self.counts[name] <= SHOWN_A_STEP
@@ -394,7 +490,11 @@ def workflow_commands(stdout: str) -> list[Command]:
     """The commands in a step's output, in order; what stands between stop-commands and its token is none."""
     runner = _Runner()
     lines = re.split(r"\r\n|\r|\n", stdout)
-    return [found for number, line in enumerate(lines, 1) if (found := runner.read(line, number)) is not None]
+    return [
+        found
+        for number, line in enumerate(lines, 1)
+        if (found := runner.read(line, number)) is not None
+    ]
 
 
 def _command(line: str, known: frozenset[str]) -> tuple[str, dict[str, str], str] | None:
@@ -413,7 +513,11 @@ def _old_command(line: str, known: frozenset[str]) -> tuple[str, dict[str, str],
     if found is None:
         return None
     name, _, given = found[1].partition(" ")
-    return (name.lower(), _params(given, ";", _OLD), _unescaped(found[2], _OLD)) if name.lower() in known else None
+    return (
+        (name.lower(), _params(given, ";", _OLD), _unescaped(found[2], _OLD))
+        if name.lower() in known
+        else None
+    )
 
 
 def _params(given: str, separator: str, escapes: tuple[tuple[str, str], ...]) -> dict[str, str]:
@@ -431,5 +535,7 @@ def job_summary(path: Path) -> str:
     """The Markdown of a step's summary; ValueError where GitHub would not upload it."""
     content = path.read_bytes()
     if len(content) > SUMMARY_BYTES:
-        raise ValueError(f"{path.name} has {len(content)} bytes, and a summary of more than {SUMMARY_BYTES} is not uploaded")
+        raise ValueError(
+            f"{path.name} has {len(content)} bytes, and a summary of more than {SUMMARY_BYTES} is not uploaded"
+        )
     return content.decode()

@@ -19,7 +19,14 @@ __all__ = ["FakeGitLab", "JobLink", "annotations_report", "gitlab_junit"]
 PIPELINE_ID = 5512
 JOB_ID = 77123
 SERVER = "https://gitlab.example.com"
-EVENTS = {"pending": "enqueue", "running": "run", "success": "success", "failed": "drop", "canceled": "cancel", "skipped": "skip"}
+EVENTS = {
+    "pending": "enqueue",
+    "running": "run",
+    "success": "success",
+    "failed": "drop",
+    "canceled": "cancel",
+    "skipped": "skip",
+}
 
 
 class FakeGitLab(Host):
@@ -46,7 +53,9 @@ class FakeGitLab(Host):
         self.merge_request, self.branch, self.target = merge_request, branch, target
         self.statuses: list[dict[str, Any]] = []  # one for each name and run of it, oldest first
         self.notes: list[dict[str, Any]] = []  # oldest first
-        self.external_pipelines = 0  # statuses that made a pipeline of their own, as they named none
+        self.external_pipelines = (
+            0  # statuses that made a pipeline of their own, as they named none
+        )
 
     # For tests.
 
@@ -55,7 +64,9 @@ class FakeGitLab(Host):
         with self._lock:
             return int(self._new_note(body, author, system)["id"])
 
-    def environ(self, tmp_path: Path, *, merge_request: bool = True, token: bool = True) -> dict[str, str]:
+    def environ(
+        self, tmp_path: Path, *, merge_request: bool = True, token: bool = True
+    ) -> dict[str, str]:
         """The environment of a job whose project is checked out in `tmp_path`, and where our host is."""
         found = {
             "CI": "true",
@@ -100,7 +111,10 @@ class FakeGitLab(Host):
             if request.method != "GET":
                 self.refuse(self.error(401, "401 Unauthorized"), "a job token, which may only read")
         elif given != self.token:
-            self.refuse(self.error(401, "401 Unauthorized"), "credentials that are not valid" if given else "no credentials")
+            self.refuse(
+                self.error(401, "401 Unauthorized"),
+                "credentials that are not valid" if given else "no credentials",
+            )
 
     # What is served.
 
@@ -138,7 +152,12 @@ class FakeGitLab(Host):
         if "json" in request.headers.get("content-type", ""):
             body = self.loaded(request)
         else:
-            given = {**request.query, **dict(parse_qsl(request.content.decode("utf-8", "replace"), keep_blank_values=True))}
+            given = {
+                **request.query,
+                **dict(
+                    parse_qsl(request.content.decode("utf-8", "replace"), keep_blank_values=True)
+                ),
+            }
             body = {name: _typed(schema, name, value) for name, value in given.items()}
         if broken := violations(schema, body):
             self.refuse(_error(broken[0]), words(broken))
@@ -152,7 +171,12 @@ class FakeGitLab(Host):
         page = self.number(request, "page", 1, 10**9)
         length = self.number(request, "per_page", 20, 100)
         more = page * length < len(items)
-        headers = {"x-page": str(page), "x-per-page": str(length), "x-next-page": str(page + 1) if more else "", "x-total": str(len(items))}
+        headers = {
+            "x-page": str(page),
+            "x-per-page": str(length),
+            "x-next-page": str(page + 1) if more else "",
+            "x-total": str(len(items)),
+        }
         return Answer(200, items[(page - 1) * length : page * length], headers)
 
     # Statuses.
@@ -164,9 +188,17 @@ class FakeGitLab(Host):
         name = body.pop("name", name)
         ref = body.get("ref", self.branch)
         if body.get("pipeline_id", PIPELINE_ID) != PIPELINE_ID:
-            self.refuse(self.error(404, "404 Pipeline Not Found"), f"no pipeline {body['pipeline_id']}")
+            self.refuse(
+                self.error(404, "404 Pipeline Not Found"), f"no pipeline {body['pipeline_id']}"
+            )
         held = next(
-            (one for one in self.statuses if (one["name"], one["ref"]) == (name, ref) and one["status"] in ("pending", "running")), None
+            (
+                one
+                for one in self.statuses
+                if (one["name"], one["ref"]) == (name, ref)
+                and one["status"] in ("pending", "running")
+            ),
+            None,
         )
         state = body.pop("state")
         if held is not None and held["status"] == state and self.old:
@@ -174,7 +206,14 @@ class FakeGitLab(Host):
             why = f'Cannot transition status via :{event} from :{state} (Reason(s): Status cannot transition via "{event}")'
             raise RefusedError(self.error(400, why), "")  # a client is to bear it
         if held is None:
-            held = {"id": self.serial(), "name": name, "sha": sha, "ref": ref, "description": None, "target_url": None}
+            held = {
+                "id": self.serial(),
+                "name": name,
+                "sha": sha,
+                "ref": ref,
+                "description": None,
+                "target_url": None,
+            }
             self.statuses.append(held)
             self.external_pipelines += "pipeline_id" not in body
         held.update(body, status=state)
@@ -191,7 +230,9 @@ class FakeGitLab(Host):
         return self._listed(request, self.notes[::-1] if newest_first else self.notes)
 
     def _post_note(self, request: Request) -> Answer:
-        return Answer(201, self._new_note(self._valid(request, schemas.GITLAB_NOTE)["body"], "project_42_bot"))
+        return Answer(
+            201, self._new_note(self._valid(request, schemas.GITLAB_NOTE)["body"], "project_42_bot")
+        )
 
     def _get_note(self, request: Request, note: str) -> Answer:
         return Answer(200, self._held(note))
@@ -208,7 +249,16 @@ class FakeGitLab(Host):
     def _new_note(self, body: str, author: str, system: bool = False) -> dict[str, Any]:
         now = self.now()
         user = {"username": author, "name": author}
-        self.notes.append({"id": self.serial(), "body": body, "author": user, "system": system, "created_at": now, "updated_at": now})
+        self.notes.append(
+            {
+                "id": self.serial(),
+                "body": body,
+                "author": user,
+                "system": system,
+                "created_at": now,
+                "updated_at": now,
+            }
+        )
         return self.notes[-1]
 
     def _held(self, note: str) -> dict[str, Any]:
@@ -237,9 +287,19 @@ def _error(broken: Violation) -> Answer:
         case "required":
             return Answer(400, {"error": f"{broken.field} is missing"})
         case "maxLength":
-            return Answer(400, {"message": {broken.field: [f"is too long (maximum is {broken.limit} characters)"]}})
+            return Answer(
+                400,
+                {
+                    "message": {
+                        broken.field: [f"is too long (maximum is {broken.limit} characters)"]
+                    }
+                },
+            )
         case "format":
-            return Answer(400, {"message": {broken.field: ["is blocked: Only allowed schemes are http, https"]}})
+            return Answer(
+                400,
+                {"message": {broken.field: ["is blocked: Only allowed schemes are http, https"]}},
+            )
         case "minLength" | "pattern":
             return Answer(400, {"message": {broken.field: ["can't be blank"]}})
         case _:

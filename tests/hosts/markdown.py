@@ -11,7 +11,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
-TAGS = frozenset({"details", "summary", "br", "sub", "sup", "b", "i", "em", "strong", "code", "kbd", "p", "table", "tr", "td", "th", "pre"})
+TAGS = frozenset(
+    {
+        "details",
+        "summary",
+        "br",
+        "sub",
+        "sup",
+        "b",
+        "i",
+        "em",
+        "strong",
+        "code",
+        "kbd",
+        "p",
+        "table",
+        "tr",
+        "td",
+        "th",
+        "pre",
+    }
+)
 _BULLET = re.compile(r"(?P<indent> *)(?P<mark>[-*+]|\d{1,9}[.)])(?P<gap> +)(?P<text>.*)")
 _FENCE = re.compile(r" {0,3}(?P<mark>`{3,}|~{3,})(?P<language>[^`]*)$")
 _RULE = re.compile(r" {0,3}([-*_])( *\1){2,} *$")
@@ -69,7 +89,11 @@ class _Blocks:
         """The lines up to the next empty one, or to one that fits `more`."""
         start = self.at
         self.at += 1
-        while self.at < len(self.lines) and self.lines[self.at].strip() and not (more and more.match(self.lines[self.at])):
+        while (
+            self.at < len(self.lines)
+            and self.lines[self.at].strip()
+            and not (more and more.match(self.lines[self.at]))
+        ):
             self.at += 1
         return self.lines[start : self.at]
 
@@ -85,7 +109,9 @@ class _Blocks:
 
     def _indented(self) -> str:
         start = self.at
-        while self.at < len(self.lines) and (self.lines[self.at].startswith("    ") or not self.lines[self.at].strip()):
+        while self.at < len(self.lines) and (
+            self.lines[self.at].startswith("    ") or not self.lines[self.at].strip()
+        ):
             self.at += 1
         body = "\n".join(line[4:] for line in self.lines[start : self.at]).rstrip()
         return f"<pre><code>{escape(body)}</code></pre>"
@@ -97,7 +123,11 @@ class _Blocks:
             while self.at < len(self.lines) and "-->" not in self.lines[self.at]:
                 self.at += 1
             self.at += 1
-            return _tagged(re.sub(r"<!--.*?(-->|$)", "", "\n".join(self.lines[start : self.at]), flags=re.DOTALL))
+            return _tagged(
+                re.sub(
+                    r"<!--.*?(-->|$)", "", "\n".join(self.lines[start : self.at]), flags=re.DOTALL
+                )
+            )
         return _tagged("\n".join(self._take()))
 
     def _quote(self) -> str:
@@ -107,8 +137,16 @@ class _Blocks:
     def _list(self) -> str:
         first = _BULLET.match(self.lines[self.at])
         assert first is not None
-        kind, indent, items = ("ol" if first["mark"][0].isdigit() else "ul"), len(first["indent"]), []
-        while self.at < len(self.lines) and (found := _BULLET.match(self.lines[self.at])) and len(found["indent"]) <= indent:
+        kind, indent, items = (
+            ("ol" if first["mark"][0].isdigit() else "ul"),
+            len(first["indent"]),
+            [],
+        )
+        while (
+            self.at < len(self.lines)
+            and (found := _BULLET.match(self.lines[self.at]))
+            and len(found["indent"]) <= indent
+        ):
             items.append(self._item(len(found["indent"]) + len(found["mark"]) + 1, found["text"]))
         return f"<{kind}>{''.join(items)}</{kind}>"
 
@@ -119,7 +157,11 @@ class _Blocks:
         while self.at < len(self.lines):
             line = self.lines[self.at]
             follows = "".join(self.lines[self.at + 1 : self.at + 2])
-            if not (line.startswith(" " * min(width, 2)) if line.strip() else follows.startswith(" " * min(width, 2))):
+            if not (
+                line.startswith(" " * min(width, 2))
+                if line.strip()
+                else follows.startswith(" " * min(width, 2))
+            ):
                 break
             inner.append(line[width:] if not line[:width].strip() else line.lstrip())
             self.at += 1
@@ -131,7 +173,11 @@ class _Blocks:
 
     def _is_table(self) -> bool:
         below = "".join(self.lines[self.at + 1 : self.at + 2])
-        return "|" in self.lines[self.at] and bool(_COLUMNS.match(below)) and len(_cells(self.lines[self.at])) == len(_cells(below))
+        return (
+            "|" in self.lines[self.at]
+            and bool(_COLUMNS.match(below))
+            and len(_cells(self.lines[self.at])) == len(_cells(below))
+        )
 
     def _table(self) -> str:
         head, columns, *rows = self._take()
@@ -141,12 +187,17 @@ class _Blocks:
 
     def _row(self, tag: str, cells: list[str], aligned: list[str]) -> str:
         cells = [*cells, *[""] * len(aligned)][: len(aligned)]
-        parts = (f"<{tag}{style}>{self._inline(cell)}</{tag}>" for cell, style in zip(cells, aligned, strict=True))
+        parts = (
+            f"<{tag}{style}>{self._inline(cell)}</{tag}>"
+            for cell, style in zip(cells, aligned, strict=True)
+        )
         return f"<tr>{''.join(parts)}</tr>"
 
     def _paragraph(self) -> str:
         lines = self._take(_INTERRUPTS)
-        text = "\n".join(line.strip() + ("  " if line.endswith("  ") else "") for line in lines).strip()
+        text = "\n".join(
+            line.strip() + ("  " if line.endswith("  ") else "") for line in lines
+        ).strip()
         below = _UNDERLINE.match("".join(self.lines[self.at : self.at + 1]))
         if below is None:
             return f"<p>{self._inline(text)}</p>"
@@ -167,16 +218,34 @@ def inline(text: str, *, tags: bool) -> str:
         return f"\ue000{len(kept) - 1}\ue001"
 
     text = re.sub("[\ue000\ue001]", "", text)
-    text = re.sub(r"(?<![`\\])(`+)(?!`)(.+?)(?<!`)\1(?!`)", lambda m: keep(f"<code>{escape(_code(m[2]))}</code>"), text, flags=re.DOTALL)
+    text = re.sub(
+        r"(?<![`\\])(`+)(?!`)(.+?)(?<!`)\1(?!`)",
+        lambda m: keep(f"<code>{escape(_code(m[2]))}</code>"),
+        text,
+        flags=re.DOTALL,
+    )
     text = re.sub(rf"\\([{_PUNCTUATION}])", lambda m: keep(escape(m[1])), text)
     if tags:
         text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
         text = _TAG.sub(lambda m: keep(_tag(m)), text)
     text = re.sub(r"<(https?://[^<>\s]+)>", lambda m: keep(_anchor(m[1], escape(m[1]))), text)
-    link = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(\s*(<[^<>\n]*>|(?:[^\s()]|\([^\s()]*\))*)(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)")
-    text = link.sub(lambda m: keep(_anchor(_opened(m[3].strip("<>"), kept), _emphasized(escape(m[2], quote=False)))), text)
-    text = re.sub(r"https?://[^\s<>\ue000]*[^\s<>\ue000.,:;!?\"')\]]", lambda m: keep(_anchor(m[0], escape(m[0]))), text)
-    text = re.sub(r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]\w{1,30});", lambda m: keep(m[0]), text)  # characters written by name
+    link = re.compile(
+        r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(\s*(<[^<>\n]*>|(?:[^\s()]|\([^\s()]*\))*)(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)"
+    )
+    text = link.sub(
+        lambda m: keep(
+            _anchor(_opened(m[3].strip("<>"), kept), _emphasized(escape(m[2], quote=False)))
+        ),
+        text,
+    )
+    text = re.sub(
+        r"https?://[^\s<>\ue000]*[^\s<>\ue000.,:;!?\"')\]]",
+        lambda m: keep(_anchor(m[0], escape(m[0]))),
+        text,
+    )
+    text = re.sub(
+        r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]\w{1,30});", lambda m: keep(m[0]), text
+    )  # characters written by name
     html = _emphasized(escape(text, quote=False))
     html = re.sub(r"(  |\\)\n", "<br>\n", html)
     while "\ue000" in html:
@@ -185,9 +254,20 @@ def inline(text: str, *, tags: bool) -> str:
 
 
 def _emphasized(text: str) -> str:
-    for mark, tag in ((r"\*\*", "strong"), ("__", "strong"), ("~~", "del"), (r"\*", "em"), ("_", "em")):
+    for mark, tag in (
+        (r"\*\*", "strong"),
+        ("__", "strong"),
+        ("~~", "del"),
+        (r"\*", "em"),
+        ("_", "em"),
+    ):
         edge = r"\w" if "_" in mark else r"\\"
-        text = re.sub(rf"(?<!{edge}){mark}(?=\S)(.+?)(?<=\S){mark}(?!{edge})", rf"<{tag}>\1</{tag}>", text, flags=re.DOTALL)
+        text = re.sub(
+            rf"(?<!{edge}){mark}(?=\S)(.+?)(?<=\S){mark}(?!{edge})",
+            rf"<{tag}>\1</{tag}>",
+            text,
+            flags=re.DOTALL,
+        )
     return text
 
 
@@ -198,7 +278,9 @@ def _code(text: str) -> str:
 
 def _anchor(address: str, html: str) -> str:
     """A link to where a link may go; elsewhere its text alone."""
-    if re.match(r"(https?://|mailto:|[/#.\w-])", address) and not re.match(r"(?!https?:|mailto:)[^/#?]*:", address):
+    if re.match(r"(https?://|mailto:|[/#.\w-])", address) and not re.match(
+        r"(?!https?:|mailto:)[^/#?]*:", address
+    ):
         return f'<a href="{escape(address)}">{html}</a>'
     return html
 
@@ -220,7 +302,11 @@ def _tag(found: re.Match[str]) -> str:
     name = found["name"].lower()
     if name not in TAGS:
         return escape(found[0])
-    opened = " open" if name == "details" and not found["close"] and (found["rest"] or "").strip() == "open" else ""
+    opened = (
+        " open"
+        if name == "details" and not found["close"] and (found["rest"] or "").strip() == "open"
+        else ""
+    )
     return f"<{found['close']}{name}{opened}>"
 
 

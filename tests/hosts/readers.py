@@ -43,9 +43,21 @@ def schema_errors(path: Path, kind: Literal["enriched", "xunit2"] = "enriched") 
     found = [f"{error.path}: {error.reason}" for error in schema.iter_errors(path)]
     for suite in _suites(_root(path)):
         tags = [_result(case) for case in suite.findall("testcase")]
-        counted = {"tests": len(tags), "failures": tags.count("failure"), "errors": tags.count("error"), "skipped": tags.count("skipped")}
-        wrong = {name: count for name, count in counted.items() if suite.get(name, str(count)) != str(count)}
-        found += [f"suite {suite.get('name')}: {name} is {suite.get(name)}, and there are {count}" for name, count in wrong.items()]
+        counted = {
+            "tests": len(tags),
+            "failures": tags.count("failure"),
+            "errors": tags.count("error"),
+            "skipped": tags.count("skipped"),
+        }
+        wrong = {
+            name: count
+            for name, count in counted.items()
+            if suite.get(name, str(count)) != str(count)
+        }
+        found += [
+            f"suite {suite.get('name')}: {name} is {suite.get(name)}, and there are {count}"
+            for name, count in wrong.items()
+        ]
     return found
 
 
@@ -53,14 +65,24 @@ def schema_errors(path: Path, kind: Literal["enriched", "xunit2"] = "enriched") 
 
 BITBUCKET_FAILURES = 100
 BITBUCKET_FIELD = 2000
-BITBUCKET_FOLDERS = ("surefire-reports", "failsafe-reports", "test-results", "test-reports", "TestResults")
+BITBUCKET_FOLDERS = (
+    "surefire-reports",
+    "failsafe-reports",
+    "test-results",
+    "test-reports",
+    "TestResults",
+)
 
 
 def bitbucket_finds(clone_dir: Path) -> list[Path]:
     """The files that Pipelines finds by itself: XML in a folder of a known name, at most three folders deep."""
     files = sorted(clone_dir.rglob("*.xml"))
     folders = {file: file.relative_to(clone_dir).parts[:-1] for file in files}
-    return [file for file in files if len(folders[file]) <= 3 and set(folders[file]) & set(BITBUCKET_FOLDERS)]
+    return [
+        file
+        for file in files
+        if len(folders[file]) <= 3 and set(folders[file]) & set(BITBUCKET_FOLDERS)
+    ]
 
 
 def bitbucket(path: Path) -> list[Case]:
@@ -71,7 +93,12 @@ def bitbucket(path: Path) -> list[Case]:
         outcome = _outcome(element, error="failed")
         failures += outcome == "failed"
         if outcome != "failed" or failures <= BITBUCKET_FAILURES:
-            fields = (case.get("classname", ""), case.get("name", ""), _message(element), _text(element))
+            fields = (
+                case.get("classname", ""),
+                case.get("name", ""),
+                _message(element),
+                _text(element),
+            )
             classname, name, message, text = (one[:BITBUCKET_FIELD] for one in fields)
             shown.append(Case(classname, name, outcome, message=message, text=text))
     return shown
@@ -108,7 +135,13 @@ def _jenkins_suite(suite: ElementTree.Element) -> Iterator[Case]:
     for case in suite.findall("testcase"):
         element = _first(case, "error", "failure", "skipped")
         outcome = _outcome(element, error="failed")
-        yield Case(case.get("classname") or name, case.get("name", ""), outcome, message=_message(element), text=_text(element))
+        yield Case(
+            case.get("classname") or name,
+            case.get("name", ""),
+            outcome,
+            message=_message(element),
+            text=_text(element),
+        )
 
 
 def buildkite(path: Path) -> list[Case]:
@@ -116,11 +149,21 @@ def buildkite(path: Path) -> list[Case]:
     shown = []
     for case in _cases(path):
         if not (case.get("classname") and case.get("name")):
-            raise UnreadableError(f"{path.name}: a testcase without classname or name: {case.attrib}")
+            raise UnreadableError(
+                f"{path.name}: a testcase without classname or name: {case.attrib}"
+            )
         element = _first(case, "failure", "error", "skipped")
         outcome = _outcome(element, error="failed")
         shown.append(
-            Case(case.attrib["classname"], case.attrib["name"], outcome, case.get("file", ""), None, _message(element), _text(element))
+            Case(
+                case.attrib["classname"],
+                case.attrib["name"],
+                outcome,
+                case.get("file", ""),
+                None,
+                _message(element),
+                _text(element),
+            )
         )
     return shown
 
@@ -132,7 +175,15 @@ def circleci(path: Path) -> list[Case]:
         element = _first(case, "failure", "error", "skipped")
         message = _message(element) or _text(element)
         outcome = _outcome(element, error="failed")
-        shown.append(Case(case.get("classname", ""), case.get("name", ""), outcome, case.get("file", ""), message=message))
+        shown.append(
+            Case(
+                case.get("classname", ""),
+                case.get("name", ""),
+                outcome,
+                case.get("file", ""),
+                message=message,
+            )
+        )
     return shown
 
 
@@ -142,7 +193,15 @@ def azure(path: Path) -> list[Case]:
     for case in _cases(path):
         element = _first(case, "failure", "error", "skipped")
         outcome = _outcome(element, error="failed")
-        shown.append(Case(case.get("classname", ""), case.get("name", ""), outcome, message=_message(element), text=_text(element)))
+        shown.append(
+            Case(
+                case.get("classname", ""),
+                case.get("name", ""),
+                outcome,
+                message=_message(element),
+                text=_text(element),
+            )
+        )
     return shown
 
 
@@ -158,9 +217,18 @@ def _parsed(case: ElementTree.Element) -> junitparser.TestCase:
 
 
 def _enricomi_case(case: junitparser.TestCase) -> Case:
-    severe = {junitparser.Error: "error", junitparser.Failure: "failure", junitparser.Skipped: "skipped"}
+    severe = {
+        junitparser.Error: "error",
+        junitparser.Failure: "failure",
+        junitparser.Skipped: "skipped",
+    }
     result = next((one for kind in severe for one in case.result if type(one) is kind), None)
-    outcomes: Mapping[str, Outcome] = {"error": "error", "failure": "failed", "skipped": "skipped", "": "passed"}
+    outcomes: Mapping[str, Outcome] = {
+        "error": "error",
+        "failure": "failed",
+        "skipped": "skipped",
+        "": "passed",
+    }
     file, line = case._elem.get("file") or "", case._elem.get("line") or ""
     return Case(
         classname=case.classname or "",
@@ -191,11 +259,21 @@ def mikepenz(path: Path) -> list[Case]:
 def _mikepenz_case(case: ElementTree.Element, suite: ElementTree.Element) -> Case:
     element = _first(case, "failure", "error", "skipped")
     at = re.search(r"^(?P<file>[^\s:]+\.\w+):(?P<line>\d+)", _text(element), re.MULTILINE)
-    file = case.get("file") or _get(element, "file") or suite.get("file") or (at["file"] if at else "")
+    file = (
+        case.get("file") or _get(element, "file") or suite.get("file") or (at["file"] if at else "")
+    )
     lines = (case.get("line"), _get(element, "line"), suite.get("line"), at["line"] if at else None)
     line = next((int(one) for one in lines if one and one.isdecimal() and int(one)), None)
     outcome = _outcome(element, error="failed")
-    return Case(case.get("classname", ""), case.get("name", ""), outcome, file, line, _message(element), _text(element))
+    return Case(
+        case.get("classname", ""),
+        case.get("name", ""),
+        outcome,
+        file,
+        line,
+        _message(element),
+        _text(element),
+    )
 
 
 def dorny(path: Path) -> list[Case]:
@@ -204,12 +282,31 @@ def dorny(path: Path) -> list[Case]:
     for case in _cases(path):
         element = _first(case, "failure", "error", "skipped")
         outcome = _outcome(element, error="failed")
-        shown.append(Case(case.get("classname", ""), case.get("name", ""), outcome, message=_message(element), text=_text(element)))
+        shown.append(
+            Case(
+                case.get("classname", ""),
+                case.get("name", ""),
+                outcome,
+                message=_message(element),
+                text=_text(element),
+            )
+        )
     return shown
 
 
 READERS: Mapping[str, Callable[[Path], list[Case]]] = {
-    reader.__name__: reader for reader in (bitbucket, gitlab, jenkins, buildkite, circleci, azure, enricomi, mikepenz, dorny)
+    reader.__name__: reader
+    for reader in (
+        bitbucket,
+        gitlab,
+        jenkins,
+        buildkite,
+        circleci,
+        azure,
+        enricomi,
+        mikepenz,
+        dorny,
+    )
 }
 
 
@@ -243,7 +340,12 @@ def _result(case: ElementTree.Element) -> str:
 
 
 def _outcome(element: ElementTree.Element | None, error: Outcome = "error") -> Outcome:
-    outcomes: Mapping[str, Outcome] = {"": "passed", "failure": "failed", "error": error, "skipped": "skipped"}
+    outcomes: Mapping[str, Outcome] = {
+        "": "passed",
+        "failure": "failed",
+        "error": error,
+        "skipped": "skipped",
+    }
     return outcomes["" if element is None else element.tag]
 
 

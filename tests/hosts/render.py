@@ -62,10 +62,18 @@ def page(host: Host, *, stdout: str = "", report: Path | None = None) -> str:
 def _(host: FakeBitbucket, *, stdout: str = "", report: Path | None = None) -> str:
     statuses = [_bitbucket_status(held) for held in host.statuses.values()]
     reports = [_bitbucket_report(held, host.annotations(*at)) for at, held in host.reports.items()]
-    comments = [_comment(one["user"]["display_name"], one["content"]["raw"], tags=False, gone=one["deleted"]) for one in host.comments]
+    comments = [
+        _comment(
+            one["user"]["display_name"], one["content"]["raw"], tags=False, gone=one["deleted"]
+        )
+        for one in host.comments
+    ]
     sections = [_section("Builds", statuses), *reports, _section("Activity", comments)]
     return _page(
-        "bitbucket", f"Pull request #{host.pull_request}", f"{host.workspace}/{host.slug} · {host.branch} → {host.target}", sections
+        "bitbucket",
+        f"Pull request #{host.pull_request}",
+        f"{host.workspace}/{host.slug} · {host.branch} → {host.target}",
+        sections,
     )
 
 
@@ -74,35 +82,77 @@ def _(host: FakeGitHub, *, stdout: str = "", report: Path | None = None) -> str:
     latest = {one["context"].lower(): one for one in host.statuses if one["sha"] == host.commit}
     checks = [_github_status(one) for one in latest.values()]
     checks += [_github_check(one) for one in host.check_runs if one["head_sha"] == host.commit]
-    annotations = [one for run in host.check_runs for one in run.get("output", {}).get("annotations", [])]
-    commands = [one for one in workflow_commands(stdout) if one.shown and one.name in ("error", "warning", "notice")]
+    annotations = [
+        one for run in host.check_runs for one in run.get("output", {}).get("annotations", [])
+    ]
+    commands = [
+        one
+        for one in workflow_commands(stdout)
+        if one.shown and one.name in ("error", "warning", "notice")
+    ]
     shown = [_github_command(one.name, one.params, one.message) for one in commands]
     shown += [
-        _annotation(_level(one["annotation_level"]), one, one["start_line"], one.get("title", ""), one["message"]) for one in annotations
+        _annotation(
+            _level(one["annotation_level"]),
+            one,
+            one["start_line"],
+            one.get("title", ""),
+            one["message"],
+        )
+        for one in annotations
     ]
     texts = [run["output"] for run in host.check_runs if "output" in run]
     comments = [_comment(one["user"]["login"], one["body"], tags=True) for one in host.comments]
     sections = [_section("Checks", checks), _section("Annotations", shown)]
-    sections += [_section(text["title"], [_body(f"{text['summary']}\n\n{text.get('text', '')}", tags=True)]) for text in texts]
+    sections += [
+        _section(text["title"], [_body(f"{text['summary']}\n\n{text.get('text', '')}", tags=True)])
+        for text in texts
+    ]
     if host.summary_path is not None and (summary := job_summary(host.summary_path)):
         sections.append(_section("gpu summary", [_body(summary, tags=True)]))
     sections.append(_section("Conversation", comments))
-    return _page("github", f"Pull request #{host.pull_request}", f"{host.repository} · {host.target} ← {host.branch}", sections)
+    return _page(
+        "github",
+        f"Pull request #{host.pull_request}",
+        f"{host.repository} · {host.target} ← {host.branch}",
+        sections,
+    )
 
 
 @page.register
 def _(host: FakeGitLab, *, stdout: str = "", report: Path | None = None) -> str:
     outcomes = [one["status"] for one in host.statuses]
-    outcome = next((state for state in ("failed", "running", "pending", "canceled", "success") if state in outcomes), "")
+    outcome = next(
+        (
+            state
+            for state in ("failed", "running", "pending", "canceled", "success")
+            if state in outcomes
+        ),
+        "",
+    )
     widget = [_row(_gitlab_kind(outcome), f"Pipeline #{PIPELINE_ID}", outcome)] if outcome else []
     widget += [
-        _row(_gitlab_kind(one["status"]), one["name"], one["description"] or one["status"], one["target_url"]) for one in host.statuses
+        _row(
+            _gitlab_kind(one["status"]),
+            one["name"],
+            one["description"] or one["status"],
+            one["target_url"],
+        )
+        for one in host.statuses
     ]
-    links = [_row(GREY, one.section, "", one.url, one.label) for one in (annotations_report(report) if report is not None else [])]
+    links = [
+        _row(GREY, one.section, "", one.url, one.label)
+        for one in (annotations_report(report) if report is not None else [])
+    ]
     notes = [_comment(one["author"]["name"], one["body"], tags=True) for one in host.notes]
     sections = [_section("Merge request pipeline", widget), _section("Activity", notes)]
     sections += [_section(f"On the page of job #{JOB_ID}", links)] if links else []
-    return _page("gitlab", f"Merge request !{host.merge_request}", f"{host.path} · {host.branch} into {host.target}", sections)
+    return _page(
+        "gitlab",
+        f"Merge request !{host.merge_request}",
+        f"{host.path} · {host.branch} into {host.target}",
+        sections,
+    )
 
 
 # Bitbucket.
@@ -110,25 +160,43 @@ def _(host: FakeGitLab, *, stdout: str = "", report: Path | None = None) -> str:
 
 def _bitbucket_status(held: Mapping[str, Any]) -> str:
     kinds = {"SUCCESSFUL": GOOD, "FAILED": BAD, "INPROGRESS": BUSY, "STOPPED": GREY}
-    return _row(kinds[held["state"]], held.get("name") or held["key"], held.get("description", ""), held["url"])
+    return _row(
+        kinds[held["state"]],
+        held.get("name") or held["key"],
+        held.get("description", ""),
+        held["url"],
+    )
 
 
 def _bitbucket_report(held: Mapping[str, Any], annotations: list[dict[str, Any]]) -> str:
     kind = {"PASSED": GOOD, "FAILED": BAD}.get(held.get("result", ""), BUSY)
-    fields = "".join(f"<div><dt>{escape(one['title'])}</dt><dd>{value(one)}</dd></div>" for one in held.get("data", []))
-    link = f"<p>{_link(held['link'], 'View full report')}</p>" if "link" in held else ""
-    reporter = f"<p class='sub'>Reporter: {escape(held['reporter'])}</p>" if held.get("reporter") else ""
-    card = (
-        f"<div class='body'>{_tag(kind, held.get('result', 'no result'))} {_lines(held['details'])}<dl>{fields}</dl>{link}{reporter}</div>"
+    fields = "".join(
+        f"<div><dt>{escape(one['title'])}</dt><dd>{value(one)}</dd></div>"
+        for one in held.get("data", [])
     )
+    link = f"<p>{_link(held['link'], 'View full report')}</p>" if "link" in held else ""
+    reporter = (
+        f"<p class='sub'>Reporter: {escape(held['reporter'])}</p>" if held.get("reporter") else ""
+    )
+    card = f"<div class='body'>{_tag(kind, held.get('result', 'no result'))} {_lines(held['details'])}<dl>{fields}</dl>{link}{reporter}</div>"
     by_place = sorted(annotations, key=lambda one: (one.get("path", ""), one.get("line", 0)))
-    return _section(f"Code Insights · {held['title']}", [card, *map(_bitbucket_annotation, by_place)])
+    return _section(
+        f"Code Insights · {held['title']}", [card, *map(_bitbucket_annotation, by_place)]
+    )
 
 
 def _bitbucket_annotation(one: Mapping[str, Any]) -> str:
     kind = {"FAILED": BAD, "PASSED": GOOD}.get(one.get("result", ""), GREY)
     severity = f"{one.get('severity', '')} {one.get('result', '')}".strip()
-    return _annotation(kind, one, one.get("line"), one["summary"], one.get("details", ""), severity, one.get("link", ""))
+    return _annotation(
+        kind,
+        one,
+        one.get("line"),
+        one["summary"],
+        one.get("details", ""),
+        severity,
+        one.get("link", ""),
+    )
 
 
 def value(item: Mapping[str, Any]) -> str:
@@ -170,19 +238,35 @@ def duration(milliseconds: float) -> str:
 
 def _github_status(held: Mapping[str, Any]) -> str:
     kinds = {"success": GOOD, "failure": BAD, "error": BAD, "pending": BUSY}
-    return _row(kinds[held["state"]], held["context"], held["description"] or held["state"], held["target_url"])
+    return _row(
+        kinds[held["state"]],
+        held["context"],
+        held["description"] or held["state"],
+        held["target_url"],
+    )
 
 
 def _github_check(held: Mapping[str, Any]) -> str:
     good, grey = {"success"}, {"neutral", "skipped", "cancelled"}
     done = held["conclusion"]
     kind = BUSY if done is None else GOOD if done in good else GREY if done in grey else BAD
-    return _row(kind, held["name"], held.get("output", {}).get("title", held["status"]), held.get("details_url"))
+    return _row(
+        kind,
+        held["name"],
+        held.get("output", {}).get("title", held["status"]),
+        held.get("details_url"),
+    )
 
 
 def _github_command(name: str, params: Mapping[str, str], message: str) -> str:
     line = int(params["line"]) if params.get("line", "").isdecimal() else None
-    return _annotation(_level(name), {"path": params.get("file", "")}, line, params.get("title", name.capitalize()), message)
+    return _annotation(
+        _level(name),
+        {"path": params.get("file", "")},
+        line,
+        params.get("title", name.capitalize()),
+        message,
+    )
 
 
 def _level(name: str) -> str:
@@ -212,7 +296,15 @@ def _row(kind: str, name: str, say: str, url: str | None = None, label: str = "D
     return f"<div class='row'>{_icon(kind)}<span class='name'>{escape(name)}</span><span class='say'>{escape(say)}</span>{link}</div>"
 
 
-def _annotation(kind: str, one: Mapping[str, Any], line: int | None, title: str, text: str, tag: str = "", url: str = "") -> str:
+def _annotation(
+    kind: str,
+    one: Mapping[str, Any],
+    line: int | None,
+    title: str,
+    text: str,
+    tag: str = "",
+    url: str = "",
+) -> str:
     path = one.get("path", "")
     place = escape(f"{path}:{line}" if path and line else path or "overview")
     more = f"<pre>{escape(text)}</pre>" if text else ""

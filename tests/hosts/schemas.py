@@ -87,7 +87,11 @@ def _is_web_address(value: object) -> bool:
         host = parts.hostname
     except ValueError:
         return False
-    return parts.scheme in ("http", "https") and bool(host) and not any(c.isspace() or ord(c) < 32 for c in value)
+    return (
+        parts.scheme in ("http", "https")
+        and bool(host)
+        and not any(c.isspace() or ord(c) < 32 for c in value)
+    )
 
 
 def _is_public_web_address(value: object) -> bool:
@@ -121,12 +125,21 @@ for _name, _check in {
 
 def text(most: int | None = None, *, filled: bool = False) -> Schema:
     """A string; `filled` if one of spaces alone will not do."""
-    return {"type": "string", **({"maxLength": most} if most else {}), **({"minLength": 1, "pattern": r"\S"} if filled else {})}
+    return {
+        "type": "string",
+        **({"maxLength": most} if most else {}),
+        **({"minLength": 1, "pattern": r"\S"} if filled else {}),
+    }
 
 
 def record(required: str, **fields: Schema) -> Schema:
     """An object with these fields and no other; `required` are names, with spaces between."""
-    return {"type": "object", "required": required.split(), "properties": fields, "additionalProperties": False}
+    return {
+        "type": "object",
+        "required": required.split(),
+        "properties": fields,
+        "additionalProperties": False,
+    }
 
 
 def one_of(values: str) -> Schema:
@@ -135,14 +148,20 @@ def one_of(values: str) -> Schema:
 
 
 LINK: Schema = {"type": "string", "format": "web address"}
-PUBLIC_LINK: Schema = {"type": "string", "allOf": [{"format": "public web address"}, {"format": "literal address"}]}
+PUBLIC_LINK: Schema = {
+    "type": "string",
+    "allOf": [{"format": "public web address"}, {"format": "literal address"}],
+}
 LINE: Schema = {"type": "integer", "minimum": 1}
 
 # Bitbucket.
 
 _VALUES: Mapping[str, Schema] = {
     "BOOLEAN": {"type": "boolean"},
-    "DATE": {"type": "number", "minimum": 1e11},  # milliseconds; in seconds it would be a day of January 1970
+    "DATE": {
+        "type": "number",
+        "minimum": 1e11,
+    },  # milliseconds; in seconds it would be a day of January 1970
     "DURATION": {"type": "number", "minimum": 0},  # milliseconds
     "LINK": record("text href", text=text(filled=True), href=LINK),
     "NUMBER": {"type": "number"},
@@ -159,7 +178,12 @@ BITBUCKET_DATA: Schema = {
         }
         for name, schema in _VALUES.items()
     ]
-    + [{"if": {"not": {"required": ["type"]}}, "then": {"properties": {"value": {"type": ["boolean", "number", "string"]}}}}],
+    + [
+        {
+            "if": {"not": {"required": ["type"]}},
+            "then": {"properties": {"value": {"type": ["boolean", "number", "string"]}}},
+        }
+    ],
 }
 
 BITBUCKET_REPORT = record(
@@ -189,7 +213,12 @@ BITBUCKET_ANNOTATION = record(
     link=LINK,
 )
 
-BITBUCKET_ANNOTATIONS: Schema = {"type": "array", "minItems": 1, "maxItems": 100, "items": BITBUCKET_ANNOTATION}
+BITBUCKET_ANNOTATIONS: Schema = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": 100,
+    "items": BITBUCKET_ANNOTATION,
+}
 
 BITBUCKET_STATUS = record(
     "key state url",
@@ -204,7 +233,12 @@ BITBUCKET_STATUS = record(
 BITBUCKET_COMMENT = record(
     "content",
     content=record("raw", raw=text(filled=True)),
-    inline=record("path", path={"type": "string", "format": "path in the repository"}, to=LINE, **{"from": LINE}),
+    inline=record(
+        "path",
+        path={"type": "string", "format": "path in the repository"},
+        to=LINE,
+        **{"from": LINE},
+    ),
     parent=record("id", id={"type": "integer"}),
     pending={"type": "boolean"},
 )
@@ -239,7 +273,9 @@ _CHECK_RUN: Mapping[str, Schema] = {
     "details_url": LINK,
     "external_id": text(),
     "status": one_of("queued in_progress completed"),
-    "conclusion": one_of("action_required cancelled failure neutral success skipped timed_out"),  # stale is GitHub's own to set
+    "conclusion": one_of(
+        "action_required cancelled failure neutral success skipped timed_out"
+    ),  # stale is GitHub's own to set
     "started_at": text(filled=True),
     "completed_at": text(filled=True),
     "output": record(
@@ -252,7 +288,12 @@ _CHECK_RUN: Mapping[str, Schema] = {
     "actions": {
         "type": "array",
         "maxItems": 3,
-        "items": record("label description identifier", label=text(20), description=text(40), identifier=text(20)),
+        "items": record(
+            "label description identifier",
+            label=text(20),
+            description=text(40),
+            identifier=text(20),
+        ),
     },
 }
 
@@ -280,6 +321,8 @@ GITLAB_ANNOTATIONS_REPORT: Schema = {
     "type": "object",
     "additionalProperties": {
         "type": "array",
-        "items": record("external_link", external_link=record("label url", label=text(filled=True), url=LINK)),
+        "items": record(
+            "external_link", external_link=record("label url", label=text(filled=True), url=LINK)
+        ),
     },
 }

@@ -101,24 +101,39 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     wait_s: float = 0  # before the answer
     pause_s: float = 0  # before every byte of the body
-    cut_after: int | None = None  # bytes of the body until the connection is closed; -1: not even a status line
+    cut_after: int | None = (
+        None  # bytes of the body until the connection is closed; -1: not even a status line
+    )
     served: bool = True
 
 
 def status(code: int, retry_after: float | None = None) -> Fault:
     """The host's own error body with this code; the request is not served."""
-    return Fault(code=code, headers={} if retry_after is None else {"Retry-After": f"{retry_after:g}"}, served=False)
+    return Fault(
+        code=code,
+        headers={} if retry_after is None else {"Retry-After": f"{retry_after:g}"},
+        served=False,
+    )
 
 
 def html(code: int) -> Fault:
     """An error page for people, as a load balancer gives it."""
     title = f"{REASONS.get(code, 'Error')} ({code})"
-    return Fault(code=code, body=f"<!DOCTYPE html><html><body><h1>{markup.escape(title)}</h1></body></html>", served=False)
+    return Fault(
+        code=code,
+        body=f"<!DOCTYPE html><html><body><h1>{markup.escape(title)}</h1></body></html>",
+        served=False,
+    )
 
 
 def garbage() -> Fault:
     """A success that says it is JSON and is not."""
-    return Fault(code=200, body="<<<\x00 whatever this is {", headers={"Content-Type": "application/json"}, served=False)
+    return Fault(
+        code=200,
+        body="<<<\x00 whatever this is {",
+        headers={"Content-Type": "application/json"},
+        served=False,
+    )
 
 
 def slow(seconds: float) -> Fault:
@@ -148,7 +163,11 @@ class Route:
         """What stands in the place of each name, decoded; None where the path is another one."""
         pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(self.template))
         found = re.fullmatch(pattern, path)
-        return None if found is None else {name: unquote(value) for name, value in found.groupdict().items()}
+        return (
+            None
+            if found is None
+            else {name: unquote(value) for name, value in found.groupdict().items()}
+        )
 
 
 class Host(ABC):
@@ -202,7 +221,9 @@ class Host(ABC):
     def seen(self, method: str | None = None, path: str = "") -> list[Recorded]:
         """The requests of this method (None: any) whose path, with its query, holds this regex, oldest first."""
         with self._lock:
-            return [r for r in self.requests if method in (None, r.method) and re.search(path, r.path)]
+            return [
+                r for r in self.requests if method in (None, r.method) and re.search(path, r.path)
+            ]
 
     # What each host says for itself.
 
@@ -230,7 +251,10 @@ class Host(ABC):
         """The body, which has to be JSON and to say so."""
         kind = request.headers.get("content-type", "")
         if not re.match(r"application/([\w.]+\+)?json\b", kind):
-            self.refuse(self.error(415, "Unsupported Media Type"), f"the body is JSON and its content type is {kind or 'missing'}")
+            self.refuse(
+                self.error(415, "Unsupported Media Type"),
+                f"the body is JSON and its content type is {kind or 'missing'}",
+            )
         try:
             return json.loads(request.content, parse_constant=_no_constant)
         except ValueError as error:
@@ -250,7 +274,11 @@ class Host(ABC):
 
     def now(self) -> str:
         """A time later than the last one that was given, the same in every run."""
-        return (datetime(2026, 11, 2, 9, tzinfo=UTC) + timedelta(seconds=self.serial())).isoformat().replace("+00:00", "Z")
+        return (
+            (datetime(2026, 11, 2, 9, tzinfo=UTC) + timedelta(seconds=self.serial()))
+            .isoformat()
+            .replace("+00:00", "Z")
+        )
 
     # What the server calls.
 
@@ -264,7 +292,11 @@ class Host(ABC):
             served = self._answer(request, fault)
             answer = None if fault.cut_after == -1 else served
             code = 0 if answer is None else answer.status
-            self.requests.append(Recorded(request.method, raw_path, request.headers, _readable(request), code, request.via))
+            self.requests.append(
+                Recorded(
+                    request.method, raw_path, request.headers, _readable(request), code, request.via
+                )
+            )
         return answer, fault
 
     def pause(self, seconds: float) -> bool:
@@ -296,7 +328,10 @@ class Host(ABC):
 
     def _sound(self, request: Request) -> None:
         if found := re.search(r"[^!-~]|[{}<>\"\\^`|]", request.path):
-            self.refuse(self.error(400, "Bad Request"), f"{found.group()!r} in the path, which has to be percent-encoded")
+            self.refuse(
+                self.error(400, "Bad Request"),
+                f"{found.group()!r} in the path, which has to be percent-encoded",
+            )
         if request.headers.get("transfer-encoding"):
             self.refuse(self.error(411, "Length Required"), "a body without Content-Length")
 
@@ -348,10 +383,17 @@ class _Server(ThreadingHTTPServer):
         self._answering: list[threading.Thread] = []
         self._guard = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.loop = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, name=f"fake host, {door}", daemon=True)
+        self.loop = threading.Thread(
+            target=self.serve_forever,
+            kwargs={"poll_interval": 0.01},
+            name=f"fake host, {door}",
+            daemon=True,
+        )
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
+        thread = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address), daemon=True
+        )
         with self._guard:
             self._open.add(request)
             self._answering = [*(t for t in self._answering if t.is_alive()), thread]
@@ -397,7 +439,9 @@ class _Handler(BaseHTTPRequestHandler):
             via=server.door,
             origin=f"{target.scheme}://{target.netloc}" if target.netloc else "",
         )
-        answer, fault = server.host.respond(request, target.path + (f"?{target.query}" if target.query else ""))
+        answer, fault = server.host.respond(
+            request, target.path + (f"?{target.query}" if target.query else "")
+        )
         if answer is None:
             self.close_connection = True
         else:

@@ -52,7 +52,9 @@ class Seen:
 
 def copy(folder: Path) -> None:
     """The workloads as a project of their own, with the settings that they have here."""
-    shutil.copytree(ROOT / "gpu_tests", folder / "gpu_tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "gpu_tests", folder / "gpu_tests", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder / name)
 
@@ -63,7 +65,9 @@ def apply(mutation: Mutation, folder: Path) -> None:
     text = path.read_text("utf-8")
     for old, new in mutation.edits:
         if text.count(old) != 1:
-            raise ValueError(f"{mutation.file} has {text.count(old)} times {old!r}; once was expected")
+            raise ValueError(
+                f"{mutation.file} has {text.count(old)} times {old!r}; once was expected"
+            )
         text = text.replace(old, new)
     path.write_text(text, "utf-8")
 
@@ -88,7 +92,12 @@ def try_out(mutation: Mutation, folder: Path) -> Seen:
     began = time.monotonic()
     try:
         done = subprocess.run(
-            command, cwd=folder, text=True, capture_output=True, check=False, env={**os.environ, "GPU_CLUSTER_IDLE_MINUTES": "3"}
+            command,
+            cwd=folder,
+            text=True,
+            capture_output=True,
+            check=False,
+            env={**os.environ, "GPU_CLUSTER_IDLE_MINUTES": "3"},
         )
     finally:
         path.write_text(before, "utf-8")
@@ -97,7 +106,9 @@ def try_out(mutation: Mutation, folder: Path) -> Seen:
     said = next((line for line in reported if mutation.said in line), "")
     if not said:
         print("\n".join(lines[-40:]), done.stderr[-1000:], sep="\n", flush=True)
-    return Seen(mutation=mutation, exit_code=done.returncode, said=said, seconds=time.monotonic() - began)
+    return Seen(
+        mutation=mutation, exit_code=done.returncode, said=said, seconds=time.monotonic() - began
+    )
 
 
 def cell(text: str) -> str:
@@ -107,14 +118,20 @@ def cell(text: str) -> str:
 def row(seen: Seen) -> str:
     """A row of the document."""
     one = seen.mutation
-    edits = "; ".join(f"`{' '.join(old.split())}` → `{' '.join(new.split())}`" for old, new in one.edits)
+    edits = "; ".join(
+        f"`{' '.join(old.split())}` → `{' '.join(new.split())}`" for old, new in one.edits
+    )
     name = one.test.partition("::")[2].partition("[")[0]
     return f"| {one.id} | {cell(one.holds)} | {cell(edits)} ({one.file}) | `{name}` | {cell(seen.said[:200])} |"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="break the workloads' properties and see who notices")
-    parser.add_argument("--only", default="", metavar="TEXT", help="those whose id, property or test contains it")
+    parser = argparse.ArgumentParser(
+        description="break the workloads' properties and see who notices"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="those whose id, property or test contains it"
+    )
     wanted = parser.parse_args(argv).only
     chosen = [one for one in MUTATIONS if wanted in f"{one.id} {one.holds} {one.test}"]
     found: list[Seen] = []
@@ -124,13 +141,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             for one in chosen:
                 found.append(seen := try_out(one, folder))
-                mark = "noticed " if seen.noticed else "SURVIVED" if seen.exit_code == 0 else "OTHERWISE"
+                mark = (
+                    "noticed "
+                    if seen.noticed
+                    else "SURVIVED"
+                    if seen.exit_code == 0
+                    else "OTHERWISE"
+                )
                 print(f"{mark} {one.id}: {one.holds}  [{seen.seconds:.0f} s]", flush=True)
                 for old, new in one.edits:
-                    print(f"    {one.file}: {' '.join(old.split())}  ->  {' '.join(new.split())}", flush=True)
+                    print(
+                        f"    {one.file}: {' '.join(old.split())}  ->  {' '.join(new.split())}",
+                        flush=True,
+                    )
                 print(f"    {seen.said or f'exit code {seen.exit_code}'}", flush=True)
         finally:
-            down = "import sys; from harness.cli import main; sys.exit(main(['down']))"
+            down = "import sys; from pytest_gpu_cluster.cli import main; sys.exit(main(['down']))"
             subprocess.run([sys.executable, "-c", down], cwd=folder, check=False)
     missed = [seen for seen in found if not seen.noticed]
     print(f"{len(found) - len(missed)} of {len(found)} mutations were noticed")

@@ -29,7 +29,7 @@ from tests.layered import make_layer
 HERE = Path(__file__).resolve().parent
 # What a suite imports beside itself and what our own environment has.
 NEEDS: dict[str, tuple[str, ...]] = {"pluggy": (), "more_itertools": (), "jinja2": ("trio",)}
-DOWN = "import sys; from harness.cli import main; sys.exit(main(['down']))"
+DOWN = "import sys; from pytest_gpu_cluster.cli import main; sys.exit(main(['down']))"
 
 Case = tuple[str, str, str]  # classname, name, outcome
 
@@ -69,10 +69,15 @@ def differences(plain: Outcome, remote: Outcome) -> list[str]:
     """What the two runs do not agree on, one line each."""
     lines = []
     if plain.exit_code != remote.exit_code:
-        lines.append(f"exit code {plain.exit_code} became {remote.exit_code}; it said:\n{remote.tail}")
+        lines.append(
+            f"exit code {plain.exit_code} became {remote.exit_code}; it said:\n{remote.tail}"
+        )
     if plain.counts != remote.counts:
         lines.append(f"last line {plain.counts!r} became {remote.counts!r}")
-    for sign, cases in (("only plain", plain.cases - remote.cases), ("only remote", remote.cases - plain.cases)):
+    for sign, cases in (
+        ("only plain", plain.cases - remote.cases),
+        ("only remote", remote.cases - plain.cases),
+    ):
         lines += [f"{sign}: {count} x {'::'.join(case)}" for case, count in sorted(cases.items())]
     return lines
 
@@ -81,9 +86,20 @@ def run_suite(python: Path, source: Path, scratch: Path, *options: str) -> Outco
     """Run the tests of `source` with `python`; the store, if one is used, is under `scratch`."""
     junit = scratch / f"{source.name}{''.join(options)}.xml"
     env = {**os.environ, "GPU_CLUSTER_STORE": str(scratch / "store")}
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:randomly", f"--junitxml={junit}", *options]
+    command = [
+        str(python),
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:randomly",
+        f"--junitxml={junit}",
+        *options,
+    ]
     start = time.monotonic()
-    done = subprocess.run(command, cwd=source, env=env, text=True, capture_output=True, timeout=900, check=False)
+    done = subprocess.run(
+        command, cwd=source, env=env, text=True, capture_output=True, timeout=900, check=False
+    )
     seconds = time.monotonic() - start
     return Outcome(
         exit_code=done.returncode,
@@ -97,8 +113,20 @@ def run_suite(python: Path, source: Path, scratch: Path, *options: str) -> Outco
 def fetch(scratch: Path) -> dict[str, Path]:
     """Download the source distributions, each checked by its digest, and unpack them: name -> folder."""
     archives = scratch / "archives"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--quiet", "--no-binary", ":all:", "--no-deps"]
-    subprocess.run([*command, "-d", str(archives), "-r", str(HERE / "requirements.txt")], check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--quiet",
+        "--no-binary",
+        ":all:",
+        "--no-deps",
+    ]
+    subprocess.run(
+        [*command, "-d", str(archives), "-r", str(HERE / "requirements.txt")], check=True
+    )
     folders = {}
     for archive in sorted(archives.iterdir()):
         with tarfile.open(archive) as tar:
@@ -129,9 +157,13 @@ def compare(name: str, source: Path, scratch: Path) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="compare pytest with pytest --gpu-cluster on other projects' tests")
+    parser = argparse.ArgumentParser(
+        description="compare pytest with pytest --gpu-cluster on other projects' tests"
+    )
     parser.add_argument("names", nargs="*", help=f"default: {' '.join(NEEDS)}")
-    parser.add_argument("--keep", action="store_true", help="keep the scratch folder and print its path")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the scratch folder and print its path"
+    )
     arguments = parser.parse_args(argv)
     unknown = set(arguments.names) - set(NEEDS)
     if unknown:

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.bench import BEGIN, END, environment, line, load, number, ordered, save, table, with_table
+from tests.benchmarks.bench import (
+    BEGIN,
+    END,
+    environment,
+    line,
+    load,
+    number,
+    ordered,
+    save,
+    table,
+    with_table,
+)
 from tests.benchmarks.drive import Run, Stamps, free_ports
 from tests.benchmarks.drive import test_properties as read_properties  # not a test
 from tests.benchmarks.figures import (
@@ -24,8 +35,17 @@ from tests.benchmarks.figures import (
     row,
 )
 
-KEPT = Row(name="tree_unchanged_s", value=0.25, unit="s", budget=0.5, samples=(0.2, 0.25, 0.4), note="5,000 files")
-MISSED = Row(name="plugin_import_ms", value=12.0, unit="ms", budget=10.0, baseline=3.0, samples=(12.0,))
+KEPT = Row(
+    name="tree_unchanged_s",
+    value=0.25,
+    unit="s",
+    budget=0.5,
+    samples=(0.2, 0.25, 0.4),
+    note="5,000 files",
+)
+MISSED = Row(
+    name="plugin_import_ms", value=12.0, unit="ms", budget=10.0, baseline=3.0, samples=(12.0,)
+)
 
 JUNIT = """<testsuites><testsuite>
 <testcase classname="test_x" name="test_it[0]"><properties>
@@ -87,7 +107,15 @@ def test_a_row_is_the_median_with_its_budget() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (0.01234, "0.0123"), (1.0, "1"), (4.567, "4.57"), (789.4, "789"), (12345.6, "12346"), (0.0, "0")],
+    [
+        (None, "–"),
+        (0.01234, "0.0123"),
+        (1.0, "1"),
+        (4.567, "4.57"),
+        (789.4, "789"),
+        (12345.6, "12346"),
+        (0.0, "0"),
+    ],
 )
 def test_numbers_are_short(value: float | None, text: str) -> None:
     """More digits than a noisy machine gives would be a claim."""
@@ -108,12 +136,18 @@ def test_rows_have_one_order_and_none_is_left_of_a_figure_that_is_gone() -> None
     ci = replace(KEPT, name="tree_unchanged_s_ci")
     gone = replace(KEPT, name="gone")
 
-    assert list(ordered({r.name: r for r in (gone, ci, MISSED, KEPT)})) == [KEPT.name, MISSED.name, ci.name]
+    assert list(ordered({r.name: r for r in (gone, ci, MISSED, KEPT)})) == [
+        KEPT.name,
+        MISSED.name,
+        ci.name,
+    ]
 
 
 def test_the_table_shows_a_missed_budget() -> None:
     """A red row stays in the README."""
-    rows = {r.name: r for r in (KEPT, MISSED, replace(MISSED, name="plugin_import_ms_ci", value=9.0))}
+    rows = {
+        r.name: r for r in (KEPT, MISSED, replace(MISSED, name="plugin_import_ms_ci", value=9.0))
+    }
 
     assert table(rows).splitlines()[2:] == [
         "| `tree_unchanged_s` | 0.25 s | – | 0.5 | – | 5,000 files |",
@@ -136,10 +170,20 @@ def test_the_table_goes_between_its_markers() -> None:
 
 def test_measured_processes_see_no_settings_of_ours() -> None:
     """A variable of the shell that runs the benchmark would change what is measured."""
-    outer = {"PATH": "/bin", "CI": "1", "PYTEST_ADDOPTS": "-x", "GPU_CLUSTER_STORE": "s3://x", "AWS_PROFILE": "me"}
+    outer = {
+        "PATH": "/bin",
+        "CI": "1",
+        "PYTEST_ADDOPTS": "-x",
+        "GPU_CLUSTER_STORE": "s3://x",
+        "AWS_PROFILE": "me",
+    }
 
     assert environment(outer, ci=False) == {"PATH": "/bin"}
-    assert environment(outer, ci=True) == {"PATH": "/bin", "CI": "true", "GPU_CLUSTER_IDLE_MINUTES": "5"}
+    assert environment(outer, ci=True) == {
+        "PATH": "/bin",
+        "CI": "true",
+        "GPU_CLUSTER_IDLE_MINUTES": "5",
+    }
 
 
 def test_every_figure_has_one_name() -> None:

@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_tests.s3_server import S3Server
-from harness import bundle
-from harness.bundle import ship, ship_files
-from harness.errors import RequestError, StoreError
-from harness.model import Tree
-from harness.remote.unpack import unpack
-from harness.store import Store
-from harness.worktree import LITTER
+from pytest_gpu_cluster.bundle import ship as shipping
+from pytest_gpu_cluster.bundle.listing import LITTER
+from pytest_gpu_cluster.bundle.ship import ship, ship_files
+from pytest_gpu_cluster.contract.errors import RequestError, StoreError
+from pytest_gpu_cluster.contract.model import Tree
+from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.node.unpack import unpack
 
 Files = Mapping[str, bytes | str]
 
@@ -76,7 +76,12 @@ def git(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "a@b.example")
 
     def run(*args: str, cwd: Path = root) -> None:
-        subprocess.run(["git", "-c", "protocol.file.allow=always", *args], cwd=cwd, check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-c", "protocol.file.allow=always", *args],
+            cwd=cwd,
+            check=True,
+            capture_output=True,
+        )
 
     run("init", "-q")
     return run
@@ -85,21 +90,27 @@ def git(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files written by a test count as old, so that it need not wait two seconds for the index to trust them."""
-    monkeypatch.setattr(bundle, "RACY_NS", -3_600_000_000_000)
+    monkeypatch.setattr(shipping, "RACY_NS", -3_600_000_000_000)
 
 
 # --- there and back -------------------------------------------------------------------------------------------------
 
 
 NAMES = st.one_of(
-    st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=8),
-    st.binary(min_size=1, max_size=8).map(lambda raw: os.fsdecode(raw.replace(b"/", b"_").replace(b"\0", b"_"))),
+    st.text(
+        st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=8
+    ),
+    st.binary(min_size=1, max_size=8).map(
+        lambda raw: os.fsdecode(raw.replace(b"/", b"_").replace(b"\0", b"_"))
+    ),
 ).filter(lambda name: name not in {".", "..", "pyvenv.cfg", *LITTER})
 LEAVES = st.one_of(
     st.tuples(st.sampled_from(["file", "executable"]), st.binary(max_size=200)),
     st.tuples(st.just("link"), st.sampled_from(["sibling", "./a", "b"])),
 )
-TREES = st.dictionaries(NAMES, st.recursive(LEAVES, lambda inner: st.dictionaries(NAMES, inner, max_size=4)), max_size=6)
+TREES = st.dictionaries(
+    NAMES, st.recursive(LEAVES, lambda inner: st.dictionaries(NAMES, inner, max_size=4)), max_size=6
+)
 
 
 def lay_out(at: Path, tree: Mapping[str, object]) -> None:
@@ -155,7 +166,9 @@ def test_it_works_over_s3(root: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 # --- only what changed goes up --------------------------------------------------------------------------------------
 
 
-def test_an_unchanged_tree_sends_no_blob_and_a_changed_file_one(root: Path, store: Store, at_once: None) -> None:
+def test_an_unchanged_tree_sends_no_blob_and_a_changed_file_one(
+    root: Path, store: Store, at_once: None
+) -> None:
     """Starting a run must not cost more than what changed since the last one."""
     write(root, {f"d{n % 7}/f{n}.py": f"n = {n}\n" for n in range(300)})
 
@@ -179,7 +192,9 @@ def test_equal_files_are_one_blob(root: Path, store: Store) -> None:
     assert ship(store, root).sent_blobs == 1
 
 
-def test_a_checkout_without_an_index_sends_only_what_the_store_lacks(root: Path, store: Store, tmp_path: Path) -> None:
+def test_a_checkout_without_an_index_sends_only_what_the_store_lacks(
+    root: Path, store: Store, tmp_path: Path
+) -> None:
     """Every CI job starts from a fresh clone."""
     write(root, {f"f{n}.py": f"n = {n}\n" for n in range(200)})
     ship(store, root)
@@ -190,7 +205,9 @@ def test_a_checkout_without_an_index_sends_only_what_the_store_lacks(root: Path,
 
 
 @pytest.mark.parametrize("count", [5, 300])
-def test_a_blob_that_the_store_lost_is_sent_again(root: Path, store: Store, at_once: None, count: int) -> None:
+def test_a_blob_that_the_store_lost_is_sent_again(
+    root: Path, store: Store, at_once: None, count: int
+) -> None:
     """The index remembers files, never what a store holds: pruning deletes trees, then blobs."""
     write(root, {f"f{n}.py": f"n = {n}\n" for n in range(count)})
     tree = ship(store, root)
@@ -202,7 +219,9 @@ def test_a_blob_that_the_store_lost_is_sent_again(root: Path, store: Store, at_o
     assert len(store.list("blobs/")) == count
 
 
-def test_a_file_changed_under_its_old_size_and_time_is_seen(root: Path, store: Store, at_once: None) -> None:
+def test_a_file_changed_under_its_old_size_and_time_is_seen(
+    root: Path, store: Store, at_once: None
+) -> None:
     """Tools that restore timestamps exist; the inode's change time gives them away."""
     write(root, {"a.py": "a = 1\n"})
     old = (root / "a.py").stat()
@@ -282,17 +301,43 @@ def test_own_files_need_no_working_tree(store: Store, tmp_path: Path) -> None:
 
 def test_git_decides_what_belongs(root: Path, store: Store, git: Callable[..., None]) -> None:
     """Tracked and new files go, ignored and deleted ones do not: what a colleague would get from a commit."""
-    write(root, {".gitignore": "*.log\n/build\n", "a.py": "", "gone.py": "", "forced.log": "", "sub dir/ü.py": ""})
+    write(
+        root,
+        {
+            ".gitignore": "*.log\n/build\n",
+            "a.py": "",
+            "gone.py": "",
+            "forced.log": "",
+            "sub dir/ü.py": "",
+        },
+    )
     git("add", "-A", "-f")
     git("commit", "-qm", "x")
     (root / "gone.py").unlink()
-    write(root, {"new.py": "", "b.log": "", "build/c.py": "", "pkg/__pycache__/a.pyc": "", "env/pyvenv.cfg": ""})
+    write(
+        root,
+        {
+            "new.py": "",
+            "b.log": "",
+            "build/c.py": "",
+            "pkg/__pycache__/a.pyc": "",
+            "env/pyvenv.cfg": "",
+        },
+    )
     write(root, {"env/lib/huge.py": "", "node_modules/x.js": ""})
 
-    assert paths(store, ship(store, root)) == [".gitignore", "a.py", "forced.log", "new.py", "sub dir/ü.py"]
+    assert paths(store, ship(store, root)) == [
+        ".gitignore",
+        "a.py",
+        "forced.log",
+        "new.py",
+        "sub dir/ü.py",
+    ]
 
 
-def test_a_root_below_the_repository_ships_itself_alone(root: Path, store: Store, git: Callable[..., None]) -> None:
+def test_a_root_below_the_repository_ships_itself_alone(
+    root: Path, store: Store, git: Callable[..., None]
+) -> None:
     """pytest's rootdir of a monorepo is one of its projects."""
     write(root, {"one/a.py": "", "one/.gitignore": "*.log\n", "one/x.log": "", "two/b.py": ""})
     git("add", "one/a.py", "two")
@@ -324,7 +369,11 @@ def test_submodules_and_repositories_inside_are_part_of_the_tree(
 
 
 def test_a_git_hook_does_not_mislead(
-    root: Path, store: Store, git: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    root: Path,
+    store: Store,
+    git: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """pytest from a pre-push hook inherits GIT_DIR and GIT_INDEX_FILE of another place."""
     write(root, {"a.py": ""})
@@ -334,7 +383,9 @@ def test_a_git_hook_does_not_mislead(
     assert paths(store, ship(store, root)) == ["a.py"]
 
 
-def test_git_that_refuses_is_an_error_not_a_guess(root: Path, store: Store, git: Callable[..., None]) -> None:
+def test_git_that_refuses_is_an_error_not_a_guess(
+    root: Path, store: Store, git: Callable[..., None]
+) -> None:
     """Falling back to "everything" would ship what .gitignore keeps back."""
     write(root, {"a.py": ""})
     (root / ".git" / "HEAD").unlink()
@@ -343,7 +394,9 @@ def test_git_that_refuses_is_an_error_not_a_guess(root: Path, store: Store, git:
         ship(store, root)
 
 
-def test_a_root_that_an_outer_repository_ignores_is_shipped(root: Path, store: Store, git: Callable[..., None]) -> None:
+def test_a_root_that_an_outer_repository_ignores_is_shipped(
+    root: Path, store: Store, git: Callable[..., None]
+) -> None:
     """A versioned home directory ignores the projects in it."""
     write(root, {".gitignore": "*\n", "home/project/a.py": ""})
 
@@ -352,8 +405,25 @@ def test_a_root_that_an_outer_repository_ignores_is_shipped(root: Path, store: S
 
 def test_without_git_everything_but_litter_goes(root: Path, store: Store) -> None:
     """A tarball or a mounted directory works too."""
-    write(root, {"a.py": "", ".hidden": "", "pkg/b.py": "", "pkg/__pycache__/b.pyc": "", ".pytest_cache/v": ""})
-    write(root, {"venv/pyvenv.cfg": "", "venv/lib/x.py": "", "node_modules/m/i.js": "", "sub/.git/HEAD": ""})
+    write(
+        root,
+        {
+            "a.py": "",
+            ".hidden": "",
+            "pkg/b.py": "",
+            "pkg/__pycache__/b.pyc": "",
+            ".pytest_cache/v": "",
+        },
+    )
+    write(
+        root,
+        {
+            "venv/pyvenv.cfg": "",
+            "venv/lib/x.py": "",
+            "node_modules/m/i.js": "",
+            "sub/.git/HEAD": "",
+        },
+    )
 
     assert paths(store, ship(store, root)) == [".hidden", "a.py", "pkg/b.py"]
 
@@ -371,7 +441,18 @@ def test_a_store_inside_the_tree_does_not_ship_itself(root: Path) -> None:
     ("include", "exclude", "expected"),
     [
         ([], [], [".gitignore", "docs/a.md", "src/a.py", "src/deep/er/b.py"]),
-        (["data/**"], [], [".gitignore", "data/x.bin", "data/y/z.bin", "docs/a.md", "src/a.py", "src/deep/er/b.py"]),
+        (
+            ["data/**"],
+            [],
+            [
+                ".gitignore",
+                "data/x.bin",
+                "data/y/z.bin",
+                "docs/a.md",
+                "src/a.py",
+                "src/deep/er/b.py",
+            ],
+        ),
         (["data/*.bin"], ["docs"], [".gitignore", "data/x.bin", "src/a.py", "src/deep/er/b.py"]),
         (["data/y/z.bin"], ["**/*.py"], [".gitignore", "data/y/z.bin", "docs/a.md"]),
         (["./data/"], ["*.bin", "src/*/"], [".gitignore", "docs/a.md", "src/a.py"]),
@@ -381,10 +462,24 @@ def test_a_store_inside_the_tree_does_not_ship_itself(root: Path) -> None:
     ],
 )
 def test_include_adds_and_exclude_has_the_last_word(
-    root: Path, store: Store, git: Callable[..., None], include: list[str], exclude: list[str], expected: list[str]
+    root: Path,
+    store: Store,
+    git: Callable[..., None],
+    include: list[str],
+    exclude: list[str],
+    expected: list[str],
 ) -> None:
     """Data that git ignores is often what a test needs; patterns mean what they mean in .gitignore."""
-    write(root, {".gitignore": "/data\n", "data/x.bin": "1", "data/y/z.bin": "2", "docs/a.md": "", "src/a.py": ""})
+    write(
+        root,
+        {
+            ".gitignore": "/data\n",
+            "data/x.bin": "1",
+            "data/y/z.bin": "2",
+            "docs/a.md": "",
+            "src/a.py": "",
+        },
+    )
     write(root, {"src/deep/er/b.py": ""})
 
     assert paths(store, ship(store, root, include=include, exclude=exclude)) == expected
@@ -403,7 +498,9 @@ def test_pipes_and_sockets_are_left_out(root: Path, store: Store) -> None:
 # --- links ----------------------------------------------------------------------------------------------------------
 
 
-def test_links_inside_stay_links_and_absolute_ones_become_relative(root: Path, store: Store, tmp_path: Path) -> None:
+def test_links_inside_stay_links_and_absolute_ones_become_relative(
+    root: Path, store: Store, tmp_path: Path
+) -> None:
     """The tree lies elsewhere on a node: an absolute link would lead back to the client's path."""
     write(root, {"pkg/a.py": "", "data/x": "1"})
     (root / "pkg" / "data").symlink_to("../data")
@@ -412,11 +509,15 @@ def test_links_inside_stay_links_and_absolute_ones_become_relative(root: Path, s
 
     unpack(store, ship(store, root).digest, tmp_path / "node")
 
-    links = {path: target for path, (kind, target) in read(tmp_path / "node").items() if kind == "link"}
+    links = {
+        path: target for path, (kind, target) in read(tmp_path / "node").items() if kind == "link"
+    }
     assert links == {"pkg/data": "../data", "pkg/absolute": "../data/x", "dangling": "nowhere"}
 
 
-def test_a_link_to_an_outside_file_brings_the_file(root: Path, store: Store, tmp_path: Path) -> None:
+def test_a_link_to_an_outside_file_brings_the_file(
+    root: Path, store: Store, tmp_path: Path
+) -> None:
     """Shared fixtures are often linked in; over there the target does not exist."""
     write(tmp_path, {"shared.json": "{}"})
     (root / "shared.json").symlink_to("../shared.json")
@@ -426,7 +527,9 @@ def test_a_link_to_an_outside_file_brings_the_file(root: Path, store: Store, tmp
     assert read(tmp_path / "node") == {"shared.json": ("file", b"{}")}
 
 
-def test_a_link_to_an_outside_directory_is_refused_by_name(root: Path, store: Store, tmp_path: Path) -> None:
+def test_a_link_to_an_outside_directory_is_refused_by_name(
+    root: Path, store: Store, tmp_path: Path
+) -> None:
     """It may lead to a terabyte; silence would be a missing file on the cluster."""
     (tmp_path / "datasets").mkdir()
     (root / "data").symlink_to(tmp_path / "datasets")
@@ -438,7 +541,9 @@ def test_a_link_to_an_outside_directory_is_refused_by_name(root: Path, store: St
     assert ship(store, root, exclude=["data"]).files == 0
 
 
-def test_a_directory_that_became_a_link_is_the_link_alone(root: Path, store: Store, git: Callable[..., None], tmp_path: Path) -> None:
+def test_a_directory_that_became_a_link_is_the_link_alone(
+    root: Path, store: Store, git: Callable[..., None], tmp_path: Path
+) -> None:
     """git's index still names the files below it, which can be read through the link."""
     write(root, {"old/a.py": "", "new/a.py": ""})
     git("add", "-A")
@@ -466,7 +571,9 @@ def meddle(store: Store, monkeypatch: pytest.MonkeyPatch, act: Callable[[int], N
     monkeypatch.setattr(store, "get", asked)
 
 
-def test_a_file_that_changes_meanwhile_is_read_again(root: Path, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_that_changes_meanwhile_is_read_again(
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """An editor saves while the tree goes up; what arrives is one state of the file, and its digest is true."""
     write(root, {"a.py": "a = 1\n", "b.py": ""})
     meddle(store, monkeypatch, lambda n: write(root, {"a.py": "a = 22\n"} if n == 0 else {}))
@@ -477,7 +584,9 @@ def test_a_file_that_changes_meanwhile_is_read_again(root: Path, store: Store, m
     assert (tmp_path / "node" / "a.py").read_text() == "a = 22\n"
 
 
-def test_a_file_that_vanishes_meanwhile_is_left_out(root: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_vanishes_meanwhile_is_left_out(
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Editors make and remove swap files all the time."""
     write(root, {"a.py": "", ".a.py.swp": "x"})
     meddle(store, monkeypatch, lambda n: (root / ".a.py.swp").unlink(missing_ok=True))
@@ -485,7 +594,9 @@ def test_a_file_that_vanishes_meanwhile_is_left_out(root: Path, store: Store, mo
     assert paths(store, ship(store, root)) == ["a.py"]
 
 
-def test_a_file_that_never_rests_is_named(root: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_never_rests_is_named(
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A log file inside the tree; trying for ever would hang the run."""
     write(root, {"server.log": ""})
     meddle(store, monkeypatch, lambda n: write(root, {"server.log": f"line {n}\n"}))
@@ -514,10 +625,18 @@ def test_a_tree_over_the_limit_is_refused_with_its_biggest_files(root: Path, sto
 
 def body(length: int, alphabet: str = "aB3dE5gH7jK9") -> str:
     """Something that looks like a secret and is none; put together here, so that this file holds no such thing."""
-    return "".join(alphabet[n * n % len(alphabet)] + alphabet[n % len(alphabet)] for n in range(length))[:length]
+    return "".join(
+        alphabet[n * n % len(alphabet)] + alphabet[n % len(alphabet)] for n in range(length)
+    )[:length]
 
 
-PEM = "-----BEGIN {}PRIVATE KEY-----\n" + body(64) + "\n" + body(64) + "\n-----END {}PRIVATE KEY-----\n"
+PEM = (
+    "-----BEGIN {}PRIVATE KEY-----\n"
+    + body(64)
+    + "\n"
+    + body(64)
+    + "\n-----END {}PRIVATE KEY-----\n"
+)
 AWS_ID = "AKIA" + body(16, "A2B3C4D5E6F7")
 SUSPECTS: dict[str, tuple[str, str]] = {
     ".env": ("DEBUG=1\n", "environment variables"),
@@ -594,7 +713,9 @@ def test_what_only_resembles_a_credential_may_travel(root: Path, store: Store) -
     assert ship(store, root).files == len(HARMLESS)
 
 
-def test_a_credential_behind_an_outside_link_is_seen(root: Path, store: Store, tmp_path: Path) -> None:
+def test_a_credential_behind_an_outside_link_is_seen(
+    root: Path, store: Store, tmp_path: Path
+) -> None:
     """The link has a harmless name; its content would travel in its place."""
     write(tmp_path, {".aws/credentials": "[default]\n"})
     (root / "config").symlink_to(tmp_path / ".aws" / "credentials")
@@ -630,7 +751,9 @@ def remote(store: Store) -> Store:
     return store
 
 
-def test_a_test_that_writes_into_its_tree_does_not_reach_the_cache(store: Store, shipped: Tree, tmp_path: Path) -> None:
+def test_a_test_that_writes_into_its_tree_does_not_reach_the_cache(
+    store: Store, shipped: Tree, tmp_path: Path
+) -> None:
     """The next session on this node gets what was shipped, not what the last one left."""
     unpack(remote(store), shipped.digest, tmp_path / "one", cache=tmp_path / "cache")
     with (tmp_path / "one" / "a.py").open("r+") as file:
@@ -641,7 +764,9 @@ def test_a_test_that_writes_into_its_tree_does_not_reach_the_cache(store: Store,
     assert (tmp_path / "two" / "a.py").read_text() == "a = 1\n"
 
 
-def test_the_cache_saves_every_request_but_the_trees(store: Store, shipped: Tree, tmp_path: Path) -> None:
+def test_the_cache_saves_every_request_but_the_trees(
+    store: Store, shipped: Tree, tmp_path: Path
+) -> None:
     """A blob from S3 costs 20 ms."""
     unpack(remote(store), shipped.digest, tmp_path / "one", cache=tmp_path / "cache")
     before = store.requests
@@ -664,7 +789,9 @@ def test_a_spoilt_cache_is_mended(store: Store, shipped: Tree, tmp_path: Path) -
     assert "spoilt" not in [blob.read_text() for blob in (tmp_path / "cache").iterdir()]
 
 
-def test_asking_again_leaves_a_tree_in_use_alone(store: Store, shipped: Tree, tmp_path: Path) -> None:
+def test_asking_again_leaves_a_tree_in_use_alone(
+    store: Store, shipped: Tree, tmp_path: Path
+) -> None:
     """Every worker of a node asks for the tree; the tests of the first are running in it by then."""
     unpack(store, shipped.digest, tmp_path / "node")
     (tmp_path / "node" / "a.py").write_text("changed by a test")
@@ -692,10 +819,15 @@ def test_two_at_once_make_one_tree(store: Store, shipped: Tree, tmp_path: Path) 
 
     assert problems == []
     assert sorted(read(tmp_path / "node")) == ["a.py", "pkg/b.py"]
-    assert sorted(path.name for path in tmp_path.iterdir() if "node" in path.name) == ["node", "node.tree"]
+    assert sorted(path.name for path in tmp_path.iterdir() if "node" in path.name) == [
+        "node",
+        "node.tree",
+    ]
 
 
-def test_another_tree_does_not_mix_with_what_is_there(store: Store, shipped: Tree, tmp_path: Path) -> None:
+def test_another_tree_does_not_mix_with_what_is_there(
+    store: Store, shipped: Tree, tmp_path: Path
+) -> None:
     """Two trees in one directory would be a third that nobody shipped."""
     unpack(store, ship_files(store, {"x": b""}).digest, tmp_path / "node")
 
@@ -703,8 +835,12 @@ def test_another_tree_does_not_mix_with_what_is_there(store: Store, shipped: Tre
         unpack(store, shipped.digest, tmp_path / "node")
 
 
-@pytest.mark.parametrize("damage", ["missing", "other bytes", "not zlib", "unknown packing", "empty"])
-def test_a_bad_blob_is_named_and_sent_anew_the_next_time(root: Path, store: Store, shipped: Tree, tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    "damage", ["missing", "other bytes", "not zlib", "unknown packing", "empty"]
+)
+def test_a_bad_blob_is_named_and_sent_anew_the_next_time(
+    root: Path, store: Store, shipped: Tree, tmp_path: Path, damage: str
+) -> None:
     """Whoever can write to the store must not choose what runs here; and a loss heals by running again."""
     key = f"blobs/{hashlib.sha256(B).hexdigest()}"
     bad = {
@@ -729,7 +865,9 @@ def test_a_bad_blob_is_named_and_sent_anew_the_next_time(root: Path, store: Stor
 
 
 @pytest.mark.parametrize("damage", ["missing", "other bytes"])
-def test_a_bad_tree_is_named_and_sent_anew_the_next_time(root: Path, store: Store, shipped: Tree, tmp_path: Path, damage: str) -> None:
+def test_a_bad_tree_is_named_and_sent_anew_the_next_time(
+    root: Path, store: Store, shipped: Tree, tmp_path: Path, damage: str
+) -> None:
     """A tree is believed by its digest alone."""
     key = f"trees/{shipped.digest}.json"
     if damage == "missing":

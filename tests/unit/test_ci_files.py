@@ -25,13 +25,17 @@ import jsonschema  # type: ignore[import-untyped, unused-ignore]  # no types; co
 import pytest
 import yaml  # type: ignore[import-untyped, unused-ignore]  # the same
 
-from harness import options
-from harness.store import Store
+from pytest_gpu_cluster import options
+from pytest_gpu_cluster.contract.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 CI = ROOT / "ci"
 BITBUCKET, GITLAB = CI / "bitbucket-pipelines.yml", CI / "gitlab" / "gpu-cluster.gitlab-ci.yml"
-ACTION, WORKFLOW, PIPE = CI / "github" / "action.yml", CI / "github" / "workflow.yml", CI / "pipe" / "pipe.yml"
+ACTION, WORKFLOW, PIPE = (
+    CI / "github" / "action.yml",
+    CI / "github" / "workflow.yml",
+    CI / "pipe" / "pipe.yml",
+)
 Json = dict[str, Any]
 
 # -- schemas ---------------------------------------------------------------------------------------------------------
@@ -45,11 +49,21 @@ TEXTS: Json = {"type": "array", "items": TEXT, "minItems": 1}
 def closed(needed: str = "", /, **properties: Json) -> Json:
     """An object with these keys (`_` for a dash) and no others."""
     named = {name.replace("_", "-"): schema for name, schema in properties.items()}
-    return {"type": "object", "properties": named, "required": needed.split(), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": named,
+        "required": needed.split(),
+        "additionalProperties": False,
+    }
 
 
 def mapping(of: Json, names: str = ".") -> Json:
-    return {"type": "object", "patternProperties": {names: of}, "additionalProperties": False, "minProperties": 1}
+    return {
+        "type": "object",
+        "patternProperties": {names: of},
+        "additionalProperties": False,
+        "minProperties": 1,
+    }
 
 
 def listed(of: Json) -> Json:
@@ -63,83 +77,178 @@ def minutes(most: int) -> Json:
 # Bitbucket: support.atlassian.com/bitbucket-cloud/docs/step-options, …/use-artifacts-in-steps; `final:` as in the blog article
 # that introduced it: the last entry, without trigger, deployment and fail-fast.
 UPLOAD = closed(
-    "name paths", name=TEXT, type={"enum": ["shared", "scoped", "test-reports"]}, paths=TEXTS, ignore_paths=TEXTS,
-    depth={"type": "integer", "minimum": 1}, capture_on={"enum": ["success", "failed", "always"]},
-)  # fmt: skip
-SCRIPT = listed({"oneOf": [TEXT, closed("pipe", pipe=TEXT, variables=mapping({"oneOf": [ANY_TEXT, TEXTS]}))]})
+    "name paths",
+    name=TEXT,
+    type={"enum": ["shared", "scoped", "test-reports"]},
+    paths=TEXTS,
+    ignore_paths=TEXTS,
+    depth={"type": "integer", "minimum": 1},
+    capture_on={"enum": ["success", "failed", "always"]},
+)
+SCRIPT = listed(
+    {"oneOf": [TEXT, closed("pipe", pipe=TEXT, variables=mapping({"oneOf": [ANY_TEXT, TEXTS]}))]}
+)
 FINAL_KEYS: Json = {
-    "name": TEXT, "image": TEXT, "size": {"enum": ["1x", "2x", "4x", "8x", "16x", "32x"]}, "max_time": minutes(720), "oidc": FLAG,
-    "caches": TEXTS, "services": {**TEXTS, "maxItems": 5}, "runs_on": {"oneOf": [TEXT, TEXTS]}, "script": SCRIPT, "after_script": SCRIPT,
+    "name": TEXT,
+    "image": TEXT,
+    "size": {"enum": ["1x", "2x", "4x", "8x", "16x", "32x"]},
+    "max_time": minutes(720),
+    "oidc": FLAG,
+    "caches": TEXTS,
+    "services": {**TEXTS, "maxItems": 5},
+    "runs_on": {"oneOf": [TEXT, TEXTS]},
+    "script": SCRIPT,
+    "after_script": SCRIPT,
     "artifacts": {"oneOf": [TEXTS, closed("upload", upload=listed(UPLOAD))]},
-}  # fmt: skip
-STEP = closed("script", **FINAL_KEYS, trigger={"enum": ["automatic", "manual"]}, deployment=TEXT, fail_fast=FLAG)
+}
+STEP = closed(
+    "script",
+    **FINAL_KEYS,
+    trigger={"enum": ["automatic", "manual"]},
+    deployment=TEXT,
+    fail_fast=FLAG,
+)
 FINAL = closed("script", **FINAL_KEYS)
 STEP_ITEM, FINAL_ITEM = closed("step", step=STEP), closed("final", final=FINAL)
-PARALLEL_ITEM = closed("parallel", parallel={"oneOf": [listed(STEP_ITEM), closed("steps", steps=listed(STEP_ITEM), fail_fast=FLAG)]})
+PARALLEL_ITEM = closed(
+    "parallel",
+    parallel={
+        "oneOf": [listed(STEP_ITEM), closed("steps", steps=listed(STEP_ITEM), fail_fast=FLAG)]
+    },
+)
 ENTRIES = listed({"oneOf": [STEP_ITEM, PARALLEL_ITEM, FINAL_ITEM]})
 BITBUCKET_SCHEMA = closed(
-    "pipelines", image=TEXT, definitions=closed(steps=listed(STEP_ITEM), caches=mapping(TEXT)),
-    pipelines=closed(default=ENTRIES, **dict.fromkeys(("branches", "pull_requests", "custom", "tags"), mapping(ENTRIES))),
-)  # fmt: skip
+    "pipelines",
+    image=TEXT,
+    definitions=closed(steps=listed(STEP_ITEM), caches=mapping(TEXT)),
+    pipelines=closed(
+        default=ENTRIES,
+        **dict.fromkeys(("branches", "pull_requests", "custom", "tags"), mapping(ENTRIES)),
+    ),
+)
 PIPE_SCHEMA = closed(
-    "name image description repository maintainer", name=TEXT, image={"type": "string", "pattern": r"^\S+:\S+$"}, description=TEXT,
-    repository={"type": "string", "pattern": "^https://"}, maintainer=closed("name", name=TEXT, website=TEXT, email=TEXT), tags=TEXTS,
-    variables=listed(closed("name", name={"type": "string", "pattern": "^[A-Z][A-Z0-9_]*$"}, default=ANY_TEXT)),
-)  # fmt: skip
+    "name image description repository maintainer",
+    name=TEXT,
+    image={"type": "string", "pattern": r"^\S+:\S+$"},
+    description=TEXT,
+    repository={"type": "string", "pattern": "^https://"},
+    maintainer=closed("name", name=TEXT, website=TEXT, email=TEXT),
+    tags=TEXTS,
+    variables=listed(
+        closed("name", name={"type": "string", "pattern": "^[A-Z][A-Z0-9_]*$"}, default=ANY_TEXT)
+    ),
+)
 
 # GitHub: docs.github.com/actions/reference, metadata syntax and workflow syntax. In an action each `run` names its shell.
 USES: Json = {"type": "string", "pattern": r"^[\w.-]+/[\w./-]+@[\w.-]+$"}
 WITH = mapping({"type": ["string", "number", "boolean"]}, r"^[\w-]+$")
 ENV = mapping(ANY_TEXT, "^[A-Z][A-Z0-9_]*$")
 COMMON: Json = {"id": TEXT, "name": TEXT, "if": TEXT, "env": ENV, "continue_on_error": FLAG}
-RUN = closed("run shell", **COMMON, run=TEXT, shell={"enum": ["bash", "sh", "python"]}, working_directory=TEXT)
+RUN = closed(
+    "run shell",
+    **COMMON,
+    run=TEXT,
+    shell={"enum": ["bash", "sh", "python"]},
+    working_directory=TEXT,
+)
 USE = closed("uses", **COMMON, uses=USES, **{"with": WITH})
 ACTION_SCHEMA = closed(
-    "name description runs", name=TEXT, description=TEXT, author=TEXT,
-    inputs=mapping(closed("description", description=TEXT, required=FLAG, default=ANY_TEXT), "^[a-z][a-z-]*$"),
+    "name description runs",
+    name=TEXT,
+    description=TEXT,
+    author=TEXT,
+    inputs=mapping(
+        closed("description", description=TEXT, required=FLAG, default=ANY_TEXT), "^[a-z][a-z-]*$"
+    ),
     outputs=mapping(closed("description value", description=TEXT, value=TEXT), "^[a-z][a-z-]*$"),
     runs=closed("using steps", using={"const": "composite"}, steps=listed({"oneOf": [RUN, USE]})),
-)  # fmt: skip
+)
 ACCESS: Json = {"enum": ["read", "write", "none"]}
 PERMISSIONS = closed(
-    contents=ACCESS, statuses=ACCESS, checks=ACCESS, issues=ACCESS, pull_requests=ACCESS, id_token={"enum": ["write", "none"]}
+    contents=ACCESS,
+    statuses=ACCESS,
+    checks=ACCESS,
+    issues=ACCESS,
+    pull_requests=ACCESS,
+    id_token={"enum": ["write", "none"]},
 )
 JOB = closed(
-    "runs-on timeout-minutes steps", runs_on=TEXT, timeout_minutes=minutes(360), env=ENV, permissions=PERMISSIONS, name=TEXT, needs=TEXTS,
-    steps=listed({"oneOf": [closed("run", **COMMON, run=TEXT, shell=TEXT), USE]}), **{"if": TEXT},
-)  # fmt: skip
+    "runs-on timeout-minutes steps",
+    runs_on=TEXT,
+    timeout_minutes=minutes(360),
+    env=ENV,
+    permissions=PERMISSIONS,
+    name=TEXT,
+    needs=TEXTS,
+    steps=listed({"oneOf": [closed("run", **COMMON, run=TEXT, shell=TEXT), USE]}),
+    **{"if": TEXT},
+)
 WORKFLOW_SCHEMA = closed(
-    "name on permissions jobs", name=TEXT, permissions=PERMISSIONS, jobs=mapping(JOB, r"^[\w-]+$"),
+    "name on permissions jobs",
+    name=TEXT,
+    permissions=PERMISSIONS,
+    jobs=mapping(JOB, r"^[\w-]+$"),
     concurrency=closed("group", group=TEXT, cancel_in_progress={"type": ["boolean", "string"]}),
-    on={"type": "object", "properties": {"pull_request": {"type": "null"}, "push": closed(branches=TEXTS)}, "additionalProperties": False},
-)  # fmt: skip
+    on={
+        "type": "object",
+        "properties": {"pull_request": {"type": "null"}, "push": closed(branches=TEXTS)},
+        "additionalProperties": False,
+    },
+)
 
 # GitLab: docs.gitlab.com/ci/yaml and …/ci/yaml/artifacts_reports: `annotations` is one path. It takes underscores.
 DURATION: Json = {"type": "string", "pattern": r"^\d+ ?(s|m|h|days?)$"}
 GITLAB_JOB: Json = {
-    "type": "object", "required": ["script"], "additionalProperties": False,
+    "type": "object",
+    "required": ["script"],
+    "additionalProperties": False,
     "properties": {
-        "image": TEXT, "stage": TEXT, "timeout": DURATION, "interruptible": FLAG, "variables": ENV, "tags": TEXTS, "extends": TEXT,
+        "image": TEXT,
+        "stage": TEXT,
+        "timeout": DURATION,
+        "interruptible": FLAG,
+        "variables": ENV,
+        "tags": TEXTS,
+        "extends": TEXT,
         "id_tokens": mapping(closed("aud", aud={"oneOf": [TEXT, TEXTS]}), "^[A-Z][A-Z0-9_]*$"),
-        "before_script": listed(TEXT), "script": listed(TEXT), "after_script": listed(TEXT),
+        "before_script": listed(TEXT),
+        "script": listed(TEXT),
+        "after_script": listed(TEXT),
         "artifacts": {
-            "type": "object", "required": ["reports"], "additionalProperties": False,
-            "properties": {"when": {"enum": ["on_success", "on_failure", "always"]}, "expire_in": DURATION, "paths": TEXTS,
-                           "reports": closed(junit={"oneOf": [TEXT, TEXTS]}, annotations=TEXT)},
+            "type": "object",
+            "required": ["reports"],
+            "additionalProperties": False,
+            "properties": {
+                "when": {"enum": ["on_success", "on_failure", "always"]},
+                "expire_in": DURATION,
+                "paths": TEXTS,
+                "reports": closed(junit={"oneOf": [TEXT, TEXTS]}, annotations=TEXT),
+            },
         },
     },
-}  # fmt: skip
+}
 GITLAB_SCHEMA = mapping(GITLAB_JOB, r"^\.?[a-z][\w-]*$")
 
 # AWS: docs.aws.amazon.com/IAM, policy grammar.
 ONE_OR_MORE: Json = {"oneOf": [TEXT, TEXTS]}
 STATEMENT = closed(
-    "Effect Action", Sid={"type": "string", "pattern": "^[A-Za-z0-9]+$"}, Effect={"const": "Allow"}, Action=ONE_OR_MORE,
+    "Effect Action",
+    Sid={"type": "string", "pattern": "^[A-Za-z0-9]+$"},
+    Effect={"const": "Allow"},
+    Action=ONE_OR_MORE,
     Resource={"oneOf": [{"type": "string", "pattern": "^arn:aws:s3:::"}, TEXTS]},
-    Principal=closed("Federated", Federated={"type": "string", "pattern": "^arn:aws:iam::ACCOUNT_ID:oidc-provider/"}),
-    Condition=closed(StringEquals=mapping(ONE_OR_MORE, ":(aud|sub)$"), StringLike=mapping(ONE_OR_MORE, ":(aud|sub)$")),
-)  # fmt: skip
-POLICY_SCHEMA = closed("Version Statement", Version={"const": "2012-10-17"}, Statement=listed(STATEMENT))
+    Principal=closed(
+        "Federated",
+        Federated={"type": "string", "pattern": "^arn:aws:iam::ACCOUNT_ID:oidc-provider/"},
+    ),
+    Condition=closed(
+        StringEquals=mapping(ONE_OR_MORE, ":(aud|sub)$"),
+        StringLike=mapping(ONE_OR_MORE, ":(aud|sub)$"),
+    ),
+)
+POLICY_SCHEMA = closed(
+    "Version Statement", Version={"const": "2012-10-17"}, Statement=listed(STATEMENT)
+)
 
 TRUSTS = sorted(CI.glob("iam/trust-*.json"))
 SCHEMAS: list[tuple[Path, Json]] = [
@@ -169,7 +278,11 @@ def load(path: Path) -> Any:
     return json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)
 
 
-@pytest.mark.parametrize(("path", "schema"), SCHEMAS, ids=lambda each: str(each.relative_to(ROOT)) if isinstance(each, Path) else "")
+@pytest.mark.parametrize(
+    ("path", "schema"),
+    SCHEMAS,
+    ids=lambda each: str(each.relative_to(ROOT)) if isinstance(each, Path) else "",
+)
 def test_a_file_is_valid_for_its_host(path: Path, schema: Json) -> None:
     """A key that the host does not know fails the pipeline of whoever copies the file, at its first line."""
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -189,7 +302,9 @@ def test_a_file_is_valid_for_its_host(path: Path, schema: Json) -> None:
         (CI / "iam" / "trust-gitlab.json", POLICY_SCHEMA, "StringEquals", "StringEqual"),
     ],
 )
-def test_the_schemas_notice_a_slip(path: Path, schema: Json, words: str, instead: str, tmp_path: Path) -> None:
+def test_the_schemas_notice_a_slip(
+    path: Path, schema: Json, words: str, instead: str, tmp_path: Path
+) -> None:
     """A schema that lets everything pass shows nothing."""
     text = path.read_text("utf-8")
     assert words in text
@@ -221,7 +336,11 @@ def entries(document: Json) -> Iterator[Json]:
     for kind in document["pipelines"].values():
         for pipeline in [kind] if isinstance(kind, list) else kind.values():
             for entry in pipeline:
-                yield from entry.values() if "parallel" not in entry else [item["step"] for item in entry["parallel"]]
+                yield from (
+                    entry.values()
+                    if "parallel" not in entry
+                    else [item["step"] for item in entry["parallel"]]
+                )
 
 
 def scripts(path: Path) -> dict[str, tuple[str, str]]:
@@ -230,7 +349,12 @@ def scripts(path: Path) -> dict[str, tuple[str, str]]:
     match path:
         case _ if path.name == "bitbucket-pipelines.yml":
             keys = ("script", "after-script")
-            found = {f"{step['name']}: {key}": ("sh", "\n".join(step[key])) for step in entries(document) for key in keys if key in step}
+            found = {
+                f"{step['name']}: {key}": ("sh", "\n".join(step[key]))
+                for step in entries(document)
+                for key in keys
+                if key in step
+            }
         case _ if path == GITLAB:
             job = document[".gpu-cluster"]
             found = {
@@ -238,9 +362,18 @@ def scripts(path: Path) -> dict[str, tuple[str, str]]:
                 "after_script": ("sh", "\n".join(job["after_script"])),
             }
         case _ if path == ACTION:
-            found = {step["name"]: (step["shell"], step["run"]) for step in document["runs"]["steps"] if "run" in step}
+            found = {
+                step["name"]: (step["shell"], step["run"])
+                for step in document["runs"]["steps"]
+                if "run" in step
+            }
         case _:
-            found = {step["name"]: ("bash", step["run"]) for job in document["jobs"].values() for step in job["steps"] if "run" in step}
+            found = {
+                step["name"]: ("bash", step["run"])
+                for job in document["jobs"].values()
+                for step in job["steps"]
+                if "run" in step
+            }
     return found
 
 
@@ -283,18 +416,31 @@ def test_a_command_that_is_called_exists(interpreter: str, text: str) -> None:
             case ["pytest", *arguments]:
                 assert {argument for argument in arguments if argument.startswith("--gpu")} <= own
             case ["gpu-cluster", command, *arguments]:
-                said = subprocess.run([sys.executable, "-m", "harness.cli", command, "--help"], cwd=ROOT, text=True,
-                                      capture_output=True, timeout=30, check=False)  # fmt: skip
+                said = subprocess.run(
+                    [sys.executable, "-m", "pytest_gpu_cluster.cli", command, "--help"],
+                    cwd=ROOT,
+                    text=True,
+                    capture_output=True,
+                    timeout=30,
+                    check=False,
+                )
                 assert said.returncode == 0, said.stderr
                 for argument in arguments:
-                    assert not argument.startswith("--") or argument in said.stdout, f"gpu-cluster {command} has no {argument}"
+                    assert not argument.startswith("--") or argument in said.stdout, (
+                        f"gpu-cluster {command} has no {argument}"
+                    )
             case ["pip", "install", *arguments] | ["python", "-m", "pip", "install", *arguments]:
-                assert arguments[-1] in ("pytest-gpu-cluster", "${PACKAGE:-$GITHUB_ACTION_PATH/../..}")
+                assert arguments[-1] in (
+                    "pytest-gpu-cluster",
+                    "${PACKAGE:-$GITHUB_ACTION_PATH/../..}",
+                )
             case _:
                 pytest.fail(f"{path} is a command that no test here knows")
 
 
-@pytest.mark.parametrize("path", [*COPIED, PIPE, CI / "README.md", CI / "pipe" / "pipe.py"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*COPIED, PIPE, CI / "README.md", CI / "pipe" / "pipe.py"], ids=lambda path: path.name
+)
 def test_every_variable_with_our_prefix_is_a_setting(path: Path) -> None:
     """The product refuses one that is not, so a slip here stops every run."""
     for name in re.findall(r"GPU_CLUSTER_[A-Z_]+[A-Z]", path.read_text("utf-8")):
@@ -303,7 +449,16 @@ def test_every_variable_with_our_prefix_is_a_setting(path: Path) -> None:
 
 def test_the_settings_that_pipelines_need_exist() -> None:
     """The files here and the documentation of the hosts lean on them."""
-    needed = ("STORE", "PUBLIC_URL", "COMMENT", "SUITE", "CHECK_RUN", "RESULTS_DIR", "IDLE_MINUTES", "MAX_MINUTES")
+    needed = (
+        "STORE",
+        "PUBLIC_URL",
+        "COMMENT",
+        "SUITE",
+        "CHECK_RUN",
+        "RESULTS_DIR",
+        "IDLE_MINUTES",
+        "MAX_MINUTES",
+    )
 
     assert {f"GPU_CLUSTER_{name}" for name in needed} <= set(options._VARIABLES)
 
@@ -311,7 +466,11 @@ def test_the_settings_that_pipelines_need_exist() -> None:
 @pytest.mark.parametrize("path", [BITBUCKET, GITLAB, WORKFLOW], ids=lambda path: path.name)
 def test_results_are_taken_from_where_they_are_written(path: Path) -> None:
     """test-results/ is also the one name that Bitbucket finds by itself."""
-    named = {word for text in texts(load(path)) for word in re.findall(r"[\w./*-]*\.(?:xml|json)\b|[\w/-]+/gpu-cluster[\w.*-]*", text)}
+    named = {
+        word
+        for text in texts(load(path))
+        for word in re.findall(r"[\w./*-]*\.(?:xml|json)\b|[\w/-]+/gpu-cluster[\w.*-]*", text)
+    }
 
     results = {
         "test-results/*.xml",
@@ -327,52 +486,101 @@ def test_results_are_taken_from_where_they_are_written(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("interpreter", "text"), SCRIPTS)
-def test_a_script_never_prints_a_secret_nor_takes_an_expression(interpreter: str, text: str) -> None:
+def test_a_script_never_prints_a_secret_nor_takes_an_expression(
+    interpreter: str, text: str
+) -> None:
     """`${{ … }}` in a script is pasted into the program before it runs, whatever a branch's name or an input holds.
     A token goes into a file of this user alone, and no line of a script is shown with its values (`set -x`)."""
     assert "${{" not in text
     assert not re.search(r"\bset -\w*x|\bprintenv\b|\benv$|\beval\b", text, re.MULTILINE)
     for line in text.splitlines():
         if re.search(r"\$\{?\w*(TOKEN|SECRET|PASSWORD)\b(?!_FILE)", line):
-            assert re.fullmatch(r'\(umask 077 && printf %s "\$\w+" > "\$AWS_WEB_IDENTITY_TOKEN_FILE"\)', line)
+            assert re.fullmatch(
+                r'\(umask 077 && printf %s "\$\w+" > "\$AWS_WEB_IDENTITY_TOKEN_FILE"\)', line
+            )
 
 
 def test_the_action_hands_its_inputs_over_as_environment() -> None:
     """And names the token to the steps that publish only: pip has no use for it."""
     steps = {step.get("name"): step.get("env", {}) for step in load(ACTION)["runs"]["steps"]}
 
-    assert {name for name, env in steps.items() if "GITHUB_TOKEN" in env} == {"Tests", "Close and report"}
+    assert {name for name, env in steps.items() if "GITHUB_TOKEN" in env} == {
+        "Tests",
+        "Close and report",
+    }
     inputs = load(ACTION)["inputs"]
-    used = {name for text in texts(load(ACTION)["runs"]) for name in re.findall(r"\binputs\.([\w-]+)", text)}
+    used = {
+        name
+        for text in texts(load(ACTION)["runs"])
+        for name in re.findall(r"\binputs\.([\w-]+)", text)
+    }
     assert used == set(inputs)
     assert set(load(ACTION)["outputs"]) == {"session", "verdict", "link"}
 
 
 def test_the_workflow_uses_the_action_with_inputs_that_it_has() -> None:
     """GitHub only warns of an input that does not exist."""
-    (step,) = [step for step in load(WORKFLOW)["jobs"]["gpu-tests"]["steps"] if "/ci/github@" in step.get("uses", "")]
+    (step,) = [
+        step
+        for step in load(WORKFLOW)["jobs"]["gpu-tests"]["steps"]
+        if "/ci/github@" in step.get("uses", "")
+    ]
 
     assert set(step["with"]) <= set(load(ACTION)["inputs"])
-    assert load(WORKFLOW)["permissions"] == {"contents": "read", "id-token": "write", "statuses": "write", "pull-requests": "write"}
+    assert load(WORKFLOW)["permissions"] == {
+        "contents": "read",
+        "id-token": "write",
+        "statuses": "write",
+        "pull-requests": "write",
+    }
 
 
 def run_action(tmp_path: Path, **env: str) -> tuple[int, list[str], str]:
     """The action's own test step with a `pytest` that writes down its arguments: exit code, arguments, output."""
     (tests,) = [step["run"] for step in load(ACTION)["runs"]["steps"] if step.get("id") == "tests"]
     stand_in = tmp_path / "pytest"
-    stand_in.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word" >> "$RECORD"; done\nexit 12\n')
+    stand_in.write_text(
+        '#!/bin/sh\nfor word in "$@"; do echo "$word" >> "$RECORD"; done\nexit 12\n'
+    )
     stand_in.chmod(0o755)
-    full = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RECORD": str(tmp_path / "record"), "ARGS": "", "PROFILE": "", **env}
-    ran = subprocess.run([sys.executable, "-c", tests], env=full, cwd=tmp_path, text=True, capture_output=True, timeout=30, check=False)
+    full = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "RECORD": str(tmp_path / "record"),
+        "ARGS": "",
+        "PROFILE": "",
+        **env,
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", tests],
+        env=full,
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
     record = tmp_path / "record"
     return ran.returncode, record.read_text().splitlines() if record.exists() else [], ran.stdout
 
 
 def test_the_actions_arguments_are_split_and_never_run(tmp_path: Path) -> None:
     """An input may come from a branch's name or a form. The exit code stays pytest's: 12 is a machine, not a test."""
-    code, argv, _ = run_action(tmp_path, ARGS="tests -k 'a or b' $(touch x); `touch y`", PROFILE="ci")
+    code, argv, _ = run_action(
+        tmp_path, ARGS="tests -k 'a or b' $(touch x); `touch y`", PROFILE="ci"
+    )
 
-    assert argv == ["--gpu-cluster", "--gpu-profile", "ci", "tests", "-k", "a or b", "$(touch", "x);", "`touch", "y`"]
+    assert argv == [
+        "--gpu-cluster",
+        "--gpu-profile",
+        "ci",
+        "tests",
+        "-k",
+        "a or b",
+        "$(touch",
+        "x);",
+        "`touch",
+        "y`",
+    ]
     assert code == 12
     assert not {"x", "y"} & set(os.listdir(tmp_path))
 
@@ -397,29 +605,43 @@ def test_every_pipeline_of_bitbucket_ends_with_the_final_step() -> None:
 
 @pytest.mark.parametrize(("swept", "reported", "code"), [(0, 0, 0), (14, 0, 14), (0, 10, 10)])
 @pytest.mark.parametrize("path", [BITBUCKET, ACTION], ids=lambda path: path.name)
-def test_a_failed_sweep_is_seen_and_does_not_keep_the_report_back(path: Path, swept: int, reported: int, code: int, tmp_path: Path) -> None:
+def test_a_failed_sweep_is_seen_and_does_not_keep_the_report_back(
+    path: Path, swept: int, reported: int, code: int, tmp_path: Path
+) -> None:
     """Run as the host does: by a shell that stops at the first failure."""
-    interpreter, text = next(found for where, found in scripts(path).items() if where.startswith("Close and report"))
-    (tmp_path / "gpu-cluster").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n[ "$1" = report ] && exit {reported}\nexit {swept}\n')
+    interpreter, text = next(
+        found for where, found in scripts(path).items() if where.startswith("Close and report")
+    )
+    (tmp_path / "gpu-cluster").write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n[ "$1" = report ] && exit {reported}\nexit {swept}\n'
+    )
     (tmp_path / "pip").write_text("#!/bin/sh\n")
     for name in ("gpu-cluster", "pip"):
         (tmp_path / name).chmod(0o755)
     text = text.replace("/tmp/", f"{tmp_path}/")
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
 
-    ran = subprocess.run([interpreter, "-e", "-c", text], env=env, capture_output=True, timeout=30, check=False)
+    ran = subprocess.run(
+        [interpreter, "-e", "-c", text], env=env, capture_output=True, timeout=30, check=False
+    )
 
     assert (tmp_path / "calls").read_text().splitlines() == ["sweep", "report --publish"]
     assert ran.returncode == code
 
 
-@pytest.mark.parametrize(("path", "limit"), [(BITBUCKET, 60), (GITLAB, 50), (WORKFLOW, 60)], ids=lambda each: getattr(each, "name", ""))
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [(BITBUCKET, 60), (GITLAB, 50), (WORKFLOW, 60)],
+    ids=lambda each: getattr(each, "name", ""),
+)
 def test_the_session_ends_before_the_host_ends_the_step(path: Path, limit: int) -> None:
     """A host kills without a report; our own limit closes the cluster and says so."""
     (given,) = set(re.findall(r"GPU_CLUSTER_MAX_MINUTES\W+(\d+)", path.read_text("utf-8")))
 
     assert int(given) <= limit - 5
-    assert re.search(rf"(max-time|RUNNER_SCRIPT_TIMEOUT|timeout-minutes): {limit}", path.read_text("utf-8"))
+    assert re.search(
+        rf"(max-time|RUNNER_SCRIPT_TIMEOUT|timeout-minutes): {limit}", path.read_text("utf-8")
+    )
 
 
 # -- AWS -------------------------------------------------------------------------------------------------------------
@@ -437,13 +659,20 @@ def test_a_trust_policy_says_who_and_for_whom(path: Path) -> None:
     assert list(statement["Condition"]["StringLike"]) == [f"{issuer}:sub"]
     subjects = statement["Condition"]["StringLike"][f"{issuer}:sub"]
     for subject in [subjects] if isinstance(subjects, str) else subjects:
-        assert re.match(r"(\{REPOSITORY_UUID\}|repo:OWNER(@OWNER_ID)?/REPOSITORY|project_path:GROUP/PROJECT:)", subject)
+        assert re.match(
+            r"(\{REPOSITORY_UUID\}|repo:OWNER(@OWNER_ID)?/REPOSITORY|project_path:GROUP/PROJECT:)",
+            subject,
+        )
 
 
 def test_the_audiences_are_those_that_the_files_ask_for() -> None:
     """GitHub's is the default of the action that the workflow logs in with."""
-    (gitlab,) = load(CI / "iam" / "trust-gitlab.json")["Statement"][0]["Condition"]["StringEquals"].values()
-    (github,) = load(CI / "iam" / "trust-github.json")["Statement"][0]["Condition"]["StringEquals"].values()
+    (gitlab,) = load(CI / "iam" / "trust-gitlab.json")["Statement"][0]["Condition"][
+        "StringEquals"
+    ].values()
+    (github,) = load(CI / "iam" / "trust-github.json")["Statement"][0]["Condition"][
+        "StringEquals"
+    ].values()
 
     assert load(GITLAB)[".gpu-cluster"]["id_tokens"]["AWS_ID_TOKEN"]["aud"] == gitlab
     assert github == "sts.amazonaws.com"
@@ -451,11 +680,19 @@ def test_the_audiences_are_those_that_the_files_ask_for() -> None:
 
 def test_the_role_may_only_use_its_prefix() -> None:
     """What the store does: get, put (in parts too), list, delete."""
-    actions = {action: s["Resource"] for s in load(CI / "iam" / "store-policy.json")["Statement"]
-               for action in ([s["Action"]] if isinstance(s["Action"], str) else s["Action"])}  # fmt: skip
+    actions = {
+        action: s["Resource"]
+        for s in load(CI / "iam" / "store-policy.json")["Statement"]
+        for action in ([s["Action"]] if isinstance(s["Action"], str) else s["Action"])
+    }
 
     assert actions.pop("s3:ListBucket") == "arn:aws:s3:::BUCKET"
-    assert set(actions) == {"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"}
+    assert set(actions) == {
+        "s3:GetObject",
+        "s3:PutObject",
+        "s3:DeleteObject",
+        "s3:AbortMultipartUpload",
+    }
     assert set(actions.values()) == {"arn:aws:s3:::BUCKET/PREFIX/*"}
 
 
@@ -466,8 +703,14 @@ def test_the_line_that_decodes_a_token_shows_its_claims_alone() -> None:
     """The signature is what makes it a credential."""
     (line,) = re.findall(r"^python3 -c '(.*)'$", README, re.MULTILINE)
 
-    said = subprocess.run([sys.executable, "-c", line], env={"BITBUCKET_STEP_OIDC_TOKEN": TOKEN}, text=True, capture_output=True,
-                          timeout=30, check=True).stdout  # fmt: skip
+    said = subprocess.run(
+        [sys.executable, "-c", line],
+        env={"BITBUCKET_STEP_OIDC_TOKEN": TOKEN},
+        text=True,
+        capture_output=True,
+        timeout=30,
+        check=True,
+    ).stdout
 
     assert said.strip() == """b'{"sub": "{repo}:{step}"}'"""
 
@@ -479,7 +722,9 @@ STS_ANSWER = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.
 
 
 @pytest.fixture
-def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, dict[str, list[str]], str]]]:
+def aws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[tuple[str, dict[str, list[str]], str]]]:
     """A token service and a bucket behind TLS (the store's client asks for a role over nothing else): the requests, as
     (path, query, access key). The environment leads there, and has no credentials."""
     if shutil.which("openssl") is None:
@@ -513,7 +758,12 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     url = f"https://localhost:{server.server_port}"
-    given = {"AWS_ENDPOINT_URL": url, "AWS_ENDPOINT_URL_STS": url, "SSL_CERT_FILE": str(tmp_path / "ca.pem"), "AWS_REGION": "eu-central-1"}
+    given = {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ENDPOINT_URL_STS": url,
+        "SSL_CERT_FILE": str(tmp_path / "ca.pem"),
+        "AWS_REGION": "eu-central-1",
+    }
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     yield seen
@@ -529,9 +779,23 @@ def tls(where: Path) -> Path:
     for command in (
         (*make, "-x509", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority"),
         (*make, "-keyout", "key.pem", "-out", "request.pem", "-subj", "/CN=localhost"),
-        ("openssl", "x509", "-req", "-in", "request.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names",
-         "-out", "signed.pem"),
-    ):  # fmt: skip
+        (
+            "openssl",
+            "x509",
+            "-req",
+            "-in",
+            "request.pem",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-extfile",
+            "names",
+            "-out",
+            "signed.pem",
+        ),
+    ):
         subprocess.run(command, cwd=where, check=True, capture_output=True, timeout=30)
     both = where / "server.pem"
     both.write_text((where / "signed.pem").read_text() + (where / "key.pem").read_text())
@@ -547,15 +811,29 @@ def tls(where: Path) -> Path:
     ids=["bitbucket", "gitlab"],
 )
 def test_the_store_takes_the_role_with_the_token_that_the_script_wrote(
-    path: Path, token: str, number: str, name: str, aws: list[tuple[str, dict[str, list[str]], str]], tmp_path: Path,
+    path: Path,
+    token: str,
+    number: str,
+    name: str,
+    aws: list[tuple[str, dict[str, list[str]], str]],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """The file's own lines, run by a shell, then the store: the token must arrive as it is, because a line break is
     sent along and AWS refuses it."""
-    lines = next(text for text in texts(load(path)) if text.startswith("export AWS_WEB_IDENTITY_TOKEN_FILE"))
+    lines = next(
+        text for text in texts(load(path)) if text.startswith("export AWS_WEB_IDENTITY_TOKEN_FILE")
+    )
     script = lines.replace("/tmp/", f"{tmp_path}/") + '\nenv | grep "^AWS_[WR]"'
-    env = {"PATH": "/usr/bin:/bin", token: TOKEN, number: "7", "AWS_ROLE_ARN": "arn:aws:iam::1:role/tests"}
-    said = subprocess.run(["sh", "-e", "-c", script], env=env, text=True, capture_output=True, timeout=30, check=True).stdout
+    env = {
+        "PATH": "/usr/bin:/bin",
+        token: TOKEN,
+        number: "7",
+        "AWS_ROLE_ARN": "arn:aws:iam::1:role/tests",
+    }
+    said = subprocess.run(
+        ["sh", "-e", "-c", script], env=env, text=True, capture_output=True, timeout=30, check=True
+    ).stdout
     for line in said.splitlines():
         monkeypatch.setenv(*line.split("=", 1))
 
@@ -579,7 +857,9 @@ def test_the_readme_has_every_file_and_no_other() -> None:
     assert all((CI / target).exists() for target in linked)
     for path in CI.rglob("*"):
         if path.is_file() and path.name != "README.md" and "__pycache__" not in path.parts:
-            assert {str(path.relative_to(CI)), str(path.parent.relative_to(CI))} & {target.rstrip("/") for target in linked}, path
+            assert {str(path.relative_to(CI)), str(path.parent.relative_to(CI))} & {
+                target.rstrip("/") for target in linked
+            }, path
 
 
 def test_the_readmes_example_of_the_pipe_is_valid() -> None:
@@ -588,7 +868,17 @@ def test_the_readmes_example_of_the_pipe_is_valid() -> None:
     pipeline = yaml.load(example, Loader)
 
     jsonschema.Draft202012Validator(ENTRIES).validate(pipeline)
-    known = set(re.findall(r'"([A-Z_]+)"', (CI / "pipe" / "pipe.py").read_text("utf-8"))) | set(options._VARIABLES)
-    given = {name for entry in pipeline for step in entry.values() for item in step["script"] for name in item["variables"]}
+    known = set(re.findall(r'"([A-Z_]+)"', (CI / "pipe" / "pipe.py").read_text("utf-8"))) | set(
+        options._VARIABLES
+    )
+    given = {
+        name
+        for entry in pipeline
+        for step in entry.values()
+        for item in step["script"]
+        for name in item["variables"]
+    }
     assert given <= known | {"BITBUCKET_TOKEN"}
-    assert set(re.findall(r"^\| `(ARGS|PROFILE|STORE|COMMAND|DEBUG)`", README, re.MULTILINE)) <= known
+    assert (
+        set(re.findall(r"^\| `(ARGS|PROFILE|STORE|COMMAND|DEBUG)`", README, re.MULTILINE)) <= known
+    )

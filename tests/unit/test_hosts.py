@@ -63,7 +63,9 @@ class Said:
     headers: dict[str, str]
 
 
-def ask(host: Host, method: str, path: str, body: Any = None, *, door: str = "direct", **headers: str) -> Said:
+def ask(
+    host: Host, method: str, path: str, body: Any = None, *, door: str = "direct", **headers: str
+) -> Said:
     """One request, body as JSON, credentials that are valid unless others are given; header names are written with `_`."""
     port = urlsplit(host.address(door)).port
     sent = {"Content-Type": "application/json", "User-Agent": "tests"}
@@ -73,7 +75,9 @@ def ask(host: Host, method: str, path: str, body: Any = None, *, door: str = "di
     content = body if isinstance(body, str) else None if body is None else json.dumps(body)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection.request(method, path, content, {name: value for name, value in sent.items() if value})
+        connection.request(
+            method, path, content, {name: value for name, value in sent.items() if value}
+        )
         answer = connection.getresponse()
         text = answer.read().decode()
     finally:
@@ -115,7 +119,12 @@ def a_report(**changed: Any) -> dict[str, Any]:
 
 
 def an_annotation(number: int = 0, **changed: Any) -> dict[str, Any]:
-    return {"external_id": f"n-{number}", "annotation_type": "BUG", "summary": "test_it failed", **changed}
+    return {
+        "external_id": f"n-{number}",
+        "annotation_type": "BUG",
+        "summary": "test_it failed",
+        **changed,
+    }
 
 
 def a_datum(kind: str | None, given: Any) -> dict[str, Any]:
@@ -127,7 +136,14 @@ def a_check(**changed: Any) -> dict[str, Any]:
 
 
 def marked(**changed: Any) -> dict[str, Any]:
-    one = {"path": "a.py", "start_line": 3, "end_line": 3, "annotation_level": "failure", "message": "no", **changed}
+    one = {
+        "path": "a.py",
+        "start_line": 3,
+        "end_line": 3,
+        "annotation_level": "failure",
+        "message": "no",
+        **changed,
+    }
     return a_check(output={"title": "t", "summary": "s", "annotations": [one]})
 
 
@@ -169,16 +185,29 @@ def test_a_request_is_recorded_as_it_came_and_as_it_was_answered(bitbucket: Fake
     through(bitbucket, "GET", f"{REPORT}?pagelen=5")
 
     first, second = bitbucket.requests
-    assert (first.method, first.path, first.status, first.via, first.body) == ("POST", BUILD, 201, "direct", a_status())
+    assert (first.method, first.path, first.status, first.via, first.body) == (
+        "POST",
+        BUILD,
+        201,
+        "direct",
+        a_status(),
+    )
     assert first.headers["authorization"] == f"Bearer {bitbucket.token}"
-    assert (second.path, second.status, second.via, second.body) == (f"{REPORT}?pagelen=5", 404, "proxy", "")
+    assert (second.path, second.status, second.via, second.body) == (
+        f"{REPORT}?pagelen=5",
+        404,
+        "proxy",
+        "",
+    )
     assert bitbucket.seen("POST", "statuses") == [first]
     assert bitbucket.refused == []
 
 
 def test_each_fault_meets_one_request_in_order(bitbucket: FakeBitbucket) -> None:
     """A retry is tested with the second answer, so a fault may not stay; and what was not asked for is left alone."""
-    bitbucket.fault(("GET", r"/comments"), status(429, retry_after=2), status(503), html(502), garbage())
+    bitbucket.fault(
+        ("GET", r"/comments"), status(429, retry_after=2), status(503), html(502), garbage()
+    )
 
     answers = [ask(bitbucket, "GET", COMMENTS) for _ in range(5)]
 
@@ -212,7 +241,9 @@ def test_an_answer_may_be_late_or_slow_or_cut(bitbucket: FakeBitbucket) -> None:
 
 
 @pytest.mark.parametrize("served", [False, True])
-def test_a_connection_cut_without_an_answer_may_have_been_served(bitbucket: FakeBitbucket, served: bool) -> None:
+def test_a_connection_cut_without_an_answer_may_have_been_served(
+    bitbucket: FakeBitbucket, served: bool
+) -> None:
     """Who repeats a POST whose answer was lost makes two comments: the test needs both kinds of loss."""
     bitbucket.fault(("POST", "/comments"), cut(served=served))
 
@@ -223,7 +254,9 @@ def test_a_connection_cut_without_an_answer_may_have_been_served(bitbucket: Fake
     assert [one.status for one in bitbucket.requests] == [0]
 
 
-def test_a_mistake_in_the_request_is_a_mistake_even_where_a_fault_waits(bitbucket: FakeBitbucket) -> None:
+def test_a_mistake_in_the_request_is_a_mistake_even_where_a_fault_waits(
+    bitbucket: FakeBitbucket,
+) -> None:
     """A token sent to the proxy is sent, whatever the proxy answers."""
     bitbucket.fault((None, "."), status(503))
 
@@ -255,7 +288,9 @@ def test_a_failure_of_the_fake_is_seen(bitbucket: FakeBitbucket) -> None:
         ("Basic ???", "not valid"),
     ],
 )
-def test_bitbucket_lets_nobody_in_without_good_credentials(bitbucket: FakeBitbucket, header: str, words: str) -> None:
+def test_bitbucket_lets_nobody_in_without_good_credentials(
+    bitbucket: FakeBitbucket, header: str, words: str
+) -> None:
     """App passwords, a name and a password, are gone: what still offers them fails on the first real run."""
     said = ask(bitbucket, "GET", COMMENTS, Authorization=header)
 
@@ -266,7 +301,12 @@ def test_bitbucket_lets_nobody_in_without_good_credentials(bitbucket: FakeBitbuc
 
 def test_bitbucket_takes_an_api_token_with_its_owners_e_mail(bitbucket: FakeBitbucket) -> None:
     """The one kind of Basic credentials that is left."""
-    said = ask(bitbucket, "GET", COMMENTS, Authorization="Basic Y2lAYWNtZS5leGFtcGxlOnJlcG9zaXRvcnktYWNjZXNzLXRva2Vu")
+    said = ask(
+        bitbucket,
+        "GET",
+        COMMENTS,
+        Authorization="Basic Y2lAYWNtZS5leGFtcGxlOnJlcG9zaXRvcnktYWNjZXNzLXRva2Vu",
+    )
 
     assert said.status == 200
     assert bitbucket.refused == []
@@ -293,16 +333,26 @@ def test_braces_of_a_uuid_have_to_be_encoded(bitbucket: FakeBitbucket) -> None:
     """Pipelines' UUIDs come with braces, and a path with braces is no path."""
     path = f"/2.0/repositories/acme/%s/commit/{COMMIT}/reports"
 
-    plain, encoded = ask(bitbucket, "GET", path % REPOSITORY_UUID), ask(bitbucket, "GET", path % quote(REPOSITORY_UUID))
+    plain, encoded = (
+        ask(bitbucket, "GET", path % REPOSITORY_UUID),
+        ask(bitbucket, "GET", path % quote(REPOSITORY_UUID)),
+    )
 
     assert (plain.status, encoded.status) == (400, 200)
     assert "percent-encoded" in bitbucket.refused[0]
 
 
 @pytest.mark.parametrize(
-    ("body", "kind", "code"), [("{", "application/json", 400), ('{"a": NaN}', "application/json", 400), ("{}", "text/plain", 415)]
+    ("body", "kind", "code"),
+    [
+        ("{", "application/json", 400),
+        ('{"a": NaN}', "application/json", 400),
+        ("{}", "text/plain", 415),
+    ],
 )
-def test_bitbucket_takes_json_alone(bitbucket: FakeBitbucket, body: str, kind: str, code: int) -> None:
+def test_bitbucket_takes_json_alone(
+    bitbucket: FakeBitbucket, body: str, kind: str, code: int
+) -> None:
     """NaN is what Python writes for a duration that is not known, and JSON it is not."""
     said = ask(bitbucket, "PUT", REPORT, body, Content_Type=kind)
 
@@ -324,7 +374,10 @@ def test_the_proxy_passes_reports_and_annotations_on(bitbucket: FakeBitbucket) -
 
     assert [one.status for one in answers] == [200] * 4
     assert bitbucket.reports[COMMIT, "gpu-tests"] == a_report()
-    assert [one["external_id"] for one in bitbucket.annotations(COMMIT, "gpu-tests")] == ["n-1", "n-2"]
+    assert [one["external_id"] for one in bitbucket.annotations(COMMIT, "gpu-tests")] == [
+        "n-1",
+        "n-2",
+    ]
     assert bitbucket.refused == []
 
 
@@ -334,14 +387,21 @@ def test_the_proxy_passes_reports_and_annotations_on(bitbucket: FakeBitbucket) -
         ("POST", f"http://api.bitbucket.org{BUILD}", 403, "not among"),
         ("GET", f"http://api.bitbucket.org{COMMENTS}", 403, "not among"),
         ("DELETE", f"http://api.bitbucket.org{REPORT}", 403, "not among"),
-        ("PUT", f"http://api.bitbucket.org{REPORT.replace('aerial', 'other')}", 403, "another repository"),
+        (
+            "PUT",
+            f"http://api.bitbucket.org{REPORT.replace('aerial', 'other')}",
+            403,
+            "another repository",
+        ),
         ("PUT", f"https://api.bitbucket.org{REPORT}", 403, "asked of the proxy"),
         ("PUT", f"http://api.example.com{REPORT}", 403, "asked of the proxy"),
         ("PUT", REPORT, 400, "whole address"),
         ("CONNECT", "api.bitbucket.org:443", 405, "http alone"),
     ],
 )
-def test_the_proxy_passes_nothing_else_on(bitbucket: FakeBitbucket, method: str, address: str, code: int, words: str) -> None:
+def test_the_proxy_passes_nothing_else_on(
+    bitbucket: FakeBitbucket, method: str, address: str, code: int, words: str
+) -> None:
     """A client that works with a token and no test of this has never worked without one."""
     said = ask(bitbucket, method, address, a_report(), door="proxy")
 
@@ -384,7 +444,11 @@ def test_the_api_is_not_a_proxy(bitbucket: FakeBitbucket) -> None:
     [
         ({"key": "k" * 48}, "key", "Ensure this value has at most 40 characters (it has 48)."),
         ({"key": " "}, "key", "Enter a valid value."),
-        ({"state": "PASSED"}, "state", "Select a valid choice. PASSED is not one of the available choices."),
+        (
+            {"state": "PASSED"},
+            "state",
+            "Select a valid choice. PASSED is not one of the available choices.",
+        ),
         ({"url": "http://munprdjenkins1:8080/job"}, "url", "Enter a valid URL."),
         ({"url": "http://localhost:8080/"}, "url", "Enter a valid URL."),
         ({"url": "http://ray.localhost/"}, "url", "Enter a valid URL."),
@@ -392,23 +456,34 @@ def test_the_api_is_not_a_proxy(bitbucket: FakeBitbucket) -> None:
         ({"url": ""}, "url", "Enter a valid URL."),
         ({"url": f"{LINK}?s={{1}}"}, "url", "Enter a valid URL."),
         ({"name": "n" * 256}, "name", "Ensure this value has at most 255 characters (it has 256)."),
-        ({"description": "d" * 256}, "description", "Ensure this value has at most 255 characters (it has 256)."),
+        (
+            {"description": "d" * 256},
+            "description",
+            "Ensure this value has at most 255 characters (it has 256).",
+        ),
         ({"refname": 3}, "refname", "Enter a valid value."),
         ({"colour": "red"}, "colour", "Enter a valid value."),
     ],
 )
-def test_bitbucket_refuses_a_status_field_by_field(bitbucket: FakeBitbucket, changed: dict[str, Any], field: str, message: str) -> None:
+def test_bitbucket_refuses_a_status_field_by_field(
+    bitbucket: FakeBitbucket, changed: dict[str, Any], field: str, message: str
+) -> None:
     """The limits known from its answers, in the shape of its answers."""
     said = ask(bitbucket, "POST", BUILD, a_status(**changed))
 
     assert said.status == 400
-    assert said.body == {"type": "error", "error": {"message": f"{field}: {message}", "fields": {field: [message]}}}
+    assert said.body == {
+        "type": "error",
+        "error": {"message": f"{field}: {message}", "fields": {field: [message]}},
+    }
     assert field in bitbucket.refused[0]
     assert bitbucket.statuses == {}
 
 
 @pytest.mark.parametrize("missing", ["key", "state", "url"])
-def test_bitbucket_wants_key_state_and_url_of_a_status(bitbucket: FakeBitbucket, missing: str) -> None:
+def test_bitbucket_wants_key_state_and_url_of_a_status(
+    bitbucket: FakeBitbucket, missing: str
+) -> None:
     """Its description says that url may be left out, and its users found that it may not."""
     body = a_status()
     del body[missing]
@@ -420,12 +495,19 @@ def test_bitbucket_wants_key_state_and_url_of_a_status(bitbucket: FakeBitbucket,
 
 def test_a_status_of_the_same_key_replaces_the_first(bitbucket: FakeBitbucket) -> None:
     """In progress, then done: one row in the pull request, not two."""
-    ask(bitbucket, "POST", BUILD, a_status(state="INPROGRESS", description="running", url="http://10.0.0.1/x"))
+    ask(
+        bitbucket,
+        "POST",
+        BUILD,
+        a_status(state="INPROGRESS", description="running", url="http://10.0.0.1/x"),
+    )
     ask(bitbucket, "POST", BUILD, a_status(refname="feature/tiles"))
     changed = ask(bitbucket, "PUT", f"{BUILD}/gpu-tests", {"state": "FAILED"})
 
     assert changed.status == 200
-    assert bitbucket.statuses == {(COMMIT, "gpu-tests"): a_status(state="FAILED", refname="feature/tiles")}
+    assert bitbucket.statuses == {
+        (COMMIT, "gpu-tests"): a_status(state="FAILED", refname="feature/tiles")
+    }
     assert ask(bitbucket, "GET", f"{BUILD}/gpu-tests").body["state"] == "FAILED"
     assert ask(bitbucket, "GET", BUILD.removesuffix("/build")).body["size"] == 1
     assert ask(bitbucket, "GET", f"{BUILD}/other").status == 404
@@ -500,7 +582,15 @@ def test_bitbucket_takes_a_full_report(bitbucket: FakeBitbucket) -> None:
         {"title": "GPU", "type": "TEXT", "value": "A10G"},
         *({"title": "Plain", "value": given} for given in ("text", 1, False)),
     ]
-    body = a_report(title="t" * 450, details="d" * 2000, data=data, link=LINK, result="PENDING", report_type="TEST", reporter="gpu-cluster")
+    body = a_report(
+        title="t" * 450,
+        details="d" * 2000,
+        data=data,
+        link=LINK,
+        result="PENDING",
+        report_type="TEST",
+        reporter="gpu-cluster",
+    )
 
     said = ask(bitbucket, "PUT", REPORT, body)
 
@@ -509,11 +599,23 @@ def test_bitbucket_takes_a_full_report(bitbucket: FakeBitbucket) -> None:
     assert bitbucket.refused == []
 
 
-def test_what_is_as_long_as_it_may_be_is_taken(bitbucket: FakeBitbucket, github: FakeGitHub, gitlab: FakeGitLab) -> None:
+def test_what_is_as_long_as_it_may_be_is_taken(
+    bitbucket: FakeBitbucket, github: FakeGitHub, gitlab: FakeGitLab
+) -> None:
     """A limit that is one too low here would make the product cut what it need not."""
     answers = [
-        ask(bitbucket, "POST", BUILD, a_status(key="k" * 40, name="n" * 255, description="d" * 255, refname=None)),
-        ask(bitbucket, "PUT", REPORT, a_report(data=[{"title": str(i), "value": i} for i in range(10)])),
+        ask(
+            bitbucket,
+            "POST",
+            BUILD,
+            a_status(key="k" * 40, name="n" * 255, description="d" * 255, refname=None),
+        ),
+        ask(
+            bitbucket,
+            "PUT",
+            REPORT,
+            a_report(data=[{"title": str(i), "value": i} for i in range(10)]),
+        ),
         ask(
             bitbucket,
             "POST",
@@ -521,10 +623,25 @@ def test_what_is_as_long_as_it_may_be_is_taken(bitbucket: FakeBitbucket, github:
             [an_annotation(i, summary="s" * 450, details="d" * 2000, line=1) for i in range(100)],
         ),
         ask(bitbucket, "POST", COMMENTS, {"content": {"raw": "x" * 32768}}),
-        ask(github, "POST", f"{HUB}/statuses/{COMMIT}", {"state": "success", "description": "d" * 140}),
-        ask(github, "POST", f"{HUB}/check-runs", marked(title="t" * 255, message="m" * 65536, raw_details="r" * 65536)),
+        ask(
+            github,
+            "POST",
+            f"{HUB}/statuses/{COMMIT}",
+            {"state": "success", "description": "d" * 140},
+        ),
+        ask(
+            github,
+            "POST",
+            f"{HUB}/check-runs",
+            marked(title="t" * 255, message="m" * 65536, raw_details="r" * 65536),
+        ),
         ask(github, "POST", f"{HUB}/issues/7/comments", {"body": "x" * 65536}),
-        ask(gitlab, "POST", f"{LAB}/statuses/{COMMIT}", {"state": "success", "description": "d" * 255, "target_url": f"{LINK:u<255}"}),
+        ask(
+            gitlab,
+            "POST",
+            f"{LAB}/statuses/{COMMIT}",
+            {"state": "success", "description": "d" * 255, "target_url": f"{LINK:u<255}"},
+        ),
         ask(gitlab, "POST", NOTES, {"body": "x" * 1_000_000}),
     ]
 
@@ -572,12 +689,19 @@ def test_a_commit_has_ten_reports_at_most(bitbucket: FakeBitbucket) -> None:
     ids=lambda changed: json.dumps(changed)[:50],
 )
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-def test_bitbucket_refuses_an_annotation(bitbucket: FakeBitbucket, changed: dict[str, Any], method: str) -> None:
+def test_bitbucket_refuses_an_annotation(
+    bitbucket: FakeBitbucket, changed: dict[str, Any], method: str
+) -> None:
     """One that is refused takes the other ninety-nine of its request with it."""
     ask(bitbucket, "PUT", REPORT, a_report())
     body = an_annotation(0, **changed)
 
-    said = ask(bitbucket, method, f"{REPORT}/annotations" + ("" if method == "POST" else "/n-0"), [body] if method == "POST" else body)
+    said = ask(
+        bitbucket,
+        method,
+        f"{REPORT}/annotations" + ("" if method == "POST" else "/n-0"),
+        [body] if method == "POST" else body,
+    )
 
     assert said.status == 400
     assert said.body["key"] == "report-service.general.bad-request"
@@ -612,7 +736,10 @@ def test_bitbucket_says_how_many_annotations_it_takes_at_once(bitbucket: FakeBit
 
     said = ask(bitbucket, "POST", f"{REPORT}/annotations", [an_annotation(i) for i in range(101)])
 
-    assert said.body == {"code": 400, "message": "Bulk upload supports a maximum of /100 annotations."}
+    assert said.body == {
+        "code": 400,
+        "message": "Bulk upload supports a maximum of /100 annotations.",
+    }
 
 
 def test_an_id_is_once_in_a_request(bitbucket: FakeBitbucket) -> None:
@@ -629,7 +756,12 @@ def test_a_report_has_a_thousand_annotations_at_most(bitbucket: FakeBitbucket) -
     """Those that were there before count, unless they are sent again."""
     ask(bitbucket, "PUT", REPORT, a_report())
     for start in range(0, 1000, 100):
-        ask(bitbucket, "POST", f"{REPORT}/annotations", [an_annotation(i) for i in range(start, start + 100)])
+        ask(
+            bitbucket,
+            "POST",
+            f"{REPORT}/annotations",
+            [an_annotation(i) for i in range(start, start + 100)],
+        )
 
     again = ask(bitbucket, "POST", f"{REPORT}/annotations", [an_annotation(999, summary="again")])
     more = ask(bitbucket, "POST", f"{REPORT}/annotations", [an_annotation(1000)])
@@ -678,7 +810,9 @@ def test_annotations_want_their_report_first(bitbucket: FakeBitbucket) -> None:
     ],
     ids=["too long", "blank", "empty", "html", "as on another host"],
 )
-def test_bitbucket_refuses_a_comment(bitbucket: FakeBitbucket, body: dict[str, Any], page_of_html: bool) -> None:
+def test_bitbucket_refuses_a_comment(
+    bitbucket: FakeBitbucket, body: dict[str, Any], page_of_html: bool
+) -> None:
     """One that is too long is answered with a page for people, which is not JSON."""
     said = ask(bitbucket, "POST", COMMENTS, body)
 
@@ -700,7 +834,10 @@ def test_comments_come_in_pages(bitbucket: FakeBitbucket) -> None:
 
     assert [len(one.body["values"]) for one in pages] == [10, 10, 6]
     assert pages[-1].body["values"][-1]["content"]["raw"] == "ours"
-    assert [ask(bitbucket, "GET", f"{COMMENTS}?{query}").status for query in ("pagelen=100", "pagelen=101", "page=0", "q=a")] == [
+    assert [
+        ask(bitbucket, "GET", f"{COMMENTS}?{query}").status
+        for query in ("pagelen=100", "pagelen=101", "page=0", "q=a")
+    ] == [
         200,
         400,
         400,
@@ -726,7 +863,10 @@ def test_a_comment_is_changed_by_its_author_alone(bitbucket: FakeBitbucket) -> N
     assert [one.status for one in answers] == [403, 403, 200, 200, 204, 404, 404]
     assert answers[3].body["content"]["raw"] == "new"
     listed = ask(bitbucket, "GET", COMMENTS).body["values"]
-    assert [(one["content"]["raw"], one["deleted"]) for one in listed] == [("quoting the marker", False), ("", True)]
+    assert [(one["content"]["raw"], one["deleted"]) for one in listed] == [
+        ("quoting the marker", False),
+        ("", True),
+    ]
 
 
 def test_bitbuckets_environment_is_that_of_a_step(bitbucket: FakeBitbucket, tmp_path: Path) -> None:
@@ -736,7 +876,11 @@ def test_bitbuckets_environment_is_that_of_a_step(bitbucket: FakeBitbucket, tmp_
 
     assert full["BITBUCKET_STEP_UUID"] == STEP_UUID
     assert STEP_UUID[0] + STEP_UUID[-1] == "{}"
-    assert (full["BITBUCKET_PR_ID"], full["BITBUCKET_TOKEN"], full["BITBUCKET_CLONE_DIR"]) == ("7", bitbucket.token, str(tmp_path))
+    assert (full["BITBUCKET_PR_ID"], full["BITBUCKET_TOKEN"], full["BITBUCKET_CLONE_DIR"]) == (
+        "7",
+        bitbucket.token,
+        str(tmp_path),
+    )
     assert set(full) - set(bare) == {
         "BITBUCKET_PR_ID",
         "BITBUCKET_PR_DESTINATION_BRANCH",
@@ -757,7 +901,9 @@ def test_bitbuckets_environment_is_that_of_a_step(bitbucket: FakeBitbucket, tmp_
         ({"Authorization": "Bearer wrong"}, 401, "Bad credentials"),
     ],
 )
-def test_github_lets_nobody_in_without_good_credentials(github: FakeGitHub, headers: dict[str, str], code: int, message: str) -> None:
+def test_github_lets_nobody_in_without_good_credentials(
+    github: FakeGitHub, headers: dict[str, str], code: int, message: str
+) -> None:
     """And says so in its own words."""
     said = ask(github, "POST", f"{HUB}/statuses/{COMMIT}", {"state": "success"}, **headers)
 
@@ -776,8 +922,16 @@ def test_github_wants_to_know_who_asks(github: FakeGitHub) -> None:
 
 def test_a_forks_token_may_only_read(github: FakeGitHub) -> None:
     """That a fork cannot write is no fault of the client's, so it is not held against it; it has to bear it."""
-    reads = ask(github, "GET", f"{HUB}/issues/7/comments", Authorization=f"token {github.fork_token}")
-    writes = ask(github, "POST", f"{HUB}/statuses/{COMMIT}", {"state": "success"}, Authorization=f"Bearer {github.fork_token}")
+    reads = ask(
+        github, "GET", f"{HUB}/issues/7/comments", Authorization=f"token {github.fork_token}"
+    )
+    writes = ask(
+        github,
+        "POST",
+        f"{HUB}/statuses/{COMMIT}",
+        {"state": "success"},
+        Authorization=f"Bearer {github.fork_token}",
+    )
     github.read_only = True
     with_ours = ask(github, "POST", f"{HUB}/statuses/{COMMIT}", {"state": "success"})
 
@@ -804,8 +958,18 @@ def test_a_forks_token_may_only_read(github: FakeGitHub) -> None:
         ("POST", "/check-runs", a_check(status="done")),
         ("POST", "/check-runs", a_check(output={"summary": "no title"})),
         ("POST", "/check-runs", a_check(output={"title": "t", "summary": "s" * 65536})),
-        ("POST", "/check-runs", a_check(output={"title": "t", "summary": "s", "text": "s" * 65536})),
-        ("POST", "/check-runs", a_check(actions=[{"label": "a", "description": "b", "identifier": str(i)} for i in range(4)])),
+        (
+            "POST",
+            "/check-runs",
+            a_check(output={"title": "t", "summary": "s", "text": "s" * 65536}),
+        ),
+        (
+            "POST",
+            "/check-runs",
+            a_check(
+                actions=[{"label": "a", "description": "b", "identifier": str(i)} for i in range(4)]
+            ),
+        ),
         ("POST", "/check-runs", marked(end_line=2)),
         ("POST", "/check-runs", marked(end_line=4, start_column=1)),
         ("POST", "/check-runs", marked(start_line=0, end_line=0)),
@@ -832,25 +996,46 @@ def test_github_refuses(github: FakeGitHub, method: str, path: str, body: dict[s
 
 def test_a_status_belongs_on_the_head_of_the_pull_request(github: FakeGitHub) -> None:
     """GitHub takes one for the merge commit, which GITHUB_SHA names, and nobody ever sees it."""
-    ask(github, "POST", f"{HUB}/statuses/{COMMIT}", {"state": "pending", "context": "gpu", "target_url": LINK})
+    ask(
+        github,
+        "POST",
+        f"{HUB}/statuses/{COMMIT}",
+        {"state": "pending", "context": "gpu", "target_url": LINK},
+    )
     fine = list(github.refused)
 
-    said = ask(github, "POST", f"{HUB}/statuses/{MERGE_COMMIT}", {"state": "success", "context": "gpu"})
+    said = ask(
+        github, "POST", f"{HUB}/statuses/{MERGE_COMMIT}", {"state": "success", "context": "gpu"}
+    )
 
     assert said.status == 201
     assert fine == []
     assert "nobody who looks at the pull request sees it" in github.refused[0]
-    assert [one["state"] for one in ask(github, "GET", f"{HUB}/commits/{COMMIT}/statuses").body] == ["pending"]
+    assert [
+        one["state"] for one in ask(github, "GET", f"{HUB}/commits/{COMMIT}/statuses").body
+    ] == ["pending"]
 
 
 def test_annotations_of_a_check_run_are_added_by_fifties(github: FakeGitHub) -> None:
     """They append: who sends them all again has them twice."""
     output = marked()["output"]
     fifty = {**output, "annotations": output["annotations"] * 50}
-    made = ask(github, "POST", f"{HUB}/check-runs", a_check(status="in_progress", output=fifty)).body
-    more = ask(github, "PATCH", f"{HUB}/check-runs/{made['id']}", {"output": output, "conclusion": "failure"})
+    made = ask(
+        github, "POST", f"{HUB}/check-runs", a_check(status="in_progress", output=fifty)
+    ).body
+    more = ask(
+        github,
+        "PATCH",
+        f"{HUB}/check-runs/{made['id']}",
+        {"output": output, "conclusion": "failure"},
+    )
 
-    too_many = ask(github, "PATCH", f"{HUB}/check-runs/{made['id']}", {"output": {**output, "annotations": output["annotations"] * 51}})
+    too_many = ask(
+        github,
+        "PATCH",
+        f"{HUB}/check-runs/{made['id']}",
+        {"output": {**output, "annotations": output["annotations"] * 51}},
+    )
 
     assert (more.status, too_many.status) == (200, 422)
     assert github.check_runs[0]["status"] == "completed"
@@ -867,7 +1052,10 @@ def test_githubs_pages_are_linked_in_a_header(github: FakeGitHub) -> None:
     first = ask(github, "GET", f"{HUB}/issues/7/comments")
     second = ask(github, "GET", f"{HUB}/issues/7/comments?per_page=30&page=2")
 
-    assert f'<{github.url}{HUB}/issues/7/comments?per_page=30&page=2>; rel="next"' in first.headers["link"]
+    assert (
+        f'<{github.url}{HUB}/issues/7/comments?per_page=30&page=2>; rel="next"'
+        in first.headers["link"]
+    )
     assert (len(first.body), len(second.body)) == (30, 1)
     assert 'rel="next"' not in second.headers["link"]
     assert ask(github, "GET", f"{HUB}/issues/7/comments?per_page=101").status == 400
@@ -895,7 +1083,9 @@ def test_github_has_a_second_kind_of_limit(github: FakeGitHub) -> None:
     """A 403 that is to be waited for, unlike the one of a token that may not write."""
     github.fault(("POST", "comments"), secondary_limit(1), status(429))
 
-    limited, throttled = (ask(github, "POST", f"{HUB}/issues/7/comments", {"body": "x"}) for _ in range(2))
+    limited, throttled = (
+        ask(github, "POST", f"{HUB}/issues/7/comments", {"body": "x"}) for _ in range(2)
+    )
 
     assert (limited.status, limited.headers["retry-after"]) == (403, "1")
     assert "secondary rate limit" in limited.body["message"]
@@ -922,7 +1112,11 @@ def test_commands_are_read_as_the_runner_reads_them() -> None:
         "hello ::error::no\n  ::error file=a.py,line=3,title=50%25%2C a%3A b::one%0Atwo: x, y\n::unknown::x\n::error no end\n"
     )
 
-    assert read == [Command("error", {"file": "a.py", "line": "3", "title": "50%, a: b"}, "one\ntwo: x, y", line=2)]
+    assert read == [
+        Command(
+            "error", {"file": "a.py", "line": "3", "title": "50%, a: b"}, "one\ntwo: x, y", line=2
+        )
+    ]
 
 
 @pytest.mark.parametrize("line", ["::error title=a: b::c::d", "::error title=a::b::message"])
@@ -940,7 +1134,9 @@ def test_an_escaped_percent_sign_is_not_unescaped_twice() -> None:
     assert read.message == "%0A"
 
 
-@pytest.mark.parametrize("line", ["::error::planted", "log ##[error]planted", "##[warning file=a.py;line=1]planted"])
+@pytest.mark.parametrize(
+    "line", ["::error::planted", "log ##[error]planted", "##[warning file=a.py;line=1]planted"]
+)
 def test_what_a_test_prints_can_be_a_command_unless_commands_are_stopped(line: str) -> None:
     """The output of a test is nobody's to trust; both ways to write a command have to be stopped."""
     token = "0b5e3f"
@@ -956,12 +1152,17 @@ def test_what_a_test_prints_can_be_a_command_unless_commands_are_stopped(line: s
 
 def test_commands_are_not_stopped_by_a_token_that_is_a_command() -> None:
     """The first ::error:: within would start them again; the runner takes no such token, nor an empty one."""
-    assert len(workflow_commands("::stop-commands::error\n::error::x\n::stop-commands::\n::error::y")) == 2
+    assert (
+        len(workflow_commands("::stop-commands::error\n::error::x\n::stop-commands::\n::error::y"))
+        == 2
+    )
 
 
 def test_ten_annotations_of_a_kind_are_shown() -> None:
     """The eleventh error is lost without a word, so the summary has to have all."""
-    read = workflow_commands("\n".join(f"::{kind}::{number}" for number in range(12) for kind in ("error", "notice")))
+    read = workflow_commands(
+        "\n".join(f"::{kind}::{number}" for number in range(12) for kind in ("error", "notice"))
+    )
 
     assert [one.shown for one in read if one.name == "error"] == [True] * 10 + [False] * 2
     assert sum(one.shown for one in read) == 20
@@ -991,7 +1192,9 @@ def test_a_summary_of_more_than_a_mebibyte_is_lost(tmp_path: Path) -> None:
         ({"Authorization": "", "JOB_TOKEN": "glcbt-job-token"}, 401),
     ],
 )
-@pytest.mark.parametrize(("path", "body"), [(f"{LAB}/statuses/{COMMIT}", {"state": "success"}), (NOTES, {"body": "x"})])
+@pytest.mark.parametrize(
+    ("path", "body"), [(f"{LAB}/statuses/{COMMIT}", {"state": "success"}), (NOTES, {"body": "x"})]
+)
 def test_gitlab_lets_nobody_write_without_a_projects_token(
     gitlab: FakeGitLab, headers: dict[str, str], code: int, path: str, body: dict[str, str]
 ) -> None:
@@ -1021,7 +1224,11 @@ def test_gitlab_takes_either_header(gitlab: FakeGitLab) -> None:
         (f"{LAB}/statuses/{COMMIT}", {"name": "gpu"}, 400),
         (f"{LAB}/statuses/{COMMIT}", {"state": "failure"}, 400),
         (f"{LAB}/statuses/{COMMIT}", {"state": "failed", "description": "d" * 256}, 400),
-        (f"{LAB}/statuses/{COMMIT}", {"state": "failed", "target_url": "https://a.example/" + "u" * 255}, 400),
+        (
+            f"{LAB}/statuses/{COMMIT}",
+            {"state": "failed", "target_url": "https://a.example/" + "u" * 255},
+            400,
+        ),
         (f"{LAB}/statuses/{COMMIT}", {"state": "failed", "target_url": "javascript:alert(1)"}, 400),
         (f"{LAB}/statuses/{COMMIT}", {"state": "failed", "pipeline_id": "12x"}, 400),
         (f"{LAB}/statuses/{COMMIT}", {"state": "failed", "pipeline_id": 1}, 404),
@@ -1049,11 +1256,21 @@ def test_gitlab_takes_a_form_too(gitlab: FakeGitLab) -> None:
     path = f"/api/v4/projects/{quote('acme/aerial', safe='')}/statuses/{COMMIT}"
     form = "application/x-www-form-urlencoded"
 
-    posted = ask(gitlab, "POST", path, "state=running&name=gpu&pipeline_id=5512&coverage=81.5", Content_Type=form)
+    posted = ask(
+        gitlab,
+        "POST",
+        path,
+        "state=running&name=gpu&pipeline_id=5512&coverage=81.5",
+        Content_Type=form,
+    )
     unsaid = ask(gitlab, "POST", path, '{"state": "running"}', Content_Type=form)
 
     assert (posted.status, unsaid.status) == (201, 400)
-    assert (gitlab.statuses[0]["status"], gitlab.statuses[0]["pipeline_id"], gitlab.statuses[0]["coverage"]) == ("running", 5512, 81.5)
+    assert (
+        gitlab.statuses[0]["status"],
+        gitlab.statuses[0]["pipeline_id"],
+        gitlab.statuses[0]["coverage"],
+    ) == ("running", 5512, 81.5)
     assert gitlab.external_pipelines == 0
 
 
@@ -1062,11 +1279,14 @@ def test_an_old_gitlab_refuses_to_hear_the_same_state_again(old: bool) -> None:
     """A client has to bear it, so it is not held against it."""
     with FakeGitLab(old=old) as host:
         answers = [
-            ask(host, "POST", f"{LAB}/statuses/{COMMIT}", {"state": state, "name": "gpu"}) for state in ("running", "running", "success")
+            ask(host, "POST", f"{LAB}/statuses/{COMMIT}", {"state": state, "name": "gpu"})
+            for state in ("running", "running", "success")
         ]
 
     assert [one.status for one in answers] == [201, 400 if old else 201, 201]
-    assert not old or answers[1].body["message"].startswith("Cannot transition status via :run from :running")
+    assert not old or answers[1].body["message"].startswith(
+        "Cannot transition status via :run from :running"
+    )
     assert [one["status"] for one in host.statuses] == ["success"]
     assert host.external_pipelines == 1
     assert host.refused == []
@@ -1091,7 +1311,9 @@ def test_a_note_is_changed_by_its_author_alone(gitlab: FakeGitLab) -> None:
     theirs = gitlab.add_note("quoting the marker")
     ours = ask(gitlab, "POST", NOTES, {"body": "ours"}).body["id"]
 
-    answers = [ask(gitlab, "PUT", f"{NOTES}/{note}", {"body": "new"}) for note in (ours, theirs, 999)]
+    answers = [
+        ask(gitlab, "PUT", f"{NOTES}/{note}", {"body": "new"}) for note in (ours, theirs, 999)
+    ]
 
     assert [one.status for one in answers] == [200, 403, 404]
     assert [one["body"] for one in gitlab.notes] == ["quoting the marker", "new"]
@@ -1128,7 +1350,9 @@ def test_gitlab_refuses_an_annotations_report(tmp_path: Path, report: object) ->
 
 def test_gitlab_reads_an_annotations_report(tmp_path: Path) -> None:
     """The one way to a link on the job's page that needs no token."""
-    (tmp_path / "links.json").write_text(json.dumps({"gpu": [{"external_link": {"label": "Session", "url": LINK}}]}))
+    (tmp_path / "links.json").write_text(
+        json.dumps({"gpu": [{"external_link": {"label": "Session", "url": LINK}}]})
+    )
 
     assert annotations_report(tmp_path / "links.json") == [JobLink("gpu", "Session", LINK)]
 
@@ -1140,7 +1364,9 @@ def junit(tmp_path: Path, cases: str, head: str = "", **counts: int) -> Path:
     numbers = {"tests": 1, "failures": 0, "errors": 0, "skipped": 0, **counts}
     attributes = " ".join(f'{name}="{count}"' for name, count in numbers.items())
     path = tmp_path / "junit.xml"
-    path.write_text(f'<testsuites name="pytest tests"><testsuite name="gpu" {attributes} time="1.5">{head}{cases}</testsuite></testsuites>')
+    path.write_text(
+        f'<testsuites name="pytest tests"><testsuite name="gpu" {attributes} time="1.5">{head}{cases}</testsuite></testsuites>'
+    )
     return path
 
 
@@ -1159,14 +1385,23 @@ PROPERTIES = '<properties><property name="gpu" value="A10G"/></properties>'
     [
         (case(), "", {}),
         (case(more=PLACE), PROPERTIES, {}),
-        (case(FAILURE + "<system-out>Session: x</system-out><system-err>e</system-err>", more=PLACE), "", {"failures": 1}),
+        (
+            case(
+                FAILURE + "<system-out>Session: x</system-out><system-err>e</system-err>",
+                more=PLACE,
+            ),
+            "",
+            {"failures": 1},
+        ),
         (case(ERROR), "", {"errors": 1}),
         (case('<skipped type="pytest.skip" message="no GPU">a.py:1</skipped>'), "", {"skipped": 1}),
         (case(PROPERTIES + FAILURE), "", {"failures": 1}),
         ("", "", {"tests": 0}),
     ],
 )
-def test_a_good_file_fits_the_enriched_schema(tmp_path: Path, cases: str, head: str, counts: dict[str, int]) -> None:
+def test_a_good_file_fits_the_enriched_schema(
+    tmp_path: Path, cases: str, head: str, counts: dict[str, int]
+) -> None:
     """What is refused below means nothing if nothing is ever taken."""
     assert schema_errors(junit(tmp_path, cases, head, **counts)) == []
 
@@ -1195,16 +1430,26 @@ def test_a_good_file_fits_the_enriched_schema(tmp_path: Path, cases: str, head: 
         (case(), "<properties/>", {}),
     ],
 )
-def test_a_bad_file_does_not_fit_the_enriched_schema(tmp_path: Path, cases: str, head: str, counts: dict[str, int]) -> None:
+def test_a_bad_file_does_not_fit_the_enriched_schema(
+    tmp_path: Path, cases: str, head: str, counts: dict[str, int]
+) -> None:
     """Each of them is something that one reader or another misreads without a word."""
     assert schema_errors(junit(tmp_path, cases, head, **counts)) != []
 
 
 @pytest.mark.parametrize(
     ("inner", "more", "good"),
-    [("", "", True), (FAILURE, "", True), ("", 'file="a.py"', False), ("", 'line="3"', False), (PROPERTIES, "", False)],
+    [
+        ("", "", True),
+        (FAILURE, "", True),
+        ("", 'file="a.py"', False),
+        ("", 'line="3"', False),
+        (PROPERTIES, "", False),
+    ],
 )
-def test_the_strict_schema_has_nothing_that_pytest_does_not_write(tmp_path: Path, inner: str, more: str, good: bool) -> None:
+def test_the_strict_schema_has_nothing_that_pytest_does_not_write(
+    tmp_path: Path, inner: str, more: str, good: bool
+) -> None:
     """For readers that refuse what they do not know."""
     path = junit(tmp_path, case(inner, more=more), failures=int(inner == FAILURE))
 
@@ -1214,19 +1459,35 @@ def test_the_strict_schema_has_nothing_that_pytest_does_not_write(tmp_path: Path
 def test_every_reader_reads_a_plain_file(tmp_path: Path) -> None:
     """The same tests, with the same names, whoever reads; only a few tell an error from a failure."""
     skipped = case('<skipped message="no GPU"/>', "test_s")
-    path = junit(tmp_path, case() + case(FAILURE, "test_f") + case(ERROR, "test_e") + skipped, tests=4, failures=1, errors=1, skipped=1)
+    path = junit(
+        tmp_path,
+        case() + case(FAILURE, "test_f") + case(ERROR, "test_e") + skipped,
+        tests=4,
+        failures=1,
+        errors=1,
+        skipped=1,
+    )
 
-    read = {name: [(one.name, one.outcome) for one in reader(path)] for name, reader in READERS.items()}
+    read = {
+        name: [(one.name, one.outcome) for one in reader(path)] for name, reader in READERS.items()
+    }
 
     apart = {"gitlab", "enricomi"}
     for name, cases in read.items():
         error = "error" if name in apart else "failed"
-        assert cases == [("test_it", "passed"), ("test_f", "failed"), ("test_e", error), ("test_s", "skipped")], name
+        assert cases == [
+            ("test_it", "passed"),
+            ("test_f", "failed"),
+            ("test_e", error),
+            ("test_s", "skipped"),
+        ], name
 
 
 def test_bitbucket_reads_a_hundred_failures_and_the_start_of_each(tmp_path: Path) -> None:
     """The cause and the link to the session have to be in the first two thousand characters."""
-    failing = "".join(case(f'<failure message="no">{"x" * 3000}</failure>', f"test_{n}") for n in range(101))
+    failing = "".join(
+        case(f'<failure message="no">{"x" * 3000}</failure>', f"test_{n}") for n in range(101)
+    )
 
     read = READERS["bitbucket"](junit(tmp_path, failing + case()))
 
@@ -1237,11 +1498,19 @@ def test_bitbucket_reads_a_hundred_failures_and_the_start_of_each(tmp_path: Path
 def test_bitbucket_finds_files_in_folders_of_some_names_and_not_too_deep(tmp_path: Path) -> None:
     """A file elsewhere is simply not in the Tests tab."""
     found = ["test-results/a.xml", "a/b/test-reports/a.xml", "TestResults/a/b/c.xml"]
-    for name in [*found, "a/b/c/test-results/a.xml", "results/a.xml", "a.xml", "test-results/a.json"]:
+    for name in [
+        *found,
+        "a/b/c/test-results/a.xml",
+        "results/a.xml",
+        "a.xml",
+        "test-results/a.json",
+    ]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
 
-    assert {str(one.relative_to(tmp_path)).replace(os.sep, "/") for one in bitbucket_finds(tmp_path)} == set(found)
+    assert {
+        str(one.relative_to(tmp_path)).replace(os.sep, "/") for one in bitbucket_finds(tmp_path)
+    } == set(found)
 
 
 def test_gitlab_counts_the_first_of_one_name(tmp_path: Path) -> None:
@@ -1249,13 +1518,22 @@ def test_gitlab_counts_the_first_of_one_name(tmp_path: Path) -> None:
     path = junit(tmp_path, case(FAILURE, more=PLACE) + case(ERROR, more=PLACE))
 
     assert gitlab_junit(path) == [
-        Case("tests.test_a", "test_it", "failed", "tests/test_a.py", message="assert 0", text="tests/test_a.py:12: AssertionError")
+        Case(
+            "tests.test_a",
+            "test_it",
+            "failed",
+            "tests/test_a.py",
+            message="assert 0",
+            text="tests/test_a.py:12: AssertionError",
+        )
     ]
 
 
 def test_jenkins_reads_suites_in_suites_and_an_error_of_a_whole_one(tmp_path: Path) -> None:
     """It alone reads the error of a suite, which is why nothing important may be there."""
-    inner = f'<testsuite name="inner"><testcase name="test_i">{FAILURE}{ERROR}</testcase></testsuite>'
+    inner = (
+        f'<testsuite name="inner"><testcase name="test_i">{FAILURE}{ERROR}</testcase></testsuite>'
+    )
 
     read = jenkins(junit(tmp_path, ERROR + case() + inner))
 
@@ -1277,7 +1555,12 @@ def test_enricomi_reads_file_and_line_of_the_testcase(tmp_path: Path) -> None:
     """And the graver of two results."""
     (read,) = enricomi(junit(tmp_path, case(FAILURE + ERROR, more=PLACE)))
 
-    assert (read.file, read.line, read.outcome, read.message) == ("tests/test_a.py", 12, "error", "node lost")
+    assert (read.file, read.line, read.outcome, read.message) == (
+        "tests/test_a.py",
+        12,
+        "error",
+        "node lost",
+    )
 
 
 @pytest.mark.parametrize(
@@ -1290,7 +1573,9 @@ def test_enricomi_reads_file_and_line_of_the_testcase(tmp_path: Path) -> None:
         ("", "<failure>nothing</failure>", "", None),
     ],
 )
-def test_mikepenz_takes_file_and_line_from_wherever_they_are(tmp_path: Path, more: str, inner: str, file: str, line: int | None) -> None:
+def test_mikepenz_takes_file_and_line_from_wherever_they_are(
+    tmp_path: Path, more: str, inner: str, file: str, line: int | None
+) -> None:
     """A line of 0, as pytest counts the first one, is none to it."""
     (read,) = mikepenz(junit(tmp_path, case(inner, more=more)))
 
@@ -1299,7 +1584,9 @@ def test_mikepenz_takes_file_and_line_from_wherever_they_are(tmp_path: Path, mor
 
 def test_mikepenz_takes_results_of_one_name_for_retries(tmp_path: Path) -> None:
     """One that passed in the end has passed; the same name in another file is another test."""
-    read = mikepenz(junit(tmp_path, case(FAILURE, more=PLACE) + case(more=PLACE) + case(more='file="b.py"')))
+    read = mikepenz(
+        junit(tmp_path, case(FAILURE, more=PLACE) + case(more=PLACE) + case(more='file="b.py"'))
+    )
 
     assert [(one.outcome, one.retries) for one in read] == [("passed", 1), ("passed", 0)]
 
@@ -1326,28 +1613,55 @@ def test_another_xml_file_is_no_junit_file(tmp_path: Path) -> None:
 
 def test_bitbuckets_page_shows_what_was_published(bitbucket: FakeBitbucket) -> None:
     """Status, report, annotations by place, and comments without any tag of theirs."""
-    ask(bitbucket, "POST", BUILD, a_status(state="FAILED", name="GPU tests", description="2 failed"))
+    ask(
+        bitbucket, "POST", BUILD, a_status(state="FAILED", name="GPU tests", description="2 failed")
+    )
     ask(bitbucket, "PUT", REPORT, a_datum("DURATION", 83_000) | {"title": "GPU <tests>"})
-    ask(bitbucket, "POST", f"{REPORT}/annotations", [an_annotation(1, path="b.py", line=2), an_annotation(2, path="a.py", link=LINK)])
+    ask(
+        bitbucket,
+        "POST",
+        f"{REPORT}/annotations",
+        [an_annotation(1, path="b.py", line=2), an_annotation(2, path="a.py", link=LINK)],
+    )
     bitbucket.add_comment("**two** failed <details><!-- marker -->")
     gone = ask(bitbucket, "POST", COMMENTS, {"content": {"raw": "old"}}).body["id"]
     ask(bitbucket, "DELETE", f"{COMMENTS}/{gone}")
 
     shown = page(bitbucket)
 
-    for part in ("2 failed", LINK, "1m 23s", "GPU &lt;tests&gt;", "<strong>two</strong>", "&lt;details&gt;&lt;!-- marker", "was deleted"):
+    for part in (
+        "2 failed",
+        LINK,
+        "1m 23s",
+        "GPU &lt;tests&gt;",
+        "<strong>two</strong>",
+        "&lt;details&gt;&lt;!-- marker",
+        "was deleted",
+    ):
         assert part in shown
     assert shown.index("a.py") < shown.index("b.py:2")
 
 
-def test_githubs_page_shows_checks_summary_and_annotations(github: FakeGitHub, tmp_path: Path) -> None:
+def test_githubs_page_shows_checks_summary_and_annotations(
+    github: FakeGitHub, tmp_path: Path
+) -> None:
     """The last status of each context, and what the runner made of the step."""
     summary = Path(github.environ(tmp_path)["GITHUB_STEP_SUMMARY"])
     summary.write_text("| test | s |\n|---|--:|\n| `a` | 1 |\n")
     for state in ("pending", "error"):
-        ask(github, "POST", f"{HUB}/statuses/{COMMIT}", {"state": state, "context": "gpu", "description": f"it is {state}"})
+        ask(
+            github,
+            "POST",
+            f"{HUB}/statuses/{COMMIT}",
+            {"state": state, "context": "gpu", "description": f"it is {state}"},
+        )
     ask(github, "POST", f"{HUB}/check-runs", marked(message="<b>no</b>"))
-    ask(github, "POST", f"{HUB}/issues/7/comments", {"body": "<!-- marker -->\n<details><summary>All</summary>\n\n- one\n\n</details>"})
+    ask(
+        github,
+        "POST",
+        f"{HUB}/issues/7/comments",
+        {"body": "<!-- marker -->\n<details><summary>All</summary>\n\n- one\n\n</details>"},
+    )
 
     shown = page(github, stdout="::error file=c.py,line=4,title=test_c::assert 0\n")
 
@@ -1367,13 +1681,25 @@ def test_githubs_page_shows_checks_summary_and_annotations(github: FakeGitHub, t
 
 def test_gitlabs_page_shows_status_note_and_links(gitlab: FakeGitLab, tmp_path: Path) -> None:
     """The link of the annotations report is on the job's page alone."""
-    ask(gitlab, "POST", f"{LAB}/statuses/{COMMIT}", {"state": "failed", "name": "gpu", "target_url": LINK, "description": "2 failed"})
+    ask(
+        gitlab,
+        "POST",
+        f"{LAB}/statuses/{COMMIT}",
+        {"state": "failed", "name": "gpu", "target_url": LINK, "description": "2 failed"},
+    )
     ask(gitlab, "POST", NOTES, {"body": "## Two *failed*"})
-    (tmp_path / "links.json").write_text(json.dumps({"gpu": [{"external_link": {"label": "Session", "url": f"{LINK}/log"}}]}))
+    (tmp_path / "links.json").write_text(
+        json.dumps({"gpu": [{"external_link": {"label": "Session", "url": f"{LINK}/log"}}]})
+    )
 
     shown = page(gitlab, report=tmp_path / "links.json")
 
-    for part in ("2 failed", f'href="{LINK}"', "<h2>Two <em>failed</em></h2>", f'href="{LINK}/log">Session</a>'):
+    for part in (
+        "2 failed",
+        f'href="{LINK}"',
+        "<h2>Two <em>failed</em></h2>",
+        f'href="{LINK}/log">Session</a>',
+    ):
         assert part in shown
 
 
@@ -1397,7 +1723,12 @@ def test_a_data_field_is_shown_by_its_type(kind: str, given: Any, shown: str) ->
 
 def test_a_duration_leaves_out_what_is_zero_before_it() -> None:
     """As Bitbucket writes it."""
-    assert [duration(ms) for ms in (0, 59_999, 60_000, 3_600_000)] == ["0s", "59s", "1m 0s", "1h 0m 0s"]
+    assert [duration(ms) for ms in (0, 59_999, 60_000, 3_600_000)] == [
+        "0s",
+        "59s",
+        "1m 0s",
+        "1h 0m 0s",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -1406,14 +1737,23 @@ def test_a_duration_leaves_out_what_is_zero_before_it() -> None:
         ("a_b_c and `d*e*` *f*", "<p>a_b_c and <code>d*e*</code> <em>f</em></p>"),
         ("<script>alert(1)</script>", "<p>&lt;script&gt;alert(1)&lt;/script&gt;</p>"),
         ("[x](javascript:alert(1))", "<p>x</p>"),
-        ("[x](https://a.example/?a=1&b=%22)", '<p><a href="https://a.example/?a=1&amp;b=%22">x</a></p>'),
+        (
+            "[x](https://a.example/?a=1&b=%22)",
+            '<p><a href="https://a.example/?a=1&amp;b=%22">x</a></p>',
+        ),
         ("[](#gpu-ci:key)", '<p><a href="#gpu-ci:key"></a></p>'),
         ('<b onclick="x()">y</b>', "<p><b>y</b></p>"),
         ("```\n<a>\n```", '<pre><code class="">&lt;a&gt;</code></pre>'),
         ("- a\n  - b\n- c", "<ul><li>a\n<ul><li>b</li></ul></li><li>c</li></ul>"),
         ("a\\|b <!-- c -->", "<p>a|b </p>"),
-        ("| a |\n|---|\n| `x\\|y` |", "<table><thead><tr><th>a</th></tr></thead><tbody><tr><td><code>x|y</code></td></tr></tbody></table>"),
-        ("<details>\n**not bold**\n\n**bold**", "<details>\n**not bold**\n<p><strong>bold</strong></p>"),
+        (
+            "| a |\n|---|\n| `x\\|y` |",
+            "<table><thead><tr><th>a</th></tr></thead><tbody><tr><td><code>x|y</code></td></tr></tbody></table>",
+        ),
+        (
+            "<details>\n**not bold**\n\n**bold**",
+            "<details>\n**not bold**\n<p><strong>bold</strong></p>",
+        ),
     ],
 )
 def test_markdown_is_rendered_and_nothing_gets_through(text: str, expected: str) -> None:

@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpu_tests.s3_server import S3Server
-from harness.errors import StoreError
-from harness.journal import LOCAL, REMOTE, Event, JournalReader, JournalWriter
-from harness.store import Store
+from pytest_gpu_cluster.contract.errors import StoreError
+from pytest_gpu_cluster.contract.journal import LOCAL, REMOTE, Event, JournalReader, JournalWriter
+from pytest_gpu_cluster.contract.store import Store
 
 PREFIX = "sessions/1/events"
 
@@ -95,7 +95,13 @@ def test_what_is_appended_is_followed(store: Store) -> None:
     """The same events, in order, numbered from 1 without a hole, with everything they carried."""
     reader = JournalReader(store, PREFIX)
     with writing(store) as journal:
-        assert [journal.append("output", text=f"line {n}\n\udc80", n=n) for n in range(5)] == [1, 2, 3, 4, 5]
+        assert [journal.append("output", text=f"line {n}\n\udc80", n=n) for n in range(5)] == [
+            1,
+            2,
+            3,
+            4,
+            5,
+        ]
         found = gather(reader, 5)
 
     assert [event["seq"] for event in found] == [1, 2, 3, 4, 5]
@@ -119,7 +125,9 @@ def test_every_writer_is_found_and_kept_in_order(store: Store) -> None:
 
     assert len(found) == 21
     for writer, count in (("agent", 11), ("keeper-1", 10)):
-        assert [event["seq"] for event in found if event["writer"] == writer] == list(range(1, count + 1))
+        assert [event["seq"] for event in found if event["writer"] == writer] == list(
+            range(1, count + 1)
+        )
 
 
 def test_a_reader_resumes_where_another_stopped(store: Store) -> None:
@@ -142,9 +150,14 @@ def test_a_reader_resumes_where_another_stopped(store: Store) -> None:
     polls=st.lists(st.booleans(), max_size=6),
     restarts=st.lists(st.booleans(), max_size=6),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_batches_read_at_any_moment_by_any_number_of_readers(
-    tmp_path_factory: pytest.TempPathFactory, batches: list[list[str]], polls: list[bool], restarts: list[bool]
+    tmp_path_factory: pytest.TempPathFactory,
+    batches: list[list[str]],
+    polls: list[bool],
+    restarts: list[bool],
 ) -> None:
     """Where segments end, when somebody looks, and how often the reader is replaced change nothing."""
     store = Store.open("store", base=tmp_path_factory.mktemp("journal"))
@@ -158,15 +171,22 @@ def test_any_batches_read_at_any_moment_by_any_number_of_readers(
             if n < len(polls) and polls[n]:
                 found += reader.poll()
             if n < len(restarts) and restarts[n]:
-                reader = JournalReader(store, PREFIX, position=reader.position, discover_s=0, holes_s=0)
+                reader = JournalReader(
+                    store, PREFIX, position=reader.position, discover_s=0, holes_s=0
+                )
     found += reader.poll()
 
     assert [event["text"] for event in found] == [text for batch in batches for text in batch]
     assert [event["seq"] for event in found] == list(range(1, len(found) + 1))
 
 
-@given(faults=st.lists(st.sampled_from(["ok", "ok", "lost answer", "refused"]), max_size=12), events=st.integers(1, 8))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    faults=st.lists(st.sampled_from(["ok", "ok", "lost answer", "refused"]), max_size=12),
+    events=st.integers(1, 8),
+)
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_no_segment_is_lost_doubled_or_rewritten_by_failing_puts(
     tmp_path_factory: pytest.TempPathFactory, faults: list[str], events: int
 ) -> None:
@@ -209,14 +229,14 @@ class FlakyStore(Store):
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two tries of a put: milliseconds."""
-    monkeypatch.setattr("harness.journal.RETRY_S", (0.001, 0.05))
+    monkeypatch.setattr("pytest_gpu_cluster.contract.journal.RETRY_S", (0.001, 0.05))
 
 
 KILLED = """
 import sys
 from pathlib import Path
-from harness.journal import JournalWriter
-from harness.store import Store
+from pytest_gpu_cluster.contract.journal import JournalWriter
+from pytest_gpu_cluster.contract.store import Store
 journal = JournalWriter(Store.open("store", base=Path.cwd()), "sessions/1/events", "agent", interval_s=0)
 while True:
     seq = journal.append("k", text="x" * 2000)
@@ -227,7 +247,9 @@ while True:
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.005, 0.02, 0.05])
-def test_a_killed_writer_leaves_a_readable_journal(tmp_path: Path, repository: Path, after_s: float) -> None:
+def test_a_killed_writer_leaves_a_readable_journal(
+    tmp_path: Path, repository: Path, after_s: float
+) -> None:
     """Between a put and its answer or anywhere else: the beginning of what was said, all that was flushed, no error."""
     child = subprocess.Popen(
         [sys.executable, "-c", KILLED],
@@ -255,7 +277,10 @@ def test_a_hole_is_an_error_that_names_writer_and_event(store: Store) -> None:
     reader = JournalReader(store, PREFIX)
 
     assert [event["seq"] for event in reader.poll()] == [1, 2, 3]
-    with pytest.raises(StoreError, match=r"lost event 4 of writer agent: .*/00000003 is missing .*/00000004 is there"):
+    with pytest.raises(
+        StoreError,
+        match=r"lost event 4 of writer agent: .*/00000003 is missing .*/00000004 is there",
+    ):
         reader.poll()
 
 
@@ -286,7 +311,9 @@ def test_a_segment_that_comes_late_is_no_hole(local: Store) -> None:
         (segment(2, [3, 5]), "has event 5 in its place"),
     ],
 )
-def test_a_segment_that_is_not_what_was_written_is_named(local: Store, body: bytes, why: str) -> None:
+def test_a_segment_that_is_not_what_was_written_is_named(
+    local: Store, body: bytes, why: str
+) -> None:
     """A store that lies is an infrastructure failure, never a result; and it stays one."""
     local.put(f"{PREFIX}/agent/00000001", segment(1, [1, 2]))
     local.put(f"{PREFIX}/agent/00000002", body)
@@ -336,7 +363,9 @@ def test_a_writers_name_is_one_part_of_a_key(local: Store, writer: str) -> None:
 def test_an_outage_delays_events_and_loses_none(s3: S3Server, tmp_path: Path) -> None:
     """Tests go on while the store is away; what they said arrives afterwards."""
     store = open_s3(tmp_path.name)
-    with writing(store, away_s=0.2, interval_s=0.01, spool=tmp_path / "spool", memory_bytes=1) as journal:
+    with writing(
+        store, away_s=0.2, interval_s=0.01, spool=tmp_path / "spool", memory_bytes=1
+    ) as journal:
         journal.append("before")
         journal.flush()
         s3.refuse()
@@ -375,7 +404,15 @@ def test_memory_and_spool_are_bounded(tmp_path: Path) -> None:
     """A store that never comes back must not take the node's memory and disk with it."""
     store = FlakyStore.at(tmp_path, ["refused"] * 100_000)
     spool, full = tmp_path / "spool", 3 << 20
-    journal = JournalWriter(store, PREFIX, "agent", away_s=0.01, spool=spool, memory_bytes=full // 3, spool_bytes=2 * full // 3)
+    journal = JournalWriter(
+        store,
+        PREFIX,
+        "agent",
+        away_s=0.01,
+        spool=spool,
+        memory_bytes=full // 3,
+        spool_bytes=2 * full // 3,
+    )
     journal.append("first")
     until(lambda: journal.stalled)
 
@@ -400,7 +437,9 @@ def test_close_says_what_was_not_stored(s3: S3Server, tmp_path: Path) -> None:
     journal.append("b")
     began = time.monotonic()
 
-    with pytest.raises(StoreError, match=r"2 events could not be stored within 3 s: .*nobody answers there") as caught:
+    with pytest.raises(
+        StoreError, match=r"2 events could not be stored within 3 s: .*nobody answers there"
+    ) as caught:
         journal.close(timeout_s=3)
 
     assert time.monotonic() - began < 6.0
@@ -410,7 +449,10 @@ def test_close_says_what_was_not_stored(s3: S3Server, tmp_path: Path) -> None:
 def test_many_threads_append_to_one_journal(local: Store) -> None:
     """Numbers are given out once each, and a busy writer makes few segments."""
     with writing(local) as journal:
-        threads = [threading.Thread(target=lambda: [journal.append("k") for _ in range(500)]) for _ in range(4)]
+        threads = [
+            threading.Thread(target=lambda: [journal.append("k") for _ in range(500)])
+            for _ in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -473,7 +515,9 @@ def test_an_idle_hour_costs_what_the_module_says(s3: S3Server, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("kind", "budget_s"), [("file", 0.3), ("s3", 1.0)])
-def test_a_result_is_seen_within_its_budget(kind: str, budget_s: float, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_a_result_is_seen_within_its_budget(
+    kind: str, budget_s: float, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """From append to poll, after silence and in a stream. Best of three, since a busy machine is not the subject."""
     store = Store.open("s", base=tmp_path)
     if kind == "s3":

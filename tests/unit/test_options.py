@@ -8,19 +8,37 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import RequestError
-from harness.model import RunRequest, Settings
-from harness.options import PROVIDERS, add_options, build_request, read_settings, strip_own_options
-from harness.providers import REGISTRY
+from pytest_gpu_cluster.contract.errors import RequestError
+from pytest_gpu_cluster.contract.model import RunRequest, Settings
+from pytest_gpu_cluster.options import (
+    PROVIDERS,
+    add_options,
+    build_request,
+    read_settings,
+    strip_own_options,
+)
+from pytest_gpu_cluster.providers import REGISTRY
 
 
-def settings(tmp_path: Path, toml: str = "", *, profile: str | None = None, environ: dict[str, str] | None = None) -> Settings:
+def settings(
+    tmp_path: Path,
+    toml: str = "",
+    *,
+    profile: str | None = None,
+    environ: dict[str, str] | None = None,
+) -> Settings:
     pyproject = tmp_path / "pyproject.toml"
     pyproject.write_text(toml, encoding="utf-8")
     return read_settings(pyproject, profile=profile, environ=environ or {})
 
 
-def refusal(tmp_path: Path, toml: str = "", *, profile: str | None = None, environ: dict[str, str] | None = None) -> RequestError:
+def refusal(
+    tmp_path: Path,
+    toml: str = "",
+    *,
+    profile: str | None = None,
+    environ: dict[str, str] | None = None,
+) -> RequestError:
     with pytest.raises(RequestError) as caught:
         settings(tmp_path, toml, profile=profile, environ=environ)
     return caught.value
@@ -134,7 +152,9 @@ def test_environment_variables_override_every_table(tmp_path: Path, python: Path
 
 def test_an_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
     """CI systems export undefined variables as empty ones."""
-    assert settings(tmp_path, environ={"GPU_CLUSTER_NODES": "", "GPU_CLUSTER_STORE": " "}).nodes == 1
+    assert (
+        settings(tmp_path, environ={"GPU_CLUSTER_NODES": "", "GPU_CLUSTER_STORE": " "}).nodes == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,9 +168,14 @@ def test_an_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
         ({"CI": "true", "GPU_CLUSTER_IDLE_MINUTES": "3"}, 3.0),
     ],
 )
-def test_a_cluster_stays_warm_for_people_not_for_ci(tmp_path: Path, environ: dict[str, str], minutes: float) -> None:
+def test_a_cluster_stays_warm_for_people_not_for_ci(
+    tmp_path: Path, environ: dict[str, str], minutes: float
+) -> None:
     """A pipeline step that ended must not keep paying; who wants that says so in the pipeline."""
-    assert settings(tmp_path, "[tool.gpu-cluster]\nidle-minutes = 9\n", environ=environ).idle_minutes == minutes
+    assert (
+        settings(tmp_path, "[tool.gpu-cluster]\nidle-minutes = 9\n", environ=environ).idle_minutes
+        == minutes
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,7 +213,9 @@ def test_a_cluster_stays_warm_for_people_not_for_ci(tmp_path: Path, environ: dic
         ("local.python = 3", "the path of a Python interpreter"),
     ],
 )
-def test_a_bad_value_is_told_its_place_itself_and_what_was_expected(tmp_path: Path, line: str, expected: str) -> None:
+def test_a_bad_value_is_told_its_place_itself_and_what_was_expected(
+    tmp_path: Path, line: str, expected: str
+) -> None:
     """Money is spent on settings; one that was misread must never be guessed at."""
     error = refusal(tmp_path, f"[tool.gpu-cluster]\n{line}\n")
 
@@ -199,7 +226,9 @@ def test_a_bad_value_is_told_its_place_itself_and_what_was_expected(tmp_path: Pa
     assert error.remedy
 
 
-def test_a_bad_value_in_a_profile_is_told_the_profile_even_when_it_is_not_asked_for(tmp_path: Path) -> None:
+def test_a_bad_value_in_a_profile_is_told_the_profile_even_when_it_is_not_asked_for(
+    tmp_path: Path,
+) -> None:
     """A typo meant for CI shows on the laptop, before the pipeline runs."""
     error = refusal(tmp_path, "[tool.gpu-cluster.profile.ci]\nnodes = 0\n")
 
@@ -210,11 +239,31 @@ def test_a_bad_value_in_a_profile_is_told_the_profile_even_when_it_is_not_asked_
     ("toml", "place", "suggestion"),
     [
         ("[tool.gpu-cluster]\nnode = 2", "tool.gpu-cluster.node ", "did you mean nodes?"),
-        ("[tool.gpu-cluster]\nmax_minutes = 2", "tool.gpu-cluster.max_minutes ", "did you mean max-minutes?"),
-        ("[tool.gpu-cluster.local]\npyton = ''", "tool.gpu-cluster.local.pyton ", "did you mean local.python?"),
-        ("[tool.gpu-cluster.profile.x]\nstor = ''", "tool.gpu-cluster.profile.x.stor ", "did you mean store?"),
-        ("[tool.gpu-cluster]\ncolour = 2", "tool.gpu-cluster.colour ", "the settings are: provider, store, "),
-        ("[tool.gpu-cluster]\nprovider = 'locla'", "tool.gpu-cluster.provider ", "did you mean local?"),
+        (
+            "[tool.gpu-cluster]\nmax_minutes = 2",
+            "tool.gpu-cluster.max_minutes ",
+            "did you mean max-minutes?",
+        ),
+        (
+            "[tool.gpu-cluster.local]\npyton = ''",
+            "tool.gpu-cluster.local.pyton ",
+            "did you mean local.python?",
+        ),
+        (
+            "[tool.gpu-cluster.profile.x]\nstor = ''",
+            "tool.gpu-cluster.profile.x.stor ",
+            "did you mean store?",
+        ),
+        (
+            "[tool.gpu-cluster]\ncolour = 2",
+            "tool.gpu-cluster.colour ",
+            "the settings are: provider, store, ",
+        ),
+        (
+            "[tool.gpu-cluster]\nprovider = 'locla'",
+            "tool.gpu-cluster.provider ",
+            "did you mean local?",
+        ),
         ("[tool.gpu-cluster]\nstore = 's3a://b'", "tool.gpu-cluster.store ", "did you mean s3?"),
     ],
 )
@@ -228,8 +277,13 @@ def test_a_typo_gets_a_suggestion(tmp_path: Path, toml: str, place: str, suggest
 
 def test_a_bad_variable_is_told_by_its_own_name(tmp_path: Path) -> None:
     """The pipeline's author looks for GPU_CLUSTER_…, not for a line in a file."""
-    assert "GPU_CLUSTER_NODES is 'two'" in refusal(tmp_path, environ={"GPU_CLUSTER_NODES": "two"}).what
-    assert "expected true or false" in refusal(tmp_path, environ={"GPU_CLUSTER_REQUIRE_GPU": "yes"}).what
+    assert (
+        "GPU_CLUSTER_NODES is 'two'" in refusal(tmp_path, environ={"GPU_CLUSTER_NODES": "two"}).what
+    )
+    assert (
+        "expected true or false"
+        in refusal(tmp_path, environ={"GPU_CLUSTER_REQUIRE_GPU": "yes"}).what
+    )
     error = refusal(tmp_path, environ={"GPU_CLUSTER_NODE": "2"})
     assert "GPU_CLUSTER_NODE is not a setting" in error.what
     assert "did you mean GPU_CLUSTER_NODES?" in error.remedy
@@ -260,7 +314,11 @@ def test_an_interpreter_that_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
 
     for python in ("no/python", "plain", "no-such-python-on-path"):
-        error = refusal(tmp_path, f"[tool.gpu-cluster.local]\npython = '{python}'\n", environ={"PATH": "/nowhere"})
+        error = refusal(
+            tmp_path,
+            f"[tool.gpu-cluster.local]\npython = '{python}'\n",
+            environ={"PATH": "/nowhere"},
+        )
 
         assert f"local.python is '{python}'" in error.what
         assert "not an executable file" in error.what
@@ -270,7 +328,11 @@ def test_an_interpreter_may_be_named_as_on_the_command_line(tmp_path: Path, pyth
     """`python = "python3.12"` is what people type."""
     python.rename(python.with_name("python-of-ours"))
 
-    found = settings(tmp_path, "[tool.gpu-cluster.local]\npython = 'python-of-ours'\n", environ={"PATH": str(python.parent)})
+    found = settings(
+        tmp_path,
+        "[tool.gpu-cluster.local]\npython = 'python-of-ours'\n",
+        environ={"PATH": str(python.parent)},
+    )
 
     assert found.local_python == str(python.with_name("python-of-ours"))
 
@@ -303,7 +365,9 @@ class Host:
         add_options(parser)
 
 
-def request_for(pytester: pytest.Pytester, *args: str, environ: dict[str, str] | None = None) -> RunRequest:
+def request_for(
+    pytester: pytest.Pytester, *args: str, environ: dict[str, str] | None = None
+) -> RunRequest:
     """`build_request` on a real pytest configuration, whether or not the plugin is installed beside it."""
     pytester.plugins = [Host()]
     config = pytester.parseconfig("-p", "no:gpu_cluster", *args)
@@ -312,12 +376,16 @@ def request_for(pytester: pytest.Pytester, *args: str, environ: dict[str, str] |
 
 def test_a_request_holds_what_was_typed_and_where(pytester: pytest.Pytester) -> None:
     """The remote pytest gets the user's own words, started in the same place of the same tree."""
-    pytester.makepyprojecttoml("[tool.pytest.ini_options]\n[tool.gpu-cluster.profile.ci]\nnodes = 2\n")
+    pytester.makepyprojecttoml(
+        "[tool.pytest.ini_options]\n[tool.gpu-cluster.profile.ci]\nnodes = 2\n"
+    )
     sub = pytester.mkdir("sub")
     pytester.chdir()
     os.chdir(sub)
 
-    request = request_for(pytester, "--gpu-cluster", "--gpu-profile", "ci", "-k", "a or b", environ={"CI": "1"})
+    request = request_for(
+        pytester, "--gpu-cluster", "--gpu-profile", "ci", "-k", "a or b", environ={"CI": "1"}
+    )
 
     assert (request.root, request.invocation_dir) == (pytester.path, sub)
     assert request.pytest_args[:4] == ("-p", "no:gpu_cluster", "-k", "a or b")
@@ -335,7 +403,9 @@ def test_options_in_an_argument_file_are_ours_too(pytester: pytest.Pytester) -> 
 
 @pytest.mark.parametrize("option", ["--pdb", "--trace"])
 @pytest.mark.parametrize("via", ["typed", "ini", "PYTEST_ADDOPTS"])
-def test_a_debugger_is_refused_with_a_way_out(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, option: str, via: str) -> None:
+def test_a_debugger_is_refused_with_a_way_out(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, option: str, via: str
+) -> None:
     """A prompt on a machine without a terminal would wait for ever, at the price of a GPU."""
     if via == "ini":
         pytester.makepyprojecttoml(f"[tool.pytest.ini_options]\naddopts = '{option}'\n")
@@ -366,7 +436,9 @@ def test_only_named_variables_cross_and_never_pytests_own(pytester: pytest.Pytes
     assert passed == {"CI": "1", "PYTEST_ADDOPTS": "-x -k 'a b'", "PYTEST_PLUGINS": "p"}
 
 
-def test_the_shipped_workloads_hear_their_variables_without_a_setting(pytester: pytest.Pytester) -> None:
+def test_the_shipped_workloads_hear_their_variables_without_a_setting(
+    pytester: pytest.Pytester,
+) -> None:
     """GPU_TESTS_MODE=gpu demands real GPUs; where it got lost, simulated ones would pass for them."""
     request = request_for(pytester, environ={"GPU_TESTS_MODE": "gpu", "HF_TOKEN": "s3cr3t"})
 

@@ -18,7 +18,9 @@ JUNIT = """<testsuites><testsuite>
 <testcase classname="a" name="not"><skipped/></testcase>
 </testsuite></testsuites>"""
 
-PLAIN = Outcome(exit_code=1, cases=Counter({("a", "ok", "passed"): 2}), counts="2 passed", seconds=1.0, tail="")
+PLAIN = Outcome(
+    exit_code=1, cases=Counter({("a", "ok", "passed"): 2}), counts="2 passed", seconds=1.0, tail=""
+)
 
 
 def test_every_case_has_its_outcome(tmp_path: Path) -> None:

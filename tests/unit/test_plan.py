@@ -6,17 +6,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.remote import plan
-from harness.remote.plan import Case, Demand
+from pytest_gpu_cluster.agent import plan
+from pytest_gpu_cluster.agent.plan import Case, Demand
 
 seconds = st.floats(0, 100, allow_nan=False)
 demands = st.builds(Demand, gpus=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 4.0]))
-clusters = st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers(0, 8).map(float), min_size=1)
+clusters = st.dictionaries(
+    st.sampled_from(["a", "b", "c"]), st.integers(0, 8).map(float), min_size=1
+)
 
 
 def cases_of(durations: list[float | None]) -> list[Case]:
     return [
-        Case(index=n, nodeid=f"t.py::t{n}", occurrence=0, location=("t.py", n, f"t{n}"), demand=Demand(), expected_s=s)
+        Case(
+            index=n,
+            nodeid=f"t.py::t{n}",
+            occurrence=0,
+            location=("t.py", n, f"t{n}"),
+            demand=Demand(),
+            expected_s=s,
+        )
         for n, s in enumerate(durations)
     ]
 
@@ -32,7 +41,9 @@ def test_ordering_loses_and_doubles_nothing(durations: list[float | None], sever
 @given(st.lists(st.none() | seconds))
 def test_one_slot_keeps_the_order_of_collection(durations: list[float | None]) -> None:
     """With one worker the output is that of plain pytest, so its order must be too."""
-    assert [t.index for t in plan.order(cases_of(durations), several=False)] == list(range(len(durations)))
+    assert [t.index for t in plan.order(cases_of(durations), several=False)] == list(
+        range(len(durations))
+    )
 
 
 def test_the_longest_goes_first_when_several_run() -> None:
@@ -43,27 +54,43 @@ def test_the_longest_goes_first_when_several_run() -> None:
 
 
 @given(st.lists(st.none() | seconds, min_size=1), st.none() | seconds, st.integers(1, 8))
-def test_a_batch_is_never_empty_and_never_too_much(durations: list[float | None], mean_s: float | None, sharers: int) -> None:
+def test_a_batch_is_never_empty_and_never_too_much(
+    durations: list[float | None], mean_s: float | None, sharers: int
+) -> None:
     """An empty batch would wait for ever; one that takes everything would leave the other workers idle."""
     count = plan.batch(cases_of(durations), waiting=len(durations), mean_s=mean_s, sharers=sharers)
 
     known = [duration if duration is not None else mean_s for duration in durations[:count]]
     assert count >= 1
-    assert count <= max(1, len(durations) // (2 * sharers)) or sum(s for s in known if s is not None) <= plan.SHARE_S
+    assert (
+        count <= max(1, len(durations) // (2 * sharers))
+        or sum(s for s in known if s is not None) <= plan.SHARE_S
+    )
 
 
 @given(st.lists(st.tuples(demands, st.none() | seconds, st.booleans())), st.data())
-def test_the_backlog_loses_and_doubles_nothing(rows: list[tuple[Demand, float | None, bool]], data: st.DataObject) -> None:
+def test_the_backlog_loses_and_doubles_nothing(
+    rows: list[tuple[Demand, float | None, bool]], data: st.DataObject
+) -> None:
     """Whatever is handed out and comes back: each test is either waiting or out, once."""
     tests = [
-        Case(index=n, nodeid=f"t.py::t{n}", occurrence=0, location=("t.py", n, f"t{n}"), demand=demand, expected_s=s,
-             avoid={"lost"} if avoids else set())
+        Case(
+            index=n,
+            nodeid=f"t.py::t{n}",
+            occurrence=0,
+            location=("t.py", n, f"t{n}"),
+            demand=demand,
+            expected_s=s,
+            avoid={"lost"} if avoids else set(),
+        )
         for n, (demand, s, avoids) in enumerate(rows)
-    ]  # fmt: skip
+    ]
     backlog, out = plan.Backlog(tests), []
     while backlog and data.draw(st.booleans()):
         demand = data.draw(st.sampled_from(backlog.demands()))
-        taken = backlog.take(demand, data.draw(st.integers(1, 5)), home=data.draw(st.sampled_from(["lost", "well"])))
+        taken = backlog.take(
+            demand, data.draw(st.integers(1, 5)), home=data.draw(st.sampled_from(["lost", "well"]))
+        )
         assert taken
         assert all(test.demand == demand for test in taken)
         out += taken
@@ -117,7 +144,10 @@ def test_a_driving_test_leaves_devices_free_on_the_nodes_it_asks_for() -> None:
     [
         (Demand(gpus=4.0), "asks for 4 GPUs in one process; the largest node has 2"),
         (Demand(drives=True, ray_nodes=3, ray_gpus=1.0), "asks for 3 nodes; the cluster has 2"),
-        (Demand(drives=True, ray_nodes=1, ray_gpus=8.0), "asks for 8 GPUs in all; the cluster has 4"),
+        (
+            Demand(drives=True, ray_nodes=1, ray_gpus=8.0),
+            "asks for 8 GPUs in all; the cluster has 4",
+        ),
     ],
 )
 def test_a_demand_that_can_never_be_met_says_why(demand: Demand, said: str) -> None:
@@ -135,13 +165,22 @@ def test_a_senseless_mark_names_its_value(mark: dict[str, object]) -> None:
 def test_an_unmarked_test_gets_the_default_and_a_driving_one_none() -> None:
     """A test that drives Ray would otherwise hold the devices that its own workers wait for."""
     assert plan.demand_of({"gpu": None, "ray": None}, 1.0).gpus == 1.0
-    assert plan.demand_of({"gpu": None, "ray": {"gpus": 2}}, 1.0) == Demand(drives=True, ray_nodes=1, ray_gpus=2.0, gpus=0.0)
+    assert plan.demand_of({"gpu": None, "ray": {"gpus": 2}}, 1.0) == Demand(
+        drives=True, ray_nodes=1, ray_gpus=2.0, gpus=0.0
+    )
 
 
-@given(st.dictionaries(st.text(max_size=5), st.lists(seconds, max_size=9)), st.dictionaries(st.text(max_size=5), seconds))
-def test_history_keeps_the_newest_first_and_stays_short(history: dict[str, list[float]], measured: dict[str, float]) -> None:
+@given(
+    st.dictionaries(st.text(max_size=5), st.lists(seconds, max_size=9)),
+    st.dictionaries(st.text(max_size=5), seconds),
+)
+def test_history_keeps_the_newest_first_and_stays_short(
+    history: dict[str, list[float]], measured: dict[str, float]
+) -> None:
     """It is read at the start of every session and must not grow with the number of runs."""
     merged = plan.merged(history, measured)
 
     assert all(len(values) <= 5 for values in merged.values())
-    assert all(merged[name][0] == pytest.approx(value, abs=1e-4) for name, value in measured.items())
+    assert all(
+        merged[name][0] == pytest.approx(value, abs=1e-4) for name, value in measured.items()
+    )

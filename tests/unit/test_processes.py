@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from harness.remote.slot import Lease
+from pytest_gpu_cluster.node.lease import Lease
 
-SCRIPT = Path(__file__).parents[2] / "harness" / "remote" / "template.py"
+SCRIPT = Path(__file__).parents[2] / "harness" / "pytest_gpu_cluster" / "node" / "forkserver.py"
 # Stands where the keeper stands: a subreaper that starts the template and ends it, and everything left, when its stdin closes.
 KEEPER = """
 import os, subprocess, sys
 sys.path.insert(0, sys.argv[3])
-from harness.remote.template import end_descendants, prctl
+from pytest_gpu_cluster.node.forkserver import end_descendants, prctl
 prctl(36, 1)
 subprocess.Popen([sys.executable, sys.argv[1], sys.argv[2], "json"])
 sys.stdin.read()
@@ -55,7 +55,7 @@ def forever(spec, channel):
     time.sleep(4711)
 
 def imports(spec, channel):
-    return 7 if "harness" in sys.modules else 0
+    return 7 if "pytest_gpu_cluster" in sys.modules else 0
 
 def shared(spec, channel):
     from multiprocessing import shared_memory
@@ -74,7 +74,14 @@ def random_number(spec, channel):
 def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
     node = tmp_path_factory.mktemp("n")
     (node / "entry.py").write_text(ENTRY)
-    argv = [sys.executable, "-c", KEEPER, str(SCRIPT), str(node / "spawn.sock"), str(SCRIPT.parents[2])]
+    argv = [
+        sys.executable,
+        "-c",
+        KEEPER,
+        str(SCRIPT),
+        str(node / "spawn.sock"),
+        str(SCRIPT.parents[2]),
+    ]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         process.node = str(node)  # type: ignore[attr-defined]
         deadline = time.monotonic() + 20
@@ -101,7 +108,9 @@ def until(opened: Lease, kind: str) -> dict[str, Any]:
 
 def below(pid: int) -> list[str]:
     """Command lines of everything below a process."""
-    said = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    ).stdout
     rows = [line.split(None, 2) for line in said.splitlines()]
     found, wanted = [], {str(pid)}
     while new := [row for row in rows if row[1] in wanted and row[0] not in wanted]:
@@ -149,16 +158,23 @@ def test_the_tree_ends_whoever_dies(keeper: Any, way: str) -> None:
     else:
         warden = int(Path(f"/proc/{opened.pid}/stat").read_text().rpartition(")")[2].split()[1])
         os.kill(warden, signal.SIGKILL)
-        assert until(opened, "exit")["status"] is None  # not a crash of the process: its warden was lost
+        assert (
+            until(opened, "exit")["status"] is None
+        )  # not a crash of the process: its warden was lost
 
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and any(str(opened.pid) == line for line in below(keeper.pid)):
+    while time.monotonic() < deadline and any(
+        str(opened.pid) == line for line in below(keeper.pid)
+    ):
         time.sleep(0.01)
-    assert not Path(f"/proc/{opened.pid}").exists() or "Z" in Path(f"/proc/{opened.pid}/stat").read_text()
+    assert (
+        not Path(f"/proc/{opened.pid}").exists()
+        or "Z" in Path(f"/proc/{opened.pid}/stat").read_text()
+    )
 
 
 def test_the_template_brings_nothing_of_ours_into_a_fork(keeper: Any) -> None:
-    """A warm template that had imported harness would run last session's code."""
+    """A warm template that had imported this package would run last session's code."""
     assert until(lease(keeper, "imports"), "exit")["status"] == 0
 
 

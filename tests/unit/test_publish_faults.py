@@ -18,9 +18,28 @@ from typing import Any, TypeVar
 
 import pytest
 
-from harness.publish import bitbucket, github, gitlab
-from harness.publish.http import Door, PublishError, Request, Response, Sender, _retry_after, refusal, shown
-from tests.hosts import FakeBitbucket, Fault, cut, garbage, html, secondary_limit, slow, status, trickle
+from pytest_gpu_cluster.publish import bitbucket, github, gitlab
+from pytest_gpu_cluster.publish.http import (
+    Door,
+    PublishError,
+    Request,
+    Response,
+    Sender,
+    _retry_after,
+    refusal,
+    shown,
+)
+from tests.hosts import (
+    FakeBitbucket,
+    Fault,
+    cut,
+    garbage,
+    html,
+    secondary_limit,
+    slow,
+    status,
+    trickle,
+)
 from tests.hosts.server import Answer
 from tests.hosts.server import Request as Asked
 from tests.unit.test_publish import KINDS, as_ended, step
@@ -28,7 +47,11 @@ from tests.unit.test_publish import KINDS, as_ended, step
 Case = TypeVar("Case")
 Outcome = TypeVar("Outcome")
 
-NAMES = {"bitbucket": bitbucket.Bitbucket.name, "github": github.GitHub.name, "gitlab": gitlab.GitLab.name}
+NAMES = {
+    "bitbucket": bitbucket.Bitbucket.name,
+    "github": github.GitHub.name,
+    "gitlab": gitlab.GitLab.name,
+}
 WORDS = "the host's own words"
 NOBODY = "http://127.0.0.1:9"  # nothing listens there
 AGAIN = "the verdict stands; send the report again with: gpu-cluster report --publish"
@@ -97,7 +120,11 @@ class Told:
 
     def complete_at(self, place: Place) -> bool:
         """Everything was told, once."""
-        everything = (self.surfaces, self.troubles, self.refused) == (list(KINDS[place.kind].surfaces), [], [])
+        everything = (self.surfaces, self.troubles, self.refused) == (
+            list(KINDS[place.kind].surfaces),
+            [],
+            [],
+        )
         return everything and len(self.comments) == 1
 
     @property
@@ -106,19 +133,34 @@ class Told:
         return only
 
 
-def tell(place: Place, directory: Path, *faults: Fault, within_s: float = 12, make: Callable[[], Any] | None = None) -> Told:
+def tell(
+    place: Place,
+    directory: Path,
+    *faults: Fault,
+    within_s: float = 12,
+    make: Callable[[], Any] | None = None,
+) -> Told:
     """A failed session's end is told to a host that meets the requests of this place with these faults."""
     of = KINDS[place.kind]
     with (make or of.make)() as host:
         host.fault(place.request, *faults)
         environ = of.environ(host, Path(tempfile.mkdtemp(dir=directory)))
-        if place.surface == "Code Insights report":  # with both doors open a refusal at one would only lead to the other
+        if (
+            place.surface == "Code Insights report"
+        ):  # with both doors open a refusal at one would only lead to the other
             environ["BITBUCKET_PIPELINES_PROXY"] = NOBODY
         made = step(environ, check_run=True)
         began = time.monotonic()
         surfaces, troubles = made.finish(as_ended("failed"), within_s=within_s)
         took_s = time.monotonic() - began
-        return Told(surfaces, troubles, took_s, len(host.seen(*place.request)), of.comments(host), host.refused)
+        return Told(
+            surfaces,
+            troubles,
+            took_s,
+            len(host.seen(*place.request)),
+            of.comments(host),
+            host.refused,
+        )
 
 
 def at_once(run: Callable[[Case], Outcome], cases: Sequence[Case]) -> list[tuple[Case, Outcome]]:
@@ -142,11 +184,17 @@ def remedy(place: Place, code: int) -> str:
         case "bitbucket", 403:
             return "the scope pullrequest:write" if place in COMMENTS else "the scope repository"
         case "bitbucket", 404:
-            return "is there a pull request 7 in acme/aerial" if place in COMMENTS else "does acme/aerial have the commit"
+            return (
+                "is there a pull request 7 in acme/aerial"
+                if place in COMMENTS
+                else "does acme/aerial have the commit"
+            )
         case "github", 401:
             return "pass ${{ github.token }} to the step"
         case "github", 403 | 404:
-            right = {"commit status": "statuses: write", "check run": "checks: write"}.get(place.surface, "pull-requests: write")
+            right = {"commit status": "statuses: write", "check run": "checks: write"}.get(
+                place.surface, "pull-requests: write"
+            )
             return f"add `{right}` to the job's `permissions`"
         case "gitlab", 401 | 403 | 404:
             return "a project access token with the scope api"
@@ -155,7 +203,9 @@ def remedy(place: Place, code: int) -> str:
 
 @each_place
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 409, 422])
-def test_a_refusal_is_said_with_its_remedy_and_hinders_no_other_surface(place: Place, code: int, tmp_path: Path) -> None:
+def test_a_refusal_is_said_with_its_remedy_and_hinders_no_other_surface(
+    place: Place, code: int, tmp_path: Path
+) -> None:
     """A token without one scope still sets the status; and the reader needs the host's words, not only ours."""
     with KINDS[place.kind].make() as host:
         body = host.error(code, WORDS).body
@@ -163,7 +213,9 @@ def test_a_refusal_is_said_with_its_remedy_and_hinders_no_other_surface(place: P
     told = tell(place, tmp_path, Fault(code=code, body=body, served=False))
 
     assert told.surfaces == place.others
-    assert told.trouble.startswith(f"{NAMES[place.kind]}: the {place.surface} was not taken: {code}: {WORDS}\n  remedy: ")
+    assert told.trouble.startswith(
+        f"{NAMES[place.kind]}: the {place.surface} was not taken: {code}: {WORDS}\n  remedy: "
+    )
     assert remedy(place, code) in told.trouble
     assert (told.asked, told.refused) == (1, [])
 
@@ -173,16 +225,31 @@ def test_a_refusal_is_said_with_its_remedy_and_hinders_no_other_surface(place: P
     ("body", "words"),
     [
         (
-            {"type": "error", "error": {"message": "key: too long", "fields": {"key": ["at most 40"]}}},
+            {
+                "type": "error",
+                "error": {"message": "key: too long", "fields": {"key": ["at most 40"]}},
+            },
             "400: key: too long; key: at most 40",
         ),
         ({"error": {"fields": {"url": ["Enter a valid URL."]}}}, "400: url: Enter a valid URL."),
-        ({"code": 400, "message": "Bulk upload supports a maximum of /100 annotations."}, "400: Bulk upload supports a maximum of /100"),
-        ({"key": "report-service.general.bad-request", "message": "The summary field is long.", "arguments": {}}, "400: The summary field"),
+        (
+            {"code": 400, "message": "Bulk upload supports a maximum of /100 annotations."},
+            "400: Bulk upload supports a maximum of /100",
+        ),
+        (
+            {
+                "key": "report-service.general.bad-request",
+                "message": "The summary field is long.",
+                "arguments": {},
+            },
+            "400: The summary field",
+        ),
     ],
     ids=["form", "form without a message", "bulk", "insights"],
 )
-def test_each_of_bitbuckets_shapes_of_an_error_is_understood(place: Place, body: Any, words: str, tmp_path: Path) -> None:
+def test_each_of_bitbuckets_shapes_of_an_error_is_understood(
+    place: Place, body: Any, words: str, tmp_path: Path
+) -> None:
     """Three services behind one address answer, each in its way."""
     told = tell(place, tmp_path, Fault(code=400, body=body, served=False))
 
@@ -213,13 +280,18 @@ def test_where_there_is_nothing_to_read_that_is_said(place: Place, tmp_path: Pat
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_redirect_is_a_trouble_and_its_target_never_sees_the_token(kind: str, code: int, tmp_path: Path) -> None:
+def test_a_redirect_is_a_trouble_and_its_target_never_sees_the_token(
+    kind: str, code: int, tmp_path: Path
+) -> None:
     """Whoever can make the host redirect must not get the credential, and a POST that became a GET told nobody."""
     with FakeBitbucket() as elsewhere:
         target = {"Location": f"{elsewhere.url}/2.0/taken"}
         places = [place for place in PLACES if place.kind == kind]
 
-        told = [tell(place, tmp_path, Fault(code=code, headers=target, body="", served=False)) for place in places]
+        told = [
+            tell(place, tmp_path, Fault(code=code, headers=target, body="", served=False))
+            for place in places
+        ]
 
         assert elsewhere.requests == []
     assert [one.surfaces for one in told] == [place.others for place in places]
@@ -238,7 +310,10 @@ def test_a_surface_that_cannot_be_read_first_is_a_trouble_of_its_own(tmp_path: P
 def test_annotations_that_are_refused_are_said_and_the_verdict_is_there() -> None:
     """The report itself was taken before them."""
     with FakeBitbucket() as host:
-        host.fault(("POST", "/annotations"), Fault(code=400, body={"code": 400, "message": WORDS}, served=False))
+        host.fault(
+            ("POST", "/annotations"),
+            Fault(code=400, body={"code": 400, "message": WORDS}, served=False),
+        )
 
         told, troubles = step(host.environ(token=False)).finish(as_ended("failed"))
 
@@ -249,7 +324,12 @@ def test_annotations_that_are_refused_are_said_and_the_verdict_is_there() -> Non
 
 @pytest.mark.parametrize(
     "fault",
-    [status(403), garbage(), Fault(code=200, body=[], served=False), Fault(code=200, body={"values": None}, served=False)],
+    [
+        status(403),
+        garbage(),
+        Fault(code=200, body=[], served=False),
+        Fault(code=200, body={"values": None}, served=False),
+    ],
     ids=["refused", "garbage", "a list", "null"],
 )
 def test_old_annotations_that_cannot_be_listed_do_not_cost_the_new_ones(fault: Fault) -> None:
@@ -268,29 +348,45 @@ def test_old_annotations_that_cannot_be_listed_do_not_cost_the_new_ones(fault: F
 
 def test_a_host_that_is_busy_or_broken_for_a_moment_is_asked_again(tmp_path: Path) -> None:
     """It happens in every long week, and a second try half a second later is all it takes."""
-    cases = [(place, fault) for place in PLACES for fault in (status(429), status(500), html(502), status(503))]
+    cases = [
+        (place, fault)
+        for place in PLACES
+        for fault in (status(429), status(500), html(502), status(503))
+    ]
 
     found = at_once(lambda case: tell(case[0], tmp_path, case[1]), cases)
 
-    assert [(case, told) for case, told in found if not (told.complete_at(case[0]) and told.asked == 2)] == []
+    assert [
+        (case, told) for case, told in found if not (told.complete_at(case[0]) and told.asked == 2)
+    ] == []
     assert [case for case, told in found if case[1].code in (429, 503) and told.took_s < 0.5] == []
 
 
 def test_a_host_that_says_when_is_asked_then(tmp_path: Path) -> None:
     """Sooner is one more request against the same limit. A date has no fractions: three seconds ahead is more than two."""
-    at_a_time = Fault(code=429, headers={"Retry-After": formatdate(time.time() + 3, usegmt=True)}, served=False)
+    at_a_time = Fault(
+        code=429, headers={"Retry-After": formatdate(time.time() + 3, usegmt=True)}, served=False
+    )
     waits = [(status(429, retry_after=1), 1.0), (status(503, retry_after=1), 1.0), (at_a_time, 1.5)]
     cases = [(place, *wait) for place in PLACES for wait in waits]
     cases += [(place, secondary_limit(1), 1.0) for place in PLACES if place.kind == "github"]
 
     found = at_once(lambda case: tell(case[0], tmp_path, case[1]), cases)
 
-    assert [(case, told) for case, told in found if not (told.complete_at(case[0]) and told.asked == 2 and case[2] < told.took_s < 5)] == []
+    assert [
+        (case, told)
+        for case, told in found
+        if not (told.complete_at(case[0]) and told.asked == 2 and case[2] < told.took_s < 5)
+    ] == []
 
 
 @each_place
-@pytest.mark.parametrize("fault", [status(429, retry_after=600), status(503, retry_after=600)], ids=["429", "503"])
-def test_a_host_that_wants_to_be_left_alone_for_long_is_not_waited_for(place: Place, fault: Fault, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "fault", [status(429, retry_after=600), status(503, retry_after=600)], ids=["429", "503"]
+)
+def test_a_host_that_wants_to_be_left_alone_for_long_is_not_waited_for(
+    place: Place, fault: Fault, tmp_path: Path
+) -> None:
     """A runner is paid by the minute."""
     told = tell(place, tmp_path, fault)
 
@@ -309,7 +405,9 @@ def test_how_long_a_host_wants_to_be_left_alone_is_said(tmp_path: Path) -> None:
 
 def test_githubs_other_limit_is_not_taken_for_a_missing_permission(tmp_path: Path) -> None:
     """It is a 403 as well, and a reader who edits the workflow's permissions for it is led astray."""
-    told = [tell(place, tmp_path, secondary_limit(600)) for place in PLACES if place.kind == "github"]
+    told = [
+        tell(place, tmp_path, secondary_limit(600)) for place in PLACES if place.kind == "github"
+    ]
 
     assert all("secondary rate limit" in one.trouble and AGAIN in one.trouble for one in told)
     assert not [one for one in told if "permissions" in one.trouble]
@@ -317,7 +415,9 @@ def test_githubs_other_limit_is_not_taken_for_a_missing_permission(tmp_path: Pat
 
 def test_a_host_that_stays_broken_is_given_up_within_the_time(tmp_path: Path) -> None:
     """Tries are bounded by the clock, whatever their number."""
-    for place, told in at_once(lambda place: tell(place, tmp_path, *[status(503)] * 50, within_s=3), PLACES):
+    for place, told in at_once(
+        lambda place: tell(place, tmp_path, *[status(503)] * 50, within_s=3), PLACES
+    ):
         assert told.took_s < 4, place
         assert "503: Service Unavailable" in told.trouble, place
         assert AGAIN in told.trouble, place
@@ -336,13 +436,22 @@ def test_a_host_that_is_not_there_is_said_to_be_not_there(kind: str, tmp_path: P
 
     assert told == []
     assert "no answer: ConnectionRefusedError" in troubles[0]
-    assert all(trouble.startswith(f"{NAMES[kind]}: the ") and "remedy: " in trouble for trouble in troubles)
-    assert [surface for surface in of.surfaces if f"the {surface} " not in "\n".join(troubles)] == []
+    assert all(
+        trouble.startswith(f"{NAMES[kind]}: the ") and "remedy: " in trouble for trouble in troubles
+    )
+    assert [
+        surface for surface in of.surfaces if f"the {surface} " not in "\n".join(troubles)
+    ] == []
 
 
 # Cut: repeated where that does no harm.
 
-CUTS = (cut(), cut(served=True), cut(1), cut(10))  # without an answer, done or not; and in the middle of one
+CUTS = (
+    cut(),
+    cut(served=True),
+    cut(1),
+    cut(10),
+)  # without an answer, done or not; and in the middle of one
 
 
 def test_a_request_that_may_be_repeated_is_repeated_when_its_answer_is_lost(tmp_path: Path) -> None:
@@ -351,7 +460,9 @@ def test_a_request_that_may_be_repeated_is_repeated_when_its_answer_is_lost(tmp_
 
     found = at_once(lambda case: tell(case[0], tmp_path, case[1]), cases)
 
-    assert [(case, told) for case, told in found if not (told.complete_at(case[0]) and told.asked == 2)] == []
+    assert [
+        (case, told) for case, told in found if not (told.complete_at(case[0]) and told.asked == 2)
+    ] == []
 
 
 def test_a_comment_whose_answer_was_lost_is_not_posted_twice(tmp_path: Path) -> None:
@@ -360,16 +471,26 @@ def test_a_comment_whose_answer_was_lost_is_not_posted_twice(tmp_path: Path) -> 
 
     found = at_once(lambda case: tell(case[0], tmp_path, case[1]), cases)
 
-    assert [(case, told) for case, told in found if not (told.complete_at(case[0]) and told.asked == 2 - case[1].served)] == []
+    assert [
+        (case, told)
+        for case, told in found
+        if not (told.complete_at(case[0]) and told.asked == 2 - case[1].served)
+    ] == []
 
 
 def test_a_comment_is_sent_again_only_once(tmp_path: Path) -> None:
     """After that nobody knows, and it is said."""
-    cases = [(place, twice) for place in COMMENTS for twice in ((cut(), cut()), (cut(), cut(served=True)))]
+    cases = [
+        (place, twice)
+        for place in COMMENTS
+        for twice in ((cut(), cut()), (cut(), cut(served=True)))
+    ]
 
     for (place, twice), told in at_once(lambda case: tell(case[0], tmp_path, *case[1]), cases):
         assert (told.surfaces, told.asked) == (place.others, 2), (place, twice)
-        assert f"{NAMES[place.kind]}: the {place.surface} was not taken: no answer: " in told.trouble
+        assert (
+            f"{NAMES[place.kind]}: the {place.surface} was not taken: no answer: " in told.trouble
+        )
         assert "remedy: " in told.trouble
         assert len(told.comments) <= 1, (place, twice)
 
@@ -380,7 +501,10 @@ def test_a_check_run_whose_answer_was_lost_is_not_made_twice(fault: Fault, tmp_p
     told = tell(CHECK_RUN, tmp_path, fault)
 
     assert told.asked == 1
-    assert told.complete_at(CHECK_RUN) or "GitHub: the check run was not taken: no answer: " in told.trouble
+    assert (
+        told.complete_at(CHECK_RUN)
+        or "GitHub: the check run was not taken: no answer: " in told.trouble
+    )
 
 
 class ForgetfulBitbucket(FakeBitbucket):
@@ -394,7 +518,9 @@ class ForgetfulBitbucket(FakeBitbucket):
         return answer if self.forgets < 0 else Answer(504, "<html><h1>Gateway Time-out</h1></html>")
 
 
-def test_a_comment_that_a_gateway_gave_up_on_is_looked_for_before_it_is_sent_again(tmp_path: Path) -> None:
+def test_a_comment_that_a_gateway_gave_up_on_is_looked_for_before_it_is_sent_again(
+    tmp_path: Path,
+) -> None:
     """500, 502 and 504 do not say that nothing was done."""
     place = COMMENTS[0]
 
@@ -410,7 +536,9 @@ def test_an_answer_that_does_not_come_holds_nobody_up(tmp_path: Path) -> None:
     """Late, or a byte at a time, in which no single read ever times out."""
     cases = [(place, fault) for place in PLACES for fault in (slow(30), trickle(0.1))]
 
-    for (place, fault), told in at_once(lambda case: tell(case[0], tmp_path, case[1], within_s=2), cases):
+    for (place, fault), told in at_once(
+        lambda case: tell(case[0], tmp_path, case[1], within_s=2), cases
+    ):
         said = "\n".join(told.troubles)
         assert told.took_s < 4, (place, fault)
         assert place.surface not in told.surfaces, (place, fault)
@@ -427,14 +555,20 @@ def test_what_there_was_no_time_left_for_is_named_too(kind: str, tmp_path: Path)
     told = tell(first, tmp_path, slow(30), within_s=1)
 
     said = "\n".join(told.troubles)
-    assert [surface for surface in KINDS[kind].surfaces if surface not in told.surfaces and f"the {surface} " not in said] == []
+    assert [
+        surface
+        for surface in KINDS[kind].surfaces
+        if surface not in told.surfaces and f"the {surface} " not in said
+    ] == []
 
 
 def test_an_answer_that_comes_late_but_in_time_is_taken(tmp_path: Path) -> None:
     """Hosts under load answer in seconds."""
     found = at_once(lambda place: tell(place, tmp_path, slow(1)), PLACES)
 
-    assert [(place, told) for place, told in found if not (told.complete_at(place) and told.asked == 1)] == []
+    assert [
+        (place, told) for place, told in found if not (told.complete_at(place) and told.asked == 1)
+    ] == []
 
 
 # Nonsense.
@@ -444,7 +578,9 @@ READS = [place.read for place in (*COMMENTS, CHECK_RUN)]
 
 
 @each_place
-def test_garbage_where_an_answer_should_be_takes_nothing_with_it(place: Place, tmp_path: Path) -> None:
+def test_garbage_where_an_answer_should_be_takes_nothing_with_it(
+    place: Place, tmp_path: Path
+) -> None:
     """It said that it was a success: where no more is needed of it, it was one."""
     told = tell(place, tmp_path, garbage())
 
@@ -458,18 +594,38 @@ def test_garbage_where_a_list_should_be_is_shown(place: Place, tmp_path: Path) -
     told = tell(place, tmp_path, garbage())
 
     assert told.surfaces == place.others
-    assert f"{NAMES[place.kind]}: the {place.surface} was not taken: it answered 200 with something that is no JSON: " in told.trouble
+    assert (
+        f"{NAMES[place.kind]}: the {place.surface} was not taken: it answered 200 with something that is no JSON: "
+        in told.trouble
+    )
     assert "whatever this is" in told.trouble
     assert AGAIN in told.trouble
 
 
 @pytest.mark.parametrize(
-    "body", ["null", "[]", "{}", "[null]", '"text"', "3", '{"values": null}', '{"check_runs": null}', '{"check_runs": [3]}']
+    "body",
+    [
+        "null",
+        "[]",
+        "{}",
+        "[null]",
+        '"text"',
+        "3",
+        '{"values": null}',
+        '{"check_runs": null}',
+        '{"check_runs": [3]}',
+    ],
 )
 @pytest.mark.parametrize("place", READS, ids=str)
-def test_json_of_another_shape_takes_nothing_with_it(place: Place, body: str, tmp_path: Path) -> None:
+def test_json_of_another_shape_takes_nothing_with_it(
+    place: Place, body: str, tmp_path: Path
+) -> None:
     """An API changes, or a company's gateway answers for it: nothing at all, or a trouble that says what to do."""
-    told = tell(place, tmp_path, Fault(code=200, body=body, headers={"Content-Type": "application/json"}, served=False))
+    told = tell(
+        place,
+        tmp_path,
+        Fault(code=200, body=body, headers={"Content-Type": "application/json"}, served=False),
+    )
 
     assert [surface for surface in told.surfaces if surface != place.surface] == place.others
     for trouble in told.troubles:
@@ -540,30 +696,62 @@ def test_a_door_that_does_not_exist_is_said(sender: Sender) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ('{"type":"error","error":{"message":"No","detail":"The scope is missing."}}', "No; The scope is missing."),
-        ('{"type":"error","error":{"message":"No","fields":{"url":["a","b"],"key":["c"]}}}', "No; url: a, b; key: c"),
-        ('{"code":400,"message":"Bulk upload supports a maximum of /100."}', "Bulk upload supports a maximum of /100."),
-        ('{"key":"report-service.general.bad-request","message":"Too long.","arguments":{}}', "Too long."),
-        ('{"message":"Bad credentials","documentation_url":"https://docs.github.com/rest","status":"401"}', "Bad credentials"),
+        (
+            '{"type":"error","error":{"message":"No","detail":"The scope is missing."}}',
+            "No; The scope is missing.",
+        ),
+        (
+            '{"type":"error","error":{"message":"No","fields":{"url":["a","b"],"key":["c"]}}}',
+            "No; url: a, b; key: c",
+        ),
+        (
+            '{"code":400,"message":"Bulk upload supports a maximum of /100."}',
+            "Bulk upload supports a maximum of /100.",
+        ),
+        (
+            '{"key":"report-service.general.bad-request","message":"Too long.","arguments":{}}',
+            "Too long.",
+        ),
+        (
+            '{"message":"Bad credentials","documentation_url":"https://docs.github.com/rest","status":"401"}',
+            "Bad credentials",
+        ),
         ('{"message":"401 Unauthorized"}', "401 Unauthorized"),
         ('{"error":"pipeline_id is missing"}', "pipeline_id is missing"),
         ('{"message":{"target_url":["is blocked"]}}', "target_url: is blocked"),
-        ('{"error":"invalid_token","error_description":"Token is expired."}', "invalid_token; Token is expired."),
+        (
+            '{"error":"invalid_token","error_description":"Token is expired."}',
+            "invalid_token; Token is expired.",
+        ),
         ('{"message":"<h1>Bad <b>Request</b></h1>"}', "Bad Request"),
-        ("<html><head><style>p {color: red}</style><script>x()</script></head><body><h1>Bad\n Gateway</h1></body></html>", "Bad Gateway"),
+        (
+            "<html><head><style>p {color: red}</style><script>x()</script></head><body><h1>Bad\n Gateway</h1></body></html>",
+            "Bad Gateway",
+        ),
         ("Retry later\n", "Retry later"),
         ("", "no reason was given"),
         ("<html></html>", "no reason was given"),
         ("\x1b[31mred\x1b[0m \x07", "red"),
     ],
-)  # fmt: skip
+)
 def test_a_refusal_is_shown_in_the_hosts_words_alone(body: str, said: str) -> None:
     """One line that a person can search for: no braces of JSON, no tags, no control characters."""
     assert shown(body) == said
 
 
 @pytest.mark.parametrize(
-    "body", ["null", "[]", "3", "{}", '{"error": null}', '{"error": []}', '{"error": {"fields": 3}}', "[[[", "{" * 5000]
+    "body",
+    [
+        "null",
+        "[]",
+        "3",
+        "{}",
+        '{"error": null}',
+        '{"error": []}',
+        '{"error": {"fields": 3}}',
+        "[[[",
+        "{" * 5000,
+    ],
 )
 def test_whatever_a_refusal_is_it_is_shown_in_a_line(body: str) -> None:
     """What cannot be understood is shown as it is, cut."""
@@ -584,7 +772,10 @@ def test_a_refusal_keeps_its_status_and_its_body() -> None:
     problem = refusal(Response(status=400, text='{"message":"Cannot transition status via :run"}'))
 
     assert str(problem) == "400: Cannot transition status via :run"
-    assert (problem.status, problem.body) == (400, '{"message":"Cannot transition status via :run"}')
+    assert (problem.status, problem.body) == (
+        400,
+        '{"message":"Cannot transition status via :run"}',
+    )
 
 
 @pytest.mark.parametrize(
@@ -606,12 +797,21 @@ def test_a_refusal_keeps_its_status_and_its_body() -> None:
 )
 def test_how_long_a_host_asks_to_wait(code: int, header: str, seconds: float | None) -> None:
     """In seconds or as a date; what is neither is not a wish."""
-    assert _retry_after(Response(status=code, text="", headers={"retry-after": header} if header else {})) == seconds
+    assert (
+        _retry_after(
+            Response(status=code, text="", headers={"retry-after": header} if header else {})
+        )
+        == seconds
+    )
 
 
 def test_a_date_to_wait_for_is_counted_from_now() -> None:
     """To the second, as dates have no more."""
-    asked = _retry_after(Response(status=429, text="", headers={"retry-after": formatdate(time.time() + 30, usegmt=True)}))
+    asked = _retry_after(
+        Response(
+            status=429, text="", headers={"retry-after": formatdate(time.time() + 30, usegmt=True)}
+        )
+    )
 
     assert asked is not None
     assert 28 <= asked <= 30

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli, options
-from harness.errors import HarnessError
-from harness.model import Settings
+from pytest_gpu_cluster import cli, options
+from pytest_gpu_cluster.contract.errors import HarnessError
+from pytest_gpu_cluster.contract.model import Settings
 from tests.benchmarks.bench import load, table, with_table
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
@@ -24,7 +24,12 @@ def blocks(language: str) -> list[str]:
     return [text for kind, text in BLOCKS if kind == language]
 
 
-COMMANDS = [shlex.split(line, comments=True) for text in blocks("bash") for line in text.splitlines() if line.strip()]
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for text in blocks("bash")
+    for line in text.splitlines()
+    if line.strip()
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -33,7 +38,9 @@ def test_a_command_exists(command: list[str], repository: Path) -> None:
     tool, *arguments = command
     match tool:
         case "make":
-            assert re.search(rf"^{arguments[0]}:", (repository / "Makefile").read_text("utf-8"), re.MULTILINE)
+            assert re.search(
+                rf"^{arguments[0]}:", (repository / "Makefile").read_text("utf-8"), re.MULTILINE
+            )
         case "pip":
             extras = set(re.findall(r"\[(\w+)\]", arguments[-1]))
             project = tomllib.loads((repository / "pyproject.toml").read_text("utf-8"))["project"]
@@ -78,7 +85,10 @@ def rows_below(heading: str) -> list[list[str]]:
 def test_every_setting_is_in_the_table() -> None:
     """A key that is not there does not exist for a reader; one that is only there does not exist at all."""
     shown = [cells[0].strip("`") for cells in rows_below("Settings")]
-    fields = [field.name.replace("_", "-").replace("local-python", "local.python") for field in dataclasses.fields(Settings)]
+    fields = [
+        field.name.replace("_", "-").replace("local-python", "local.python")
+        for field in dataclasses.fields(Settings)
+    ]
 
     assert shown == fields
 
@@ -94,11 +104,21 @@ def test_defaults_are_those_of_the_code() -> None:
 
 def test_every_fixture_is_in_the_table(repository: Path) -> None:
     """What the plugin offers is what it imports from the quarantine."""
-    plugin = ast.parse((repository / "harness" / "plugin.py").read_text("utf-8"))
-    imports = [n for n in ast.walk(plugin) if isinstance(n, ast.ImportFrom) and n.module == "harness.remote.fixtures"]
+    plugin = ast.parse(
+        (repository / "harness" / "pytest_gpu_cluster" / "plugin.py").read_text("utf-8")
+    )
+    imports = [
+        n
+        for n in ast.walk(plugin)
+        if isinstance(n, ast.ImportFrom) and n.module == "pytest_gpu_cluster.fixtures"
+    ]
     offered = {alias.name for each in imports for alias in each.names if alias.name.islower()}
 
-    assert {name for cells in rows_below("Marks and fixtures") for name in re.findall(r"`(\w+)`", cells[0])} == offered
+    assert {
+        name
+        for cells in rows_below("Marks and fixtures")
+        for name in re.findall(r"`(\w+)`", cells[0])
+    } == offered
 
 
 def test_exit_codes_are_those_of_the_errors() -> None:
@@ -106,12 +126,17 @@ def test_exit_codes_are_those_of_the_errors() -> None:
     shown = {cells[0]: int(cells[3]) for cells in rows_below("Failures and exit codes")}
     own = {each.failure_class: each.exit_code for each in HarnessError.__subclasses__()}
 
-    assert {name: code for name, code in own.items() if name != "request"} == {n: c for n, c in shown.items() if c > 1}
+    assert {name: code for name, code in own.items() if name != "request"} == {
+        n: c for n, c in shown.items() if c > 1
+    }
 
 
 def test_links_lead_somewhere(repository: Path) -> None:
     """To a file of the repository or a heading of the README."""
-    headings = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", README, re.M)}
+    headings = {
+        re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-")
+        for h in re.findall(r"^#+ (.+)$", README, re.M)
+    }
     for target in re.findall(r"\]\(([^)]+)\)", README):
         if target.startswith("#"):
             assert target[1:] in headings
@@ -137,7 +162,11 @@ def test_the_first_screen_has_what_a_newcomer_needs() -> None:
 def test_every_row_of_the_hosts_table_names_a_test(repository: Path) -> None:
     """A table that nobody holds to account becomes a wish."""
     text = (repository / "docs" / "ci.md").read_text()
-    rows = [line.split("|") for line in text.splitlines() if re.match(r"\| (Bitbucket|GitHub|GitLab|any other) ", line)]
+    rows = [
+        line.split("|")
+        for line in text.splitlines()
+        if re.match(r"\| (Bitbucket|GitHub|GitLab|any other) ", line)
+    ]
     tests = "\n".join(path.read_text() for path in (repository / "tests").rglob("test_*.py"))
 
     assert len(rows) >= 15

@@ -14,7 +14,14 @@ from tests.replay_rig import Outcome, Scenario, compare, run
 from tests.replay_scenarios import MIXED_FILES, PASS, SCENARIOS
 
 PARTS = ("exitcode", "out", "err", "junit", "cache")
-FAST = ("b01_failure", "b02_exitfirst", "b04_collection_error", "b07_bad_nodeid", "b09_exit_in_test", "b10_keyboard_interrupt")
+FAST = (
+    "b01_failure",
+    "b02_exitfirst",
+    "b04_collection_error",
+    "b07_bad_nodeid",
+    "b09_exit_in_test",
+    "b10_keyboard_interrupt",
+)
 XML = ("--junitxml=junit.xml",)
 
 
@@ -29,7 +36,9 @@ def same(scenario: Scenario, home: Path) -> tuple[Outcome, Outcome]:
 
 def statuses(outcome: Outcome) -> list[str]:
     """The `-v` lines that give a test its status, without progress, in any order."""
-    found = re.findall(r"^\S+\.py::.*(?:PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", outcome.out, re.MULTILINE)
+    found = re.findall(
+        r"^\S+\.py::.*(?:PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", outcome.out, re.MULTILINE
+    )
     return sorted(found)
 
 
@@ -43,7 +52,9 @@ def test_with_two_workers_every_test_has_one_status_and_the_counts_add_up(tmp_pa
     """Reports of several tests that interleave would print stray lines; each test is replayed at once."""
     args = ("-v", "-p", "no:cacheprovider", *XML)
     plain = run(Scenario(files=MIXED_FILES, args=args), tmp_path / "plain", replayed=False)
-    replayed = run(Scenario(files=MIXED_FILES, args=args, workers=2), tmp_path / "replayed", replayed=True)
+    replayed = run(
+        Scenario(files=MIXED_FILES, args=args, workers=2), tmp_path / "replayed", replayed=True
+    )
 
     assert replayed.exitcode == plain.exitcode == 1
     assert statuses(replayed) == statuses(plain)
@@ -53,7 +64,9 @@ def test_with_two_workers_every_test_has_one_status_and_the_counts_add_up(tmp_pa
 
 def test_a_stand_in_keeps_module_fixtures_and_a_late_error_is_not_lost(tmp_path: Path) -> None:
     """No test is held back to know its successor, yet a module's fixture is set up once and its teardown error is counted."""
-    ups = tmp_path / "ups"  # not on stdout: an error at teardown shows the output of its test's setup once more
+    ups = (
+        tmp_path / "ups"
+    )  # not on stdout: an error at teardown shows the output of its test's setup once more
     files = {
         "test_a.py": "import pytest\n@pytest.fixture(scope='module')\n"
         f"def m():\n    open({str(ups)!r}, 'a').write('up ')\n    yield\n    raise ValueError('late')\n"
@@ -69,7 +82,9 @@ def test_a_stand_in_keeps_module_fixtures_and_a_late_error_is_not_lost(tmp_path:
 
 def test_an_id_that_a_worker_does_not_find_is_that_tests_error(tmp_path: Path) -> None:
     """xdist refuses the whole run when two processes order a set differently."""
-    files = {"test_s.py": "import os, pytest\n@pytest.mark.parametrize('x', [str(os.getpid())])\ndef test_s(x): pass\ndef test_t(): pass\n"}
+    files = {
+        "test_s.py": "import os, pytest\n@pytest.mark.parametrize('x', [str(os.getpid())])\ndef test_s(x): pass\ndef test_t(): pass\n"
+    }
     outcome = run(Scenario(files=files), tmp_path, replayed=True)
 
     assert outcome.exitcode == 1
@@ -78,11 +93,19 @@ def test_an_id_that_a_worker_does_not_find_is_that_tests_error(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("where", "line"), [("call", "def test_die(): os.abort()"), ("setup", "@pytest.fixture\ndef f(): os._exit(3)\ndef test_die(f): pass")]
+    ("where", "line"),
+    [
+        ("call", "def test_die(): os.abort()"),
+        ("setup", "@pytest.fixture\ndef f(): os._exit(3)\ndef test_die(f): pass"),
+    ],
 )
-def test_a_process_that_dies_is_one_failure_and_the_others_run(tmp_path: Path, where: str, line: str) -> None:
+def test_a_process_that_dies_is_one_failure_and_the_others_run(
+    tmp_path: Path, where: str, line: str
+) -> None:
     """The right word in the terminal, the right element in JUnit, and nobody else's result lost."""
-    files = {"test_d.py": f"import os, pytest\ndef test_before(): pass\n{line}\ndef test_after(): pass\n"}
+    files = {
+        "test_d.py": f"import os, pytest\ndef test_before(): pass\n{line}\ndef test_after(): pass\n"
+    }
     outcome = run(Scenario(files=files, args=XML), tmp_path, replayed=True)
 
     assert outcome.exitcode == 1
@@ -94,7 +117,9 @@ def test_a_process_that_dies_is_one_failure_and_the_others_run(tmp_path: Path, w
 
 def test_the_end_that_never_comes_is_never_0(tmp_path: Path) -> None:
     """A stream that is cut after the last test looks like success, unless its end is asked for."""
-    outcome = run(Scenario(files=PASS, env={"RIG_CUT": "session_finished"}), tmp_path, replayed=True)
+    outcome = run(
+        Scenario(files=PASS, env={"RIG_CUT": "session_finished"}), tmp_path, replayed=True
+    )
 
     assert outcome.exitcode == 3
     assert "before the end" in outcome.out
@@ -115,13 +140,19 @@ def test_nothing_of_the_user_is_imported_here(tmp_path: Path) -> None:
     files = {"conftest.py": spy, "test_a.py": f"{spy}def test_a(): pass\n"}
     seen = tmp_path / "seen"
     seen.mkdir()
-    outcome = run(Scenario(files=files, env={"SEEN": str(seen), "RIG_ALONE": "1"}), tmp_path, replayed=True)
+    outcome = run(
+        Scenario(files=files, env={"SEEN": str(seen), "RIG_ALONE": "1"}), tmp_path, replayed=True
+    )
 
     assert outcome.exitcode == 0
-    assert [path.name for path in seen.iterdir()] == re.findall(r"RIG_PID=(\d+)", outcome.raw), "only children of the client"
+    assert [path.name for path in seen.iterdir()] == re.findall(r"RIG_PID=(\d+)", outcome.raw), (
+        "only children of the client"
+    )
 
 
-def test_an_attribute_that_cannot_be_serialised_is_one_warning_and_no_lost_test(tmp_path: Path) -> None:
+def test_an_attribute_that_cannot_be_serialised_is_one_warning_and_no_lost_test(
+    tmp_path: Path,
+) -> None:
     """pytest-bdd and others put objects on reports; under xdist the session dies of it."""
     conftest = """
 import pytest

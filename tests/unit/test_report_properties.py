@@ -16,21 +16,71 @@ import xmlschema
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from harness.model import NOT_TESTS, Delta, Problem, Report, Result
-from harness.remote.masking import masker
-from harness.report import delta, junit, words
+from pytest_gpu_cluster.contract.masking import masker
+from pytest_gpu_cluster.contract.model import NOT_TESTS, Delta, Problem, Report, Result
+from pytest_gpu_cluster.report import delta, junit, render
 from tests.hosts.markdown import rendered
 from tests.hosts.readers import XSD
 
-SCHEMAS = {strict: xmlschema.XMLSchema(XSD / f"{kind}.xsd") for strict, kind in ((False, "enriched"), (True, "xunit2"))}
-SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+SCHEMAS = {
+    strict: xmlschema.XMLSchema(XSD / f"{kind}.xsd")
+    for strict, kind in ((False, "enriched"), (True, "xunit2"))
+}
+SLOW = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 
 # --- reports ----------------------------------------------------------------------------------------------------------
 
 NASTY = (
-    *("", " ", "\n", "\t", "\r\n", "\x00", "\x1b[31mred\x1b[0m", "\x85", "\u2028", "\ud800", "\udce9", "\ufffe", "\U0001ffff", "\u202e"),
-    *("]]>", "<![CDATA[", "&amp;", "&#0;", "</failure>", "</testcase><testcase>", "<?xml?>", "<!-- -->", "<img src=x onerror=y>", "<b>"),
-    *("`", "``", "```", "````", "~~~", "```\n# x\n```", "|", "\\", "*", "**", "_", "__", "#", ">", "- ", "1. ", "---", "    "),
+    *(
+        "",
+        " ",
+        "\n",
+        "\t",
+        "\r\n",
+        "\x00",
+        "\x1b[31mred\x1b[0m",
+        "\x85",
+        "\u2028",
+        "\ud800",
+        "\udce9",
+        "\ufffe",
+        "\U0001ffff",
+        "\u202e",
+    ),
+    *(
+        "]]>",
+        "<![CDATA[",
+        "&amp;",
+        "&#0;",
+        "</failure>",
+        "</testcase><testcase>",
+        "<?xml?>",
+        "<!-- -->",
+        "<img src=x onerror=y>",
+        "<b>",
+    ),
+    *(
+        "`",
+        "``",
+        "```",
+        "````",
+        "~~~",
+        "```\n# x\n```",
+        "|",
+        "\\",
+        "*",
+        "**",
+        "_",
+        "__",
+        "#",
+        ">",
+        "- ",
+        "1. ",
+        "---",
+        "    ",
+    ),
     *(
         "@everyone",
         "@team/x",
@@ -39,14 +89,32 @@ NASTY = (
         "https://evil.example/",
         "<https://evil.example>",
     ),
-    *("::error::x", "##[error]x", "/approve", "#1", "GH-1", "!1", ":smile:", "[[ATTACHMENT|/etc/passwd]]", "test (teardown)", "x #2"),
+    *(
+        "::error::x",
+        "##[error]x",
+        "/approve",
+        "#1",
+        "GH-1",
+        "!1",
+        ":smile:",
+        "[[ATTACHMENT|/etc/passwd]]",
+        "test (teardown)",
+        "x #2",
+    ),
 )
-ANY = st.text(st.characters(codec=None) | st.sampled_from("\x00\x1b\t\n\r\x85\ud800\udce9\ufffe`|<&]"), max_size=30)  # lone surrogates too
+ANY = st.text(
+    st.characters(codec=None) | st.sampled_from("\x00\x1b\t\n\r\x85\ud800\udce9\ufffe`|<&]"),
+    max_size=30,
+)  # lone surrogates too
 TEXT = st.one_of(
-    ANY, st.sampled_from(NASTY), st.lists(st.sampled_from(NASTY) | ANY, max_size=6).map("".join),
+    ANY,
+    st.sampled_from(NASTY),
+    st.lists(st.sampled_from(NASTY) | ANY, max_size=6).map("".join),
     st.builds(lambda text, times: text * times, ANY, st.integers(1, 500)),
-)  # fmt: skip
-FILES = st.sampled_from(["", "test_a.py", "services/ml/tests/test_é x.py", ".hidden/test_b.py", "a/b|c`d/test_@e.py"])
+)
+FILES = st.sampled_from(
+    ["", "test_a.py", "services/ml/tests/test_é x.py", ".hidden/test_b.py", "a/b|c`d/test_@e.py"]
+)
 CLASSES = ("test", "crash", "timeout", *NOT_TESTS)
 
 
@@ -76,7 +144,10 @@ def reports(text: st.SearchStrategy[str]) -> st.SearchStrategy[Report]:
         reruns=st.integers(0, 2),
     )
     good = result(outcome=st.sampled_from(["passed", "skipped", "xfailed", "xpassed"]))
-    bad = result(outcome=st.sampled_from(["failed", "error"]), problems=st.lists(problems, min_size=1, max_size=3).map(tuple))
+    bad = result(
+        outcome=st.sampled_from(["failed", "error"]),
+        problems=st.lists(problems, min_size=1, max_size=3).map(tuple),
+    )
     deltas = st.builds(
         Delta,
         branch=text,
@@ -92,7 +163,9 @@ def reports(text: st.SearchStrategy[str]) -> st.SearchStrategy[Report]:
         Report,
         session=st.just("20260101-120000-abcd"),
         suite=st.just("gpu-cluster"),
-        verdict=st.sampled_from(["running", "passed", "failed", "cancelled", "request", *NOT_TESTS]),
+        verdict=st.sampled_from(
+            ["running", "passed", "failed", "cancelled", "request", *NOT_TESTS]
+        ),
         message=st.just("") | text,
         remedy=text,
         duration_s=st.floats(0, 1e6),
@@ -117,15 +190,34 @@ def tuples(text: st.SearchStrategy[str]) -> st.SearchStrategy[tuple[str, ...]]:
 
 def consistent(report: Report) -> Report:
     bad = any(result.problems for result in report.results)
-    return dataclasses.replace(report, verdict="failed" if bad and report.verdict == "passed" else report.verdict)
+    return dataclasses.replace(
+        report, verdict="failed" if bad and report.verdict == "passed" else report.verdict
+    )
 
 
 def one(**said: Any) -> Report:
     """A report of one failed test, with these texts."""
-    problem = Problem(when="call", failure_class="test", message=said.pop("message", "no"), text=said.pop("text", "no"))
-    result = Result(**{"nodeid": "t.py::t", "file": "t.py", "line": 1, "classname": "t", "name": "t", "outcome": "failed",
-                       "problems": (problem,), **said})  # fmt: skip
-    return Report(session="20260101-120000-abcd", suite="gpu-cluster", verdict="failed", results=(result,))
+    problem = Problem(
+        when="call",
+        failure_class="test",
+        message=said.pop("message", "no"),
+        text=said.pop("text", "no"),
+    )
+    result = Result(
+        **{
+            "nodeid": "t.py::t",
+            "file": "t.py",
+            "line": 1,
+            "classname": "t",
+            "name": "t",
+            "outcome": "failed",
+            "problems": (problem,),
+            **said,
+        }
+    )
+    return Report(
+        session="20260101-120000-abcd", suite="gpu-cluster", verdict="failed", results=(result,)
+    )
 
 
 # --- JUnit ------------------------------------------------------------------------------------------------------------
@@ -155,7 +247,10 @@ def test_every_problem_is_one_case_of_its_own(report: Report, strict: bool) -> N
     expected = 1 if alone else len(problems) or int(report.verdict != "passed")
 
     assert len(bad) == expected
-    assert all(len([child for child in case if child.tag in ("failure", "error", "skipped")]) <= 1 for case in cases)
+    assert all(
+        len([child for child in case if child.tag in ("failure", "error", "skipped")]) <= 1
+        for case in cases
+    )
     assert (report.verdict == "passed") == (not bad)
     assert len({(case.get("classname"), case.get("name")) for case in cases}) == len(cases)
     for child, problem in zip(bad, problems, strict=True) if not alone and problems else ():
@@ -175,7 +270,10 @@ def test_no_two_cases_have_one_name(named: list[tuple[str, str]]) -> None:
     blank = Result(nodeid="t.py::t", file="t.py", line=1, classname="c", name="", outcome="passed")
     results = [
         dataclasses.replace(
-            blank, name=name, outcome="error" if kind else "passed", problems=(problem,) * (2 if kind == "twice" else bool(kind))
+            blank,
+            name=name,
+            outcome="error" if kind else "passed",
+            problems=(problem,) * (2 if kind == "twice" else bool(kind)),
         )
         for name, kind in named
     ]
@@ -197,7 +295,9 @@ def open_fence(text: str) -> str:
         found = re.fullmatch(r" {0,3}(`{3,}|~{3,})(.*)", line)
         if found and not mark:
             mark = found[1] if found[1][0] == "~" or "`" not in found[2] else ""
-        elif found and found[1][0] == mark[0] and len(found[1]) >= len(mark) and not found[2].strip():
+        elif (
+            found and found[1][0] == mark[0] and len(found[1]) >= len(mark) and not found[2].strip()
+        ):
             mark = ""
     return mark
 
@@ -208,7 +308,7 @@ def open_fence(text: str) -> str:
 @SLOW
 def test_markdown_fits_and_leaves_no_code_open(report: Report, limit: int) -> None:
     """A host refuses a comment that is too long; what follows an open block in it, others wrote."""
-    text = words.markdown(report, limit=limit)
+    text = render.markdown(report, limit=limit)
 
     assert len(text) <= limit
     assert open_fence(text) == ""
@@ -241,7 +341,21 @@ MARKS = (
         "](",
         ")",
     ),
-    *("<", ">", "!", "&", "@", ":", "https://", "<img src=x>", "<!--", "-->", "<details>", "---", "==="),
+    *(
+        "<",
+        ">",
+        "!",
+        "&",
+        "@",
+        ":",
+        "https://",
+        "<img src=x>",
+        "<!--",
+        "-->",
+        "<details>",
+        "---",
+        "===",
+    ),
 )
 MARKED = st.lists(st.sampled_from(MARKS) | GREEK, max_size=8).map("".join)
 
@@ -269,14 +383,33 @@ class Outside(HTMLParser):
 @given(reports(MARKED), st.integers(200, 3_000) | st.just(70_000))
 @example(one(nodeid="", message="`@α`"), 70_000)
 @example(one(text="a\n```\n@α\n~~~\n````\n@β"), 70_000)
-@example(dataclasses.replace(one(), delta=Delta(branch="", session="", newly_failing=("", "α`@β"))), 70_000)
+@example(
+    dataclasses.replace(one(), delta=Delta(branch="", session="", newly_failing=("", "α`@β"))),
+    70_000,
+)
 @SLOW
-def test_nothing_that_a_test_says_becomes_a_link_a_mention_or_html(report: Report, limit: int) -> None:
+def test_nothing_that_a_test_says_becomes_a_link_a_mention_or_html(
+    report: Report, limit: int
+) -> None:
     """A pull request from a fork could else write what it likes in our name; only our own words stand outside of code."""
     page = Outside()
-    page.feed(rendered(words.markdown(report, limit=limit), tags=True))
+    page.feed(rendered(render.markdown(report, limit=limit), tags=True))
 
-    assert page.tags <= {"h3", "p", "strong", "code", "pre", "ul", "li", "table", "thead", "tbody", "tr", "th", "td"}
+    assert page.tags <= {
+        "h3",
+        "p",
+        "strong",
+        "code",
+        "pre",
+        "ul",
+        "li",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+    }
     assert not set("αβγδ@`[]<>&\\~!=") & set(page.text)
 
 
@@ -284,7 +417,7 @@ def test_nothing_that_a_test_says_becomes_a_link_a_mention_or_html(report: Repor
 @SLOW
 def test_the_headline_is_one_line(report: Report) -> None:
     """It goes into a status of a commit, a log line, a command of a CI host: none of them has room for a second line."""
-    headline = words.headline(report)
+    headline = render.headline(report)
 
     assert headline.strip()
     assert len(headline.splitlines()) == 1
@@ -295,15 +428,21 @@ def test_the_headline_is_one_line(report: Report) -> None:
 @SLOW
 def test_the_summary_is_json_and_survives_it(report: Report) -> None:
     """Other programs read it, and another process makes a report of it again."""
-    said, text = words.as_json(report), words.json_text(report)
+    said, text = render.as_json(report), render.json_text(report)
     read = json.loads(text)
 
     assert text.isascii()
     assert read == json.loads(json.dumps(said))
-    assert [each["nodeid"] for each in read["failures"]] == [paired(result.nodeid) for result in report.bad]
+    assert [each["nodeid"] for each in read["failures"]] == [
+        paired(result.nodeid) for result in report.bad
+    ]
     assert None not in read.values()
     assert "" not in read.values()
-    assert (read["verdict"], read["counts"], read["your_tests"]) == (report.verdict, report.counts, report.verdict not in NOT_TESTS)
+    assert (read["verdict"], read["counts"], read["your_tests"]) == (
+        report.verdict,
+        report.counts,
+        report.verdict not in NOT_TESTS,
+    )
 
 
 def paired(text: str) -> str:
@@ -318,7 +457,10 @@ def test_every_result_has_a_link_where_there_is_a_page(report: Report) -> None:
     """A file's name need not be UTF-8, and its bytes come as lone surrogates; a report must not end with a traceback because of it."""
     report = dataclasses.replace(report, link="https://gpu.example.com/s/1", own_page=True)
 
-    assert all(re.fullmatch(r"https://gpu\.example\.com/s/1#[\w.~%-]*", report.link_to(result), re.ASCII) for result in report.results)
+    assert all(
+        re.fullmatch(r"https://gpu\.example\.com/s/1#[\w.~%-]*", report.link_to(result), re.ASCII)
+        for result in report.results
+    )
 
 
 # --- secrets ------------------------------------------------------------------------------------------------------------
@@ -337,24 +479,46 @@ SECRET_NAMES = st.sampled_from(
     ]
 )
 PATHS = ("/", "http://", "https://", "file:", "s3://")
-SECRETS = st.text(st.characters(codec=None, exclude_characters="*"), min_size=8, max_size=40).filter(
-    lambda value: len(value.strip()) >= 8 and len(set(value.strip())) >= 4 and not value.strip().startswith(PATHS)
+SECRETS = st.text(
+    st.characters(codec=None, exclude_characters="*"), min_size=8, max_size=40
+).filter(
+    lambda value: (
+        len(value.strip()) >= 8
+        and len(set(value.strip())) >= 4
+        and not value.strip().startswith(PATHS)
+    )
 )
-ENVIRONS = st.dictionaries(SECRET_NAMES, SECRETS | st.lists(SECRETS, min_size=2, max_size=3).map("\n".join), min_size=1, max_size=4)
+ENVIRONS = st.dictionaries(
+    SECRET_NAMES,
+    SECRETS | st.lists(SECRETS, min_size=2, max_size=3).map("\n".join),
+    min_size=1,
+    max_size=4,
+)
 
 
 @given(ENVIRONS, st.data())
 @SLOW
 def test_a_masked_text_has_no_secret_in_it(environ: Mapping[str, str], data: st.DataObject) -> None:
     """However the text is put together: one secret after another, within a word, in two variables, with several lines."""
-    parts = data.draw(st.lists(st.sampled_from(sorted(environ.values())) | st.text(max_size=5), min_size=1, max_size=8))
+    parts = data.draw(
+        st.lists(
+            st.sampled_from(sorted(environ.values())) | st.text(max_size=5), min_size=1, max_size=8
+        )
+    )
     masked = masker(environ)("".join(parts))
 
     assert not [value for value in environ.values() if value in masked]
 
 
-KEYS = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", min_size=40, max_size=40).filter(
-    lambda key: len(set(key)) >= 16 and re.search("[0-9]", key) and re.search("[A-Z]", key) and re.search("[a-z]", key)
+KEYS = st.text(
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", min_size=40, max_size=40
+).filter(
+    lambda key: (
+        len(set(key)) >= 16
+        and re.search("[0-9]", key)
+        and re.search("[A-Z]", key)
+        and re.search("[a-z]", key)
+    )
 )
 
 
@@ -381,10 +545,19 @@ def test_masking_changes_nothing_else(environ: Mapping[str, str], text: str) -> 
 def test_a_masked_report_makes_a_valid_file(report: Report, secret: str, strict: bool) -> None:
     """A secret may look like a tag, or half of one."""
     mask = masker({"A_TOKEN": secret})
-    results = [dataclasses.replace(result, name=mask(f"test_{secret}_{result.name}"), output=mask(secret * 2)) for result in report.results]
-    root = ET.fromstring(junit.write(dataclasses.replace(report, results=tuple(results)), strict=strict))
+    results = [
+        dataclasses.replace(
+            result, name=mask(f"test_{secret}_{result.name}"), output=mask(secret * 2)
+        )
+        for result in report.results
+    ]
+    root = ET.fromstring(
+        junit.write(dataclasses.replace(report, results=tuple(results)), strict=strict)
+    )
 
-    assert len({(case.get("classname"), case.get("name")) for case in root.iter("testcase")}) == len(list(root.iter("testcase")))
+    assert len(
+        {(case.get("classname"), case.get("name")) for case in root.iter("testcase")}
+    ) == len(list(root.iter("testcase")))
 
 
 # --- what is different ----------------------------------------------------------------------------------------------------
@@ -400,7 +573,12 @@ def sessions(draw: st.DrawFn) -> Report:
     results = []
     for nodeid in draw(st.lists(NODES, min_size=1, unique=True)):
         outcome = draw(OUTCOMES)
-        problem = Problem(when="call", failure_class=draw(st.sampled_from(["test", "test", "infrastructure"])), message="no", text="no")
+        problem = Problem(
+            when="call",
+            failure_class=draw(st.sampled_from(["test", "test", "infrastructure"])),
+            message="no",
+            text="no",
+        )
         results.append(
             Result(
                 nodeid=nodeid,
@@ -437,26 +615,41 @@ def test_a_difference_does_not_contradict_itself(now: Report, earlier: Report) -
         return
     results = {result.nodeid: result for result in now.results}
     known = {result.nodeid: result for result in earlier.results}
-    spoilt = {result.nodeid for result in now.results if any(problem.failure_class in NOT_TESTS for problem in result.problems)}
+    spoilt = {
+        result.nodeid
+        for result in now.results
+        if any(problem.failure_class in NOT_TESTS for problem in result.problems)
+    }
     slower = {nodeid for nodeid, *_ in found.slower}
 
     assert not set(found.newly_failing) & set(found.fixed)
     assert not set(found.removed) & results.keys()
     assert not spoilt & {*found.newly_failing, *found.fixed, *found.flaky, *slower}
     assert all(results[nodeid].outcome in delta.BAD for nodeid in found.newly_failing)
-    assert all(results[nodeid].outcome in delta.GOOD and known[nodeid].outcome in delta.BAD for nodeid in found.fixed)
-    assert not [nodeid for nodeid in found.newly_failing if nodeid in known and known[nodeid].outcome in delta.BAD]
+    assert all(
+        results[nodeid].outcome in delta.GOOD and known[nodeid].outcome in delta.BAD
+        for nodeid in found.fixed
+    )
+    assert not [
+        nodeid
+        for nodeid in found.newly_failing
+        if nodeid in known and known[nodeid].outcome in delta.BAD
+    ]
     assert set(found.removed) <= known.keys()
     assert not found.removed or now.selection == earlier.selection
     assert slower <= results.keys() & known.keys()
-    assert found.empty == (not (found.newly_failing or found.fixed or found.removed or found.slower or found.flaky))
+    assert found.empty == (
+        not (found.newly_failing or found.fixed or found.removed or found.slower or found.flaky)
+    )
 
 
 @given(sessions())
 @SLOW
 def test_the_same_results_once_more_are_no_difference(report: Report) -> None:
     """A comment with "changes" that there are not: nobody reads the next one. Only a rerun is told again."""
-    report = dataclasses.replace(report, results=tuple(dataclasses.replace(result, reruns=0) for result in report.results))
+    report = dataclasses.replace(
+        report, results=tuple(dataclasses.replace(result, reruns=0) for result in report.results)
+    )
     found = delta.compare(dataclasses.replace(report, session="s-later"), delta.results_of(report))
 
     assert found is None or found.empty
@@ -473,7 +666,12 @@ def test_any_bytes_where_a_baseline_should_be_are_as_none(stored: bytes) -> None
 BRANCHES = st.text(st.characters(codec="utf-8", exclude_characters="~"), min_size=1, max_size=20)
 
 
-@given(BRANCHES, BRANCHES, st.sampled_from(["gpu-cluster", "nightly"]), st.sampled_from(["gpu-cluster", "nightly"]))
+@given(
+    BRANCHES,
+    BRANCHES,
+    st.sampled_from(["gpu-cluster", "nightly"]),
+    st.sampled_from(["gpu-cluster", "nightly"]),
+)
 @example("feature/x", "feature%2Fx", "gpu-cluster", "gpu-cluster")
 @example("a", "A", "gpu-cluster", "gpu-cluster")
 @SLOW

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpu_tests.s3_server import Fault, S3Server
-from harness.errors import StoreError
-from harness.store import Store, prune, without_secrets
+from pytest_gpu_cluster.contract.errors import StoreError
+from pytest_gpu_cluster.contract.store import Store, prune, without_secrets
 from tests.conftest import RunPython
 
 
@@ -39,8 +39,15 @@ def s3(running_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serv
     running_s3.heal()
 
 
-def open_s3(prefix: str = "p", *, bucket: str = "bucket", patience_s: float = 1.0, timeout_s: float = 5.0) -> Store:
-    return Store.open(f"s3://{bucket}/{prefix}", base=Path("/"), request_timeout_s=timeout_s, patience_s=patience_s)
+def open_s3(
+    prefix: str = "p", *, bucket: str = "bucket", patience_s: float = 1.0, timeout_s: float = 5.0
+) -> Store:
+    return Store.open(
+        f"s3://{bucket}/{prefix}",
+        base=Path("/"),
+        request_timeout_s=timeout_s,
+        patience_s=patience_s,
+    )
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -54,7 +61,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 def test_what_is_put_is_what_is_got(store: Store) -> None:
     """Code, events and results are bytes; any of them."""
-    for key, data in [("a/b/c", b"\0\xff" * 100), ("empty", b""), ("a/b/with space & ü", b"x"), (".hidden/x#y", b"y")]:
+    for key, data in [
+        ("a/b/c", b"\0\xff" * 100),
+        ("empty", b""),
+        ("a/b/with space & ü", b"x"),
+        (".hidden/x#y", b"y"),
+    ]:
         store.put(key, data)
 
         assert store.get(key) == data
@@ -192,8 +204,12 @@ def test_a_long_list_comes_whole(s3: S3Server) -> None:
         max_size=30,
     )
 )
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_local_store_is_a_dict(tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, str, bytes]]) -> None:
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_local_store_is_a_dict(
+    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, str, bytes]]
+) -> None:
     """Whatever the order of operations, what is there is what a dictionary would hold."""
     store = Store.open("store", base=tmp_path_factory.mktemp("model"))
     model: dict[str, bytes] = {}
@@ -218,7 +234,9 @@ def test_a_local_store_is_private_and_invisible_to_git(tmp_path: Path) -> None:
     store = Store.open("a/store", base=tmp_path)
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
 
-    status = subprocess.run(["git", "status", "--porcelain"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    status = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
 
     assert status.stdout == ""
     assert store.is_local
@@ -252,9 +270,28 @@ def test_a_file_is_no_store(tmp_path: Path) -> None:
 def run_mounted(tmp_path: Path, mount: str, code: str) -> str:
     """Run Python `code` where `mount` was done, without privileges; its output. Skips where that is not possible."""
     script = f'mount {mount} || exit 77; exec "$@"'
-    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", code]
+    command = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        sys.executable,
+        "-c",
+        code,
+    ]
     repository = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": repository}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": repository},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode in (1, 77) and not done.stdout:
         pytest.skip(f"no mount without privileges here: {done.stderr.strip()}")
     return done.stdout
@@ -262,8 +299,8 @@ def run_mounted(tmp_path: Path, mount: str, code: str) -> str:
 
 FILL = """
 from pathlib import Path
-from harness.errors import StoreError
-from harness.store import Store
+from pytest_gpu_cluster.contract.errors import StoreError
+from pytest_gpu_cluster.contract.store import Store
 for act in ("put", "create", "check"):
     try:
         store = Store.open("disk/store", base=Path.cwd())
@@ -296,8 +333,8 @@ def test_a_disk_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 LOSE_RIGHTS = """
 import os
 from pathlib import Path
-from harness.errors import StoreError
-from harness.store import Store
+from pytest_gpu_cluster.contract.errors import StoreError
+from pytest_gpu_cluster.contract.store import Store
 store = Store.open("store", base=Path.cwd())
 store.check_writable()
 Path("store").chmod(0o500)
@@ -333,7 +370,9 @@ anything = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 
 
 @anything
-def test_a_missing_bucket_is_never_an_empty_one(s3: S3Server, call: Callable[[Store], object]) -> None:
+def test_a_missing_bucket_is_never_an_empty_one(
+    s3: S3Server, call: Callable[[Store], object]
+) -> None:
     """Else a typo in the bucket's name is a session that waits for ever."""
     with pytest.raises(StoreError, match=r"s3://nobody/p: there is no such bucket") as caught:
         call(open_s3(bucket="nobody"))
@@ -351,7 +390,9 @@ def test_a_missing_bucket_is_never_an_empty_one(s3: S3Server, call: Callable[[St
         ("drop", "the connection broke", "check the network"),
     ],
 )
-def test_what_goes_wrong_has_a_remedy(s3: S3Server, call: Callable[[Store], object], fault: Fault, meaning: str, remedy: str) -> None:
+def test_what_goes_wrong_has_a_remedy(
+    s3: S3Server, call: Callable[[Store], object], fault: Fault, meaning: str, remedy: str
+) -> None:
     """Every call, every failure: what, on which store, and what to do now; the vendor's error chained."""
     s3.fault(fault)
     with pytest.raises(StoreError, match=rf"s3://bucket/p: {meaning}") as caught:
@@ -385,7 +426,7 @@ def test_a_slow_store_is_given_up_in_time(s3: S3Server) -> None:
 
 WAITS = """
 from pathlib import Path
-from harness.store import Store
+from pytest_gpu_cluster.contract.store import Store
 store = Store.open("s3://bucket/p", base=Path("/"))
 print("waits", flush=True)
 try:
@@ -399,7 +440,11 @@ def test_ctrl_c_does_not_wait_for_a_slow_store(s3: S3Server, repository: Path) -
     """A vendor's call that blocks would hold the signal back, and with it the teardown."""
     s3.fault("slow", seconds=5)
     began = time.monotonic()
-    child = subprocess.Popen([sys.executable, "-c", WAITS], env={**os.environ, "PYTHONPATH": str(repository)}, stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", WAITS],
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        stdout=subprocess.PIPE,
+    )
     assert child.stdout is not None
     child.stdout.readline()
     time.sleep(0.2)
@@ -440,7 +485,9 @@ def test_a_lost_answer_to_create_is_not_taken_for_a_yes(s3: S3Server) -> None:
 
 def test_no_credential_enters_a_message(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages end in CI logs, and so do tracebacks."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint.replace("//", "//user:" + "hunter22"[::-1] + "@"))
+    monkeypatch.setenv(
+        "AWS_ENDPOINT_URL", s3.endpoint.replace("//", "//user:" + "hunter22"[::-1] + "@")
+    )
     secret = os.urandom(8).hex()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     s3.refuse()
@@ -453,7 +500,9 @@ def test_no_credential_enters_a_message(s3: S3Server, monkeypatch: pytest.Monkey
     assert without_secrets("see http://a:b@h/x?sig=abc&t=1 now") == "see http://***@h/x?*** now"
 
 
-@pytest.mark.parametrize("url", ["s3://key:hunter22@bucket/p", "s3://bucket/p?sig=hunter22", "gs://hunter22@bucket"])
+@pytest.mark.parametrize(
+    "url", ["s3://key:hunter22@bucket/p", "s3://bucket/p?sig=hunter22", "gs://hunter22@bucket"]
+)
 def test_credentials_in_a_store_url_are_refused(tmp_path: Path, url: str) -> None:
     """The URL is printed, recorded, and travels to the cluster."""
     with pytest.raises(StoreError, match="has credentials in it") as caught:
@@ -462,7 +511,9 @@ def test_credentials_in_a_store_url_are_refused(tmp_path: Path, url: str) -> Non
     assert "hunter22" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["ftp://host/x", "s4://bucket", "https://bucket.s3.amazonaws.com/x"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host/x", "s4://bucket", "https://bucket.s3.amazonaws.com/x"]
+)
 def test_an_unknown_scheme_is_refused(tmp_path: Path, url: str) -> None:
     """With what there is to choose from."""
     with pytest.raises(StoreError, match="unknown scheme") as caught:
@@ -473,7 +524,10 @@ def test_an_unknown_scheme_is_refused(tmp_path: Path, url: str) -> None:
 
 def test_the_vendor_is_not_imported_before_it_is_needed(run_python: RunPython) -> None:
     """It costs 20 ms, which the plugin must not, where it is not asked for."""
-    done = run_python("-c", "import harness.store, harness.journal, sys; print('obstore' in sys.modules)")
+    done = run_python(
+        "-c",
+        "import pytest_gpu_cluster.contract.store, pytest_gpu_cluster.contract.journal, sys; print('obstore' in sys.modules)",
+    )
 
     assert done.stdout == "False\n", done.stderr
 
@@ -482,13 +536,20 @@ def digest(n: int) -> str:
     return f"{n:064x}"
 
 
-def add_session(store: Store, number: int, *, tree: int, blobs: list[int], finished: bool = True) -> None:
+def add_session(
+    store: Store, number: int, *, tree: int, blobs: list[int], finished: bool = True
+) -> None:
     session = f"sessions/20260101-{number:06d}"
     entries = [{"path": f"f{blob}", "mode": 420, "blob": digest(blob)} for blob in blobs]
-    store.put(f"trees/{digest(tree)}.json", json.dumps({"entries": [*entries, {"path": "l", "link": "f"}]}).encode())
+    store.put(
+        f"trees/{digest(tree)}.json",
+        json.dumps({"entries": [*entries, {"path": "l", "link": "f"}]}).encode(),
+    )
     for blob in blobs:
         store.put(f"blobs/{digest(blob)}", b"")
-    store.put(f"{session}/request.json", json.dumps({"tree": digest(tree), "code": digest(999)}).encode())
+    store.put(
+        f"{session}/request.json", json.dumps({"tree": digest(tree), "code": digest(999)}).encode()
+    )
     store.put(f"{session}/events/agent/00000001", b"")
     if finished:
         store.put(f"{session}/result.json", b"{}")
@@ -521,7 +582,10 @@ def test_prune_keeps_what_somebody_may_be_sending(tmp_path: Path) -> None:
     store = Store.open("store", base=tmp_path)
     add_session(store, 1, tree=101, blobs=[1, 2])
     make_old(store)
-    store.put(f"trees/{digest(7)}.json", json.dumps({"entries": [{"path": "a", "blob": digest(1)}]}).encode())
+    store.put(
+        f"trees/{digest(7)}.json",
+        json.dumps({"entries": [{"path": "a", "blob": digest(1)}]}).encode(),
+    )
     store.put(f"blobs/{digest(8)}", b"")
 
     prune(store, keep_sessions=0)
@@ -559,7 +623,10 @@ def test_prune_is_fast_when_nothing_is_to_do(tmp_path: Path) -> None:
         (store.root / "blobs" / digest(blob)).touch()
     for number in range(20):
         add_session(store, number, tree=1000 + number, blobs=[])
-        entries = [{"path": f"some/folder/file_{blob}.py", "mode": 420, "blob": digest(blob)} for blob in range(2000)]
+        entries = [
+            {"path": f"some/folder/file_{blob}.py", "mode": 420, "blob": digest(blob)}
+            for blob in range(2000)
+        ]
         store.put(f"trees/{digest(1000 + number)}.json", json.dumps({"entries": entries}).encode())
     began = time.process_time()
 

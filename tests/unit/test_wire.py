@@ -11,13 +11,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import InfrastructureError
-from harness.remote.wire import Event, PathMap, crash_records, decode_line, encode_line, from_wire, to_wire
+from pytest_gpu_cluster.contract.codec import (
+    Event,
+    PathMap,
+    crash_records,
+    decode_line,
+    encode_line,
+    from_wire,
+    to_wire,
+)
+from pytest_gpu_cluster.contract.errors import InfrastructureError
 
 TEXT = st.text(st.characters(codec=None))  # lone surrogates too
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
-KEYS = TEXT | st.integers() | st.booleans() | st.none() | st.tuples(TEXT, st.integers()) | st.sampled_from(["$t", "$d"])
-VALUES = st.recursive(LEAVES, lambda v: st.lists(v) | st.lists(v).map(tuple) | st.dictionaries(KEYS, v), max_leaves=20)
+KEYS = (
+    TEXT
+    | st.integers()
+    | st.booleans()
+    | st.none()
+    | st.tuples(TEXT, st.integers())
+    | st.sampled_from(["$t", "$d"])
+)
+VALUES = st.recursive(
+    LEAVES, lambda v: st.lists(v) | st.lists(v).map(tuple) | st.dictionaries(KEYS, v), max_leaves=20
+)
 
 
 def through_json(value: Any) -> Any:
@@ -64,7 +81,15 @@ class Text(str):
         (Text("x"), "x", []),
         (10**5000, hex(10**5000), []),
     ],
-    ids=["path", "enum", "bytes", "set", "hostile", "str subclass", "an integer without a decimal form"],
+    ids=[
+        "path",
+        "enum",
+        "bytes",
+        "set",
+        "hostile",
+        "str subclass",
+        "an integer without a decimal form",
+    ],
 )
 def test_anything_else_is_its_text(value: object, expected: str, lost: list[str]) -> None:
     """JUnit would print the same; xdist loses the session over it."""
@@ -83,7 +108,12 @@ def test_a_value_that_holds_itself_ends() -> None:
     assert json.dumps(to_wire(loop))
 
 
-@given(st.recursive(st.builds(object) | st.builds(Hostile) | LEAVES, lambda v: st.lists(v) | st.dictionaries(KEYS, v)))
+@given(
+    st.recursive(
+        st.builds(object) | st.builds(Hostile) | LEAVES,
+        lambda v: st.lists(v) | st.dictionaries(KEYS, v),
+    )
+)
 def test_encoding_never_raises(value: Any) -> None:
     """An encode error inside a hook would lose the test that it reports."""
     encode_line({"kind": "x", "value": to_wire(value)})
@@ -100,9 +130,17 @@ def test_an_unknown_event_is_an_error_with_its_name() -> None:
 
 def test_an_event_keeps_what_is_not_its_envelope() -> None:
     """Sinks read `data`; the envelope is for order and display."""
-    event = Event.of({"v": 1, "seq": 4, "t": 1.5, "writer": "agent", "kind": "output", "text": "hi"})
+    event = Event.of(
+        {"v": 1, "seq": 4, "t": 1.5, "writer": "agent", "kind": "output", "text": "hi"}
+    )
 
-    assert (event.kind, event.seq, event.writer, event.t, dict(event.data)) == ("output", 4, "agent", 1.5, {"text": "hi"})
+    assert (event.kind, event.seq, event.writer, event.t, dict(event.data)) == (
+        "output",
+        4,
+        "agent",
+        1.5,
+        {"text": "hi"},
+    )
     assert event["text"] == "hi"
 
 
@@ -131,7 +169,9 @@ def test_paths_map_in_every_string_of_a_structure() -> None:
     """Tracebacks hold paths in entries, crash lines, sections and keys."""
     here = PathMap([("/far/root/", "/near"), ("/far", "/other")])
 
-    assert here({"/far/root/k": ["/far/root/v", {"$t": ["/far/x", 1]}]}) == {"/near/k": ["/near/v", {"$t": ["/other/x", 1]}]}
+    assert here({"/far/root/k": ["/far/root/v", {"$t": ["/far/x", 1]}]}) == {
+        "/near/k": ["/near/v", {"$t": ["/other/x", 1]}]
+    }
     assert PathMap([("/same", "/same")])("/same/x") == "/same/x"
 
 
@@ -151,10 +191,17 @@ def test_text_without_the_root_is_untouched(text: str, path: str) -> None:
         ("teardown", [("setup", "passed"), ("call", "passed"), ("teardown", "failed")]),
     ],
 )
-def test_a_dead_process_leaves_the_reports_of_its_phases(when: str, expected: list[tuple[str, str]]) -> None:
+def test_a_dead_process_leaves_the_reports_of_its_phases(
+    when: str, expected: list[tuple[str, str]]
+) -> None:
     """A crash in `call` is a failure of the test, in a fixture an error; JUnit needs a teardown to close the case."""
     records = crash_records(
-        "a.py::t", ("a.py", 3, "t"), when=when, text="crash: SIGSEGV\nmore", duration_s=2.0, sections=[("Captured stdout", "x")]
+        "a.py::t",
+        ("a.py", 3, "t"),
+        when=when,
+        text="crash: SIGSEGV\nmore",
+        duration_s=2.0,
+        sections=[("Captured stdout", "x")],
     )
 
     kinds = [record["kind"] for record in records]
@@ -162,5 +209,8 @@ def test_a_dead_process_leaves_the_reports_of_its_phases(when: str, expected: li
     assert kinds == ["logstart", *["report"] * len(reports), "logfinish"]
     assert [(report["when"], report["outcome"]) for report in reports] == expected
     failed = next(report for report in reports if report["outcome"] == "failed")
-    assert (failed["duration"], failed["longrepr"]["reprcrash"]["message"]) == (2.0, "crash: SIGSEGV")
+    assert (failed["duration"], failed["longrepr"]["reprcrash"]["message"]) == (
+        2.0,
+        "crash: SIGSEGV",
+    )
     assert from_wire(failed["sections"]) == [("Captured stdout", "x")]

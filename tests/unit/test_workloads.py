@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 import time
@@ -20,7 +21,7 @@ from gpu_tests.conftest import computes_on_gpu
 from gpu_tests.pipelines.job import ConfigError, Job, parse
 from gpu_tests.pipelines.store import in_order, open_store
 from gpu_tests.pipelines.tiles import Stored, draw, drawn, listed, upload
-from harness.errors import HarnessError
+from pytest_gpu_cluster.contract.errors import HarnessError
 from tests.benchmarks import workloads
 from tests.benchmarks.gpu import moved
 from tests.benchmarks.workloads import Figure, figure, load, save, spread, table, verdict
@@ -28,15 +29,26 @@ from tests.mutations.run import apply, copy
 from tests.mutations.table import MUTATIONS, Mutation
 
 RATIO = Figure(
-    name="stacked_models_vs_sequential", value=4.2, unit="×", baseline="frame by frame", floor=3, samples=(4.1, 4.2, 4.4),
-    verdict="ok", ways={"naive": 6.0, "ours": 25.2}, ways_unit="frames/s", note="simulated devices",
-)  # fmt: skip
+    name="stacked_models_vs_sequential",
+    value=4.2,
+    unit="×",
+    baseline="frame by frame",
+    floor=3,
+    samples=(4.1, 4.2, 4.4),
+    verdict="ok",
+    ways={"naive": 6.0, "ours": 25.2},
+    ways_unit="frames/s",
+    note="simulated devices",
+)
 
 
 @pytest.mark.parametrize(
-    ("mode", "available", "expected"), [("", True, True), ("", False, False), ("sim", True, False), ("gpu", True, True)]
+    ("mode", "available", "expected"),
+    [("", True, True), ("", False, False), ("sim", True, False), ("gpu", True, True)],
 )
-def test_the_device_decides_unless_a_mode_is_forced(mode: str, available: bool, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_decides_unless_a_mode_is_forced(
+    mode: str, available: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`sim` on a machine with a GPU gives the figures that a laptop has."""
     monkeypatch.setenv("GPU_TESTS_MODE", mode)
 
@@ -97,7 +109,12 @@ def test_a_tile_is_decided_by_its_name_and_read_back_as_it_was(tmp_path: Path) -
 
 
 KEYS = st.sampled_from(["tiles", "zoom", "epochs", "output", "max-runtime-s", "batch", "nonsense"])
-VALUES = st.one_of(st.integers(-3, 30), st.text(max_size=5), st.booleans(), st.floats(allow_nan=False, allow_infinity=False))
+VALUES = st.one_of(
+    st.integers(-3, 30),
+    st.text(max_size=5),
+    st.booleans(),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
 
 
 @given(st.dictionaries(KEYS, VALUES))
@@ -109,7 +126,9 @@ def test_any_configuration_is_a_job_or_a_clear_refusal(given: dict[str, object])
         assert job.epochs > 0
 
 
-@pytest.mark.parametrize("one", MUTATIONS, ids=lambda one: f"{one.id}-{one.holds.replace(' ', '-')}")
+@pytest.mark.parametrize(
+    "one", MUTATIONS, ids=lambda one: f"{one.id}-{one.holds.replace(' ', '-')}"
+)
 def test_a_mutation_still_fits_the_code(one: Mutation, mutated: Path, repository: Path) -> None:
     """A table of mutations that have nothing to change any more would be green for ever."""
     path = mutated / "gpu_tests" / one.file
@@ -118,7 +137,9 @@ def test_a_mutation_still_fits_the_code(one: Mutation, mutated: Path, repository
     assert path.read_text() != before
     path.write_text(before)
     file, _, name = one.test.partition("::")
-    assert f"def {name.partition('[')[0]}(" in (repository / "gpu_tests" / file).read_text(), "there is no such test"
+    assert f"def {name.partition('[')[0]}(" in (repository / "gpu_tests" / file).read_text(), (
+        "there is no such test"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +155,12 @@ def test_a_noisy_machine_is_not_judged() -> None:
     assert verdict(2.0, 3, noisy=False) == "low"
     assert verdict(5.0, 3, noisy=True) == "inconclusive"
     assert spread([9, 10, 12]) == pytest.approx(0.3)
-    given = {"baseline": "naive", "ways_unit": "s", "note": "", "floor": 3}
+    judged = functools.partial(
+        figure, "x", [4.0, 5.0], baseline="naive", ways_unit="s", note="", floor=3, busy=False
+    )
 
-    jumping = figure("x", [4.0, 5.0], ways={"naive": [1.0, 2.0], "ours": [0.2, 0.4]}, busy=False, **given)  # type: ignore[arg-type]
-    steady = figure("x", [4.0, 5.0], ways={"naive": [1.0, 1.1], "ours": [0.2, 0.4]}, busy=False, **given)  # type: ignore[arg-type]
+    jumping = judged(ways={"naive": [1.0, 2.0], "ours": [0.2, 0.4]})
+    steady = judged(ways={"naive": [1.0, 1.1], "ours": [0.2, 0.4]})
 
     assert (jumping.verdict, steady.verdict, steady.value) == ("inconclusive", "ok", 4.5)
 
@@ -163,4 +186,6 @@ def test_figures_are_kept_shown_and_drawn(tmp_path: Path) -> None:
         in table(found)
     )
     assert "**low**" in table(found)
-    assert "stacked_models_vs_sequential: 4.2" in (tmp_path / "stacked_models_vs_sequential.svg").read_text().replace("&#160;", " ")
+    assert "stacked_models_vs_sequential: 4.2" in (
+        tmp_path / "stacked_models_vs_sequential.svg"
+    ).read_text().replace("&#160;", " ")

@@ -1,0 +1,100 @@
+"""Does a file look like a credential? Asked of every file before it leaves the machine; the value is never repeated.
+
+The rules prefer a known form to a guess, and skip documented examples and placeholders: a check that cries wolf gets
+switched off. A file that is meant to travel is named in `allow-files`.
+"""
+
+from __future__ import annotations
+
+import re
+
+SCANNED_BYTES = 1 << 20  # of a text file; a bigger one is judged by its name alone
+
+_TEMPLATE = re.compile(r"\.env\.(.*[.-])?(example|sample|template|dist|defaults?)$")
+_SSH_KEY = re.compile(r"id_(rsa|dsa|ecdsa|ed25519)([._-].*)?$")
+_NOT_A_KEY = (".pub", ".py", ".md", ".txt", ".rst", ".sh", ".c", ".h", ".go", ".rs")
+_BY_NAME = (
+    (re.compile(r"(^|/)\.aws/credentials$"), "an AWS credentials file"),
+    (re.compile(r"(^|/)(\.netrc|_netrc|\.pypirc|\.git-credentials)$"), "a file of logins"),
+    (re.compile(r"\.(p12|pfx)$", re.IGNORECASE), "a container of private keys"),
+    (re.compile(r"\.kdbx$", re.IGNORECASE), "a password database"),
+    (
+        re.compile(r"(^|/)[^/]*service[-_]account[^/]*\.json$", re.IGNORECASE),
+        "a service account's key",
+    ),
+)
+_SETTING = re.compile(
+    rb"^[ \t]*(?:export[ \t]+)?[A-Za-z_]\w*[ \t]*=[ \t]*(?!#|''|\"\")\S", re.MULTILINE
+)
+_NPM_TOKEN = re.compile(rb"_authToken\s*=\s*(?!\$)\S")
+_KEY_HEADER = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----")
+# A header in source code is often just the word; a key has base64 after it, in whatever quoting.
+_KEY = re.compile(
+    _KEY_HEADER.pattern + rb"(?:\\[nr]|[\s\"'+,()]|[A-Za-z-]+: [^\n\\]*)*[A-Za-z0-9+/=]{16}"
+)
+_AWS_ID = re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")
+_AWS_SECRET = re.compile(rb"(?<![A-Za-z0-9/+])[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])")
+_AWS_SETTING = re.compile(
+    rb"aws_secret_access_key[\"']?\s*[=:]\s*[\"']?([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+])", re.I
+)
+_BESIDE = 200  # bytes between an AWS key id and its secret
+# Each with plain bytes that are looked for first: most files hold none of them and need no regular expression.
+_TOKENS = (
+    *(
+        (hint, re.compile(hint + rb"[A-Za-z0-9]{36}"), "a GitHub token")
+        for hint in (b"ghp_", b"gho_", b"ghu_", b"ghs_")
+    ),
+    (b"github_pat_", re.compile(rb"github_pat_[A-Za-z0-9_]{40,}"), "a GitHub token"),
+    (b"glpat-", re.compile(rb"glpat-[A-Za-z0-9_-]{20,}"), "a GitLab token"),
+    (b"xox", re.compile(rb"xox[abprs]-[A-Za-z0-9]{8,}-[A-Za-z0-9-]{10,}"), "a Slack token"),
+    (b"hf_", re.compile(rb"hf_[A-Za-z0-9]{34}"), "a Hugging Face token"),
+)
+_DISTINCT = 6  # a token of fewer different characters is a placeholder
+
+
+def suspicion(path: str, content: bytes | None) -> str:
+    """Why the file at `path` looks like a credential, or "". `content` is None for one too big to read, or binary."""
+    return _by_name(path, content) or ("" if content is None else _by_content(content))
+
+
+def _by_name(path: str, content: bytes | None) -> str:
+    name = path.rpartition("/")[2]
+    if name == ".env" or (name.startswith(".env.") and not _TEMPLATE.match(name)):
+        return (
+            "a file of environment variables with values"
+            if content is None or _SETTING.search(content)
+            else ""
+        )
+    if name == ".npmrc":
+        return "an npm token" if content is not None and _NPM_TOKEN.search(content) else ""
+    if name.endswith((".pem", ".key")) and content is not None and _KEY_HEADER.search(content):
+        return "a private key"
+    if _SSH_KEY.match(name) and not name.endswith(_NOT_A_KEY):
+        return "an SSH private key"
+    return next((reason for pattern, reason in _BY_NAME if pattern.search(path)), "")
+
+
+def _by_content(content: bytes) -> str:
+    if b"PRIVATE KEY" in content and _KEY.search(content):
+        return "a private key"
+    if b"AKIA" in content or b"ASIA" in content:
+        for found in filter(_is_real, _AWS_ID.finditer(content)):
+            around = content[max(0, found.start() - _BESIDE) : found.end() + _BESIDE]
+            if any(map(_is_real, _AWS_SECRET.finditer(around))):
+                return "an AWS key with its secret"
+    named = b"_secret_access_key" in content or b"_SECRET_ACCESS_KEY" in content
+    if named and any(map(_is_real, _AWS_SETTING.finditer(content))):
+        return "an AWS secret key"
+    for hint, pattern, reason in _TOKENS:
+        if hint in content and any(map(_is_real, pattern.finditer(content))):
+            return reason
+    return ""
+
+
+def _is_real(found: re.Match[bytes]) -> bool:
+    """Not one of the documentation's examples, nor `ghp_xxxx…`."""
+    token = found[found.lastindex or 0]
+    return (
+        b"EXAMPLE" not in token.upper()
+        and len(set(re.split(rb"[-_]", token, maxsplit=1)[-1])) >= _DISTINCT
+    )

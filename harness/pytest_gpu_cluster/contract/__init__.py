@@ -1,0 +1,1 @@
+"""What both sides speak: nouns, store, journal, events. The standard library and obstore alone."""

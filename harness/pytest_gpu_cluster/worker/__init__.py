@@ -1,0 +1,1 @@
+"""A pytest session in a process of its own: it selects tests, or runs those that it is given."""
