@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+
+from pytest_gpu_cluster.contract.fields import Noun
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpu:
+class Gpu(Noun):
     """One device. `id` is what CUDA_VISIBLE_DEVICES calls it."""
 
     id: str
     name: str
     memory_gib: float
     simulated: bool
-
-    def fact(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def by_nvml(environ: Mapping[str, str]) -> tuple[list[Gpu], str | None]:
