@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import ClassVar, Literal
 
 from pytest_gpu_cluster.contract.codec import VERSION
 from pytest_gpu_cluster.contract.errors import InfrastructureError
@@ -34,6 +34,7 @@ from pytest_gpu_cluster.contract.records import (
     TestRecord,
     WarningRecord,
 )
+from pytest_gpu_cluster.contract.request import SessionRequest
 
 
 class Message(Noun):
@@ -87,6 +88,16 @@ class Event(Message):
 
 
 # --- the session and its machines -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requested(Event, kind="request"):
+    """The session begins. It comes once more when tree and shape are known.
+
+    The client makes it for its sinks; it is in no journal.
+    """
+
+    request: SessionRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,11 +355,10 @@ class Summary(Event, kind="summary"):
     parts: Sequence[PluginText]
 
 
-E = TypeVar("E", bound=Event)
 EVENTS: dict[str, type[Event]] = {
     each.kind: each
     for each in (
-        *(PhaseFinished, NodeReady, NodeLost, WorkerLost, Retry, SessionFinished),
+        *(Requested, PhaseFinished, NodeReady, NodeLost, WorkerLost, Retry, SessionFinished),
         *(Hello, Header, WarningRaised, CollectorFinished, Deselected, SelectionRestarted),
         *(Collected, TestStarted, TestFinished, LateRecords, Output),
         *(InternalError, Interrupted, UsageError, Finishing, Summary),

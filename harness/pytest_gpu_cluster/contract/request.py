@@ -54,7 +54,31 @@ class Shape(Noun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SessionRequest(Noun):
+class PytestFacts:
+    """The local pytest, for the remote one to follow."""
+
+    plugins: tuple[str, ...] = ()  # by their names; they answer for themselves here
+    sys_path: tuple[str, ...] = ()  # directories of the tree that only the local sys.path has
+    color: str = "no"  # pytest's --color
+    columns: int = 80
+    seed: int | None = None  # of pytest-randomly
+    cache: Mapping[str, JsonValue] = field(default_factory=dict)  # of pytest's cache, by key
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFacts:
+    """What a report needs that another process makes, and the tests that the CI host has quarantined."""
+
+    ci: CI | None = None
+    suite: str = ""
+    public_url: str = ""
+    prefix: str = ""  # leads from the repository to the tree
+    quarantined: tuple[tuple[str, str, str], ...] = ()  # package, class, name
+    quiet: bool = False  # nobody wants to be told of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionRequest(PytestFacts, ReportFacts, Noun):
     """What a session was asked for. Passed variables are in it by name alone."""
 
     v: int = VERSION
@@ -68,20 +92,6 @@ class SessionRequest(Noun):
     args: tuple[str, ...]  # of pytest, as typed, without this plugin's own options
     passed: tuple[str, ...]
     limits: Limits
-    # Facts of the local pytest, for the remote one to follow.
-    plugins: tuple[str, ...] = ()
-    sys_path: tuple[str, ...] = ()
-    color: str = "no"
-    columns: int = 80
-    seed: int | None = None  # of pytest-randomly
-    cache: Mapping[str, JsonValue] = field(default_factory=dict)
-    # Facts for a report that another process makes.
-    ci: CI | None = None
-    suite: str = ""
-    public_url: str = ""
-    prefix: str = ""  # leads from the repository to the tree
-    quarantined: tuple[tuple[str, str, str], ...] = ()
-    quiet: bool = False  # nobody wants to be told of it
     # Known once the tree is in the store.
     tree: str = ""  # digest
     code: str = ""  # digest

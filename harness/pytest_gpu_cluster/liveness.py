@@ -1,0 +1,96 @@
+"""Who is there to make a session's record final: a heartbeat while a client lives, and the ending of a record when it does not.
+
+No clock crosses machines: a heartbeat is a value that changes, judged by the reader's own clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+
+from pytest_gpu_cluster.contract.cluster_record import ClusterPhase, ClusterRecord, clusters
+from pytest_gpu_cluster.contract.errors import HarnessError
+from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
+from pytest_gpu_cluster.contract.record import Ending, SessionRecord
+from pytest_gpu_cluster.contract.store import Store
+
+HEARTBEAT_S = 5.0
+SILENT_S = 2 * HEARTBEAT_S + 2  # a client without a beat for so long is lost: one put may be slow
+SETTLE_S = 30.0  # for the agent of a session without a client to end
+
+
+@contextlib.contextmanager
+def heartbeat(record: SessionRecord) -> Iterator[None]:
+    """Say that this client lives, until the block ends."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while True:
+            count += 1
+            with contextlib.suppress(
+                HarnessError
+            ):  # a store that is away is noticed by who needs it
+                record.beat(f"{os.getpid()} {count}")
+            if ended.wait(HEARTBEAT_S):
+                return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=2)
+
+
+def silent_sessions(store: Store, sessions: Iterable[str]) -> list[SessionRecord]:
+    """Return the records that are open though no client is there to make them final.
+
+    Their heartbeats are watched for SILENT_S seconds.
+    """
+    records = [SessionRecord(store, session) for session in sessions]
+    beats = [(record, record.heartbeat()) for record in records if not record.is_final()]
+    if beats:
+        time.sleep(SILENT_S)
+    silent = [record for record, beat in beats if record.heartbeat() == beat]
+    return [record for record in silent if not record.is_final()]
+
+
+def finalize_lost_session(record: SessionRecord) -> bool:
+    """Make the record final of a session whose client is lost. False while the client lives.
+
+    The agent is asked to stop and waited for, SETTLE_S seconds at most.
+    """
+    if record.is_final():
+        return True
+    if not silent_sessions(record.store, [record.session]):
+        return record.is_final()
+    record.order_stop(StopReason.CLIENT_LOST)
+    deadline = time.monotonic() + SETTLE_S
+    while held(record) and not record.has_ended() and time.monotonic() < deadline:
+        time.sleep(0.2 if record.store.is_local else 1.0)
+    close_lost(record, by=Closer.REPORT)
+    return True
+
+
+def held(record: SessionRecord) -> bool:
+    """Return True when a cluster serves the session, or will find it when it has started."""
+    return any(
+        state.session == record.session
+        or (
+            state.state is ClusterPhase.STARTING
+            and ClusterRecord(record.store, cluster.id).has_offer(record.session)
+        )
+        for cluster, state in clusters(record.store)
+    )
+
+
+def close_lost(record: SessionRecord, *, by: Closer) -> bool:
+    """Make the record final for a lost client. The journal says how the tests ended; else they are lost too."""
+    lost = None if record.has_ended() else FailureClass.INFRASTRUCTURE
+    message = "the client was lost; what had finished is in the journal"
+    return record.close(Ending(failure_class=lost, message=message), by=by)

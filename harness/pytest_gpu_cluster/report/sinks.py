@@ -1,0 +1,171 @@
+"""Sinks: whoever is told of a session's events and of its report. One line in SINKS for each.
+
+A sink has two methods. `event` is called for every event, in order; `finish` once, after teardown, with the final report. A
+sink that raises is dropped: it changes nothing of the run, and the terminal says so. A sink from outside this package is an
+entry point of the group `pytest_gpu_cluster.sinks`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+from pytest_gpu_cluster.contract.events import Event
+from pytest_gpu_cluster.contract.masking import masker
+from pytest_gpu_cluster.contract.model import Settings
+from pytest_gpu_cluster.contract.record import Ending, SessionRecord
+from pytest_gpu_cluster.contract.request import CI, SessionRequest
+from pytest_gpu_cluster.report import delta
+from pytest_gpu_cluster.report.builder import ReportBuilder
+from pytest_gpu_cluster.report.facts import SessionFacts
+from pytest_gpu_cluster.report.model import Delta, Report, ReportContext
+
+GROUP = "pytest_gpu_cluster.sinks"
+# In the order in which they are told: a report tells the later ones what the earlier ones could not do.
+SINKS = (
+    "pytest_gpu_cluster.host.progress:Progress",
+    "pytest_gpu_cluster.report.files:JUnitFile",
+    "pytest_gpu_cluster.publish.sink:CIHost",
+    "pytest_gpu_cluster.report.files:Summaries",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkContext:
+    """The session and the world, as far as a sink may need them."""
+
+    settings: Settings
+    environ: Mapping[str, str] = field(repr=False)
+    root: Path  # pytest's rootdir
+    record: SessionRecord
+    report: ReportContext
+    ci: CI | None  # None: on a laptop
+    write: Callable[[str], None]  # a line for the terminal, which is marked as this plugin's
+    echo: Callable[[str], None]  # a line for the output as it is, for a host that reads it
+    live: bool = True  # False: the session is told from its record
+    verbosity: int = 0  # pytest's
+    repeated: bool = False  # what a host reads from files and from the output, it has
+
+
+@dataclass(frozen=True, kw_only=True)
+class Closing:
+    """The last words of a sink."""
+
+    lines: tuple[str, ...] = ()  # for the terminal
+    troubles: tuple[str, ...] = ()  # what could not be reported, with the remedy; for the report
+    output: tuple[str, ...] = ()  # lines for the very end of the output, as they are
+
+    def __add__(self, other: Closing) -> Closing:
+        return Closing(
+            lines=self.lines + other.lines,
+            troubles=self.troubles + other.troubles,
+            output=self.output + other.output,
+        )
+
+
+class Sink(Protocol):
+    """Whoever wants to know of a session."""
+
+    uses_report: bool  # False: `finish` looks at no report, which then need not be built
+
+    def event(self, event: Event) -> None:
+        """Take one event."""
+        ...
+
+    def finish(self, report: Report) -> Closing:
+        """Take the final report."""
+        ...
+
+
+Current = Callable[[], Report]  # returns the report as it stands
+Create = Callable[[SinkContext, Current], Sink | None]  # None: nobody wants to know
+
+
+def registered() -> Iterator[tuple[str, Create]]:
+    """Yield every sink's name and its `create`."""
+    for target in SINKS:
+        module, _, name = target.partition(":")
+        yield name, getattr(importlib.import_module(module), name).create
+    for point in entry_points(group=GROUP):
+        yield point.name, point.load().create
+
+
+class Sinks:
+    """All sinks of a session, the report that they are told, and the facts that everybody reads."""
+
+    def __init__(self, context: SinkContext, request: SessionRequest) -> None:
+        self.facts = SessionFacts()
+        self._context = context
+        self._mask = masker(context.environ)
+        self._builder = ReportBuilder(request, self.facts, mask=self._mask)
+        self._troubles: list[str] = []
+        self._sinks: list[Sink] = []
+        for name, create in registered():
+            try:
+                sink = create(context, self.current)
+            except Exception as problem:
+                self._drop(name, problem)
+            else:
+                self._sinks += [sink] if sink is not None else []
+        self._reported = not context.live or any(sink.uses_report for sink in self._sinks)
+
+    def current(self) -> Report:
+        """Return the report as it stands."""
+        return self._builder.report(self._context.report)
+
+    def event(self, event: Event) -> None:
+        """Tell every sink of an event."""
+        self.facts.add(event)
+        if self._reported:
+            self._build(event)
+        for sink in self._sinks.copy():
+            try:
+                sink.event(event)
+            except Exception as problem:
+                self._sinks.remove(sink)
+                self._drop(type(sink).__name__, problem)
+
+    def report(self, ending: Ending, *, compared: Delta | None = None) -> Report:
+        """Return the final report. `compared`: how an earlier report compared this session."""
+        report = self._builder.report(self._context.report, ending)
+        if compared is None:
+            ci, suite = self._context.ci, self._context.settings.suite
+            compared = delta.against_branch(report, self._context.record.store, ci, suite)
+        return replace(report, delta=compared)
+
+    def finish(self, ending: Ending, *, compared: Delta | None = None) -> Closing:
+        """Tell every sink the final report."""
+        closing = Closing(lines=tuple(self._troubles), troubles=tuple(self._troubles))
+        if not self._reported:
+            return closing
+        report = self.report(ending, compared=compared)
+        for sink in self._sinks:
+            try:
+                closing += sink.finish(replace(report, troubles=closing.troubles))
+            except Exception as problem:
+                closing += Closing(lines=(self._drop(type(sink).__name__, problem),))
+        return closing
+
+    def _build(self, event: Event) -> None:
+        try:
+            self._builder.add(event)
+        except Exception as problem:  # whatever a test or a plugin put into it, the run goes on
+            self._add_trouble(
+                f"an event of kind {event.kind} could not be taken into the report:"
+                f" {type(problem).__name__}: {problem}"
+            )
+
+    def _drop(self, name: str, problem: Exception) -> str:
+        return self._add_trouble(
+            f"the report failed in {name}: {type(problem).__name__}: {problem}"
+        )
+
+    def _add_trouble(self, text: str) -> str:
+        masked = self._mask(text)
+        if masked not in self._troubles:
+            self._troubles.append(masked)
+        return masked

@@ -1,0 +1,184 @@
+"""`gpu-cluster report`: the report of sessions that other processes ran, and what their clients could not publish."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pytest_gpu_cluster import publish
+from pytest_gpu_cluster.contract.errors import RequestError, StoreError
+from pytest_gpu_cluster.contract.fields import JsonObject
+from pytest_gpu_cluster.contract.model import SUITE_NAME, Settings
+from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
+from pytest_gpu_cluster.contract.request import CI, SessionRequest
+from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.liveness import finalize_lost_session
+from pytest_gpu_cluster.report import junit, render
+from pytest_gpu_cluster.report.from_record import RecordedEvents, recorded_delta
+from pytest_gpu_cluster.report.model import Report, ReportContext
+from pytest_gpu_cluster.report.sinks import SinkContext, Sinks
+
+RECENT = 300  # sessions that are looked through for those of a build …
+RECENT_S = 86_400.0  # … and not older than this
+
+
+def report_sessions(
+    root: Path,
+    settings: Settings,
+    store: Store,
+    *,
+    session: str | None,
+    publish_it: bool,
+    junitxml: str | None,
+) -> list[tuple[JsonObject, str]]:
+    """Return the report of each session, for machines and for people.
+
+    Without `session` those of this pipeline build, or the last. Raises RequestError, StoreError.
+    """
+    sessions = [session] if session is not None else _sessions_of_build(store)
+    summaries = {name: SessionRecord(store, name).summary() for name in sessions}
+    if publish_it and session is None:  # what was published already is not published twice
+        sessions = [
+            name for name in sessions if not summaries[name] or summaries[name].get("not_reported")
+        ]
+    reports = []
+    for name in sessions:
+        report, lines = report_session(
+            SessionRecord(store, name),
+            settings=settings,
+            environ=os.environ,
+            root=root,
+            publish_it=publish_it,
+        )
+        if junitxml:
+            _write_junit(Path(junitxml), report, strict=settings.junit_strict)
+        text = [render.markdown(report, limit=1_000_000), *(f"gpu-cluster: {x}" for x in lines)]
+        reports.append((render.as_json(report), "\n".join(text)))
+    return reports
+
+
+def report_session(
+    record: SessionRecord,
+    *,
+    settings: Settings,
+    environ: Mapping[str, str],
+    root: Path,
+    publish_it: bool,
+) -> tuple[Report, tuple[str, ...]]:
+    """Return the report of a session as far as the store has it, and lines for the terminal.
+
+    `publish_it`: with the files and requests that its client would have made; without, nothing is written or sent.
+    """
+    request = record.request()
+    if request is None:
+        raise RequestError(
+            f"session {record.session} has no request in {record.store.url}",
+            remedy="take an id from: gpu-cluster ls",
+        )
+    final = finalize_lost_session(record)
+    summary = record.summary()
+    context = _context(record, request, settings, environ, root, publish_it=publish_it)
+    sinks = Sinks(replace(context, repeated=bool(summary)), request)
+    events = RecordedEvents(record)
+    for event in events:
+        sinks.event(event)
+    if not final:
+        return sinks.current(), ()
+    ending, compared = events.ending(), recorded_delta(summary)
+    report = sinks.report(ending, compared=compared)
+    if not publish_it:
+        return report, ()
+    closing = sinks.finish(ending, compared=compared)
+    for line in closing.output:
+        print(line, file=sys.stderr)  # a host reads both streams, and the answer is on the other
+    return replace(report, troubles=closing.troubles), closing.lines
+
+
+def _context(
+    record: SessionRecord,
+    request: SessionRequest,
+    settings: Settings,
+    environ: Mapping[str, str],
+    root: Path,
+    *,
+    publish_it: bool,
+) -> SinkContext:
+    # It becomes a file's name.
+    suite = request.suite if re.fullmatch(SUITE_NAME, request.suite) else settings.suite
+    public_url = settings.public_url or request.public_url
+    settings = replace(settings, suite=suite, public_url=public_url)
+    ci = _ci(request, environ)
+    link, own_page = publish.link(public_url, record.session, ci)
+    if not publish_it:
+        settings = replace(settings, publish=False, results_dir="")
+    return SinkContext(
+        settings=settings,
+        environ=environ,
+        root=root,
+        record=record,
+        report=ReportContext(
+            suite=suite,
+            link=link,
+            own_page=own_page,
+            record=record.url,
+            branch=ci.branch if ci is not None else "",
+            commit=ci.commit if ci is not None else "",
+        ),
+        ci=ci,
+        write=_to_stderr,
+        echo=_to_stderr,
+        live=False,
+    )
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _ci(request: SessionRequest, environ: Mapping[str, str]) -> CI | None:
+    """Return where the session was asked for, by its record. Whom a token is sent to is for this process alone to say."""
+    if request.ci is None:
+        return publish.detect(environ)
+    return replace(request.ci, api=publish.api(request.ci.host, environ))
+
+
+def _sessions_of_build(store: Store) -> list[str]:
+    """Return the last session of each suite of this pipeline build; outside of CI the last session.
+
+    An older session of a suite is nobody's news any more.
+    """
+    sessions, ci = session_ids(store), publish.detect(os.environ)
+    if ci is None or not ci.build:
+        return sessions[-1:]
+    last: dict[str, str] = {}
+    for name in _recent(sessions):
+        try:
+            request = SessionRecord(store, name).request()
+        except StoreError:  # no request of ours, so none of this build's
+            continue
+        if request is None or request.quiet or request.ci is None:
+            continue
+        if (request.ci.host, request.ci.build) == (ci.host, ci.build):
+            last[request.suite] = name
+    return list(last.values())
+
+
+def _recent(sessions: Iterable[str]) -> list[str]:
+    """Return the newest sessions, by the time that an id begins with."""
+    since = time.strftime("%Y%m%d-%H%M%S", time.gmtime(time.time() - RECENT_S))
+    return [session for session in sessions if session >= since][-RECENT:]
+
+
+def _write_junit(path: Path, report: Report, *, strict: bool) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(junit.write(report, strict=strict))
+    except OSError as problem:
+        raise RequestError(
+            f"{path} cannot be written: {problem.strerror}", remedy="give --junitxml another path"
+        ) from problem
