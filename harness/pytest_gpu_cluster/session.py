@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_gpu_cluster import clusters, environment
+from pytest_gpu_cluster.bundle.retention import prune
 from pytest_gpu_cluster.bundle.ship import ship, ship_files
 from pytest_gpu_cluster.contract.codec import Event
 from pytest_gpu_cluster.contract.errors import (
@@ -28,7 +29,7 @@ from pytest_gpu_cluster.contract.errors import (
 )
 from pytest_gpu_cluster.contract.journal import JournalReader
 from pytest_gpu_cluster.contract.model import RunRequest, Settings, Tree
-from pytest_gpu_cluster.contract.store import Store, prune
+from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, provider
 
 SILENCE_S = (

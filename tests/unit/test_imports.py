@@ -27,7 +27,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "environment": (),
     "fixtures": (),
     "host": ("contract",),
-    "bundle": ("contract", "node.unpack"),
+    "bundle": ("contract",),
     "report": ("contract",),
     "publish": ("report", "contract"),
     "providers": ("contract",),
