@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_gpu_cluster import clusters, environment, options
+from pytest_gpu_cluster import clusters, options
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.gpus import by_nvml
 from pytest_gpu_cluster.contract.journal import JournalReader
 from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.store import Store
-from pytest_gpu_cluster.providers import ClusterRef, provider
+from pytest_gpu_cluster.providers import ClusterRef, load_provider
 
 RECENT = 300  # sessions that are looked through for those of a build …
 RECENT_S = 86_400.0  # … and not older than this
@@ -134,7 +134,7 @@ def ls(chosen: argparse.Namespace) -> tuple[Any, str, int]:
         )
     found = []
     for record, state in clusters.records(at.store):
-        there = provider(record["provider"]).state(
+        there = load_provider(record["provider"], at.settings, os.environ).state(
             ClusterRef(provider=record["provider"], id=record["id"])
         )
         found.append(
@@ -284,7 +284,7 @@ def down(chosen: argparse.Namespace) -> tuple[Any, str, int]:
     for name in chosen.cluster or known:
         ref = ClusterRef(provider=known[name]["provider"], id=name)
         try:
-            provider(ref.provider).close(ref)
+            load_provider(ref.provider, at.settings, os.environ).close(ref)
         except HarnessError as problem:  # the others are to be closed all the same
             lines.append(f"cluster {name} NOT closed: {problem}")
             code = code or problem.exit_code
@@ -300,8 +300,9 @@ def sweep(chosen: argparse.Namespace) -> tuple[Any, str, int]:
         at: Place | None = place(chosen)
     except NoStoreError:
         at = None  # without a store, what the provider owns can still be swept
+    settings = at.settings if at else Settings()
     done = clusters.sweep(
-        at.store if at else None, provider(at.settings.provider if at else "local")
+        at.store if at else None, load_provider(settings.provider, settings, os.environ)
     )
     return {"done": done}, "\n".join(done) or "nothing to sweep", 0
 
@@ -322,7 +323,7 @@ def examine(profile: str | None) -> Iterator[dict[str, Any]]:
 
     here = Path.cwd()
     root = next((p for p in (here, *here.parents) if (p / "pyproject.toml").exists()), here)
-    settings = Settings(local_python=sys.executable)
+    settings = Settings()
 
     def check(name: str, act: Callable[[], str]) -> dict[str, Any]:
         try:
@@ -343,8 +344,8 @@ def examine(profile: str | None) -> Iterator[dict[str, Any]]:
         return store.url
 
     def installed() -> str:
-        there = environment.describe(settings.local_python)
-        environment.check(there, pytest_version=pytest.__version__)
+        provider = load_provider(settings.provider, settings, os.environ)
+        there = provider.environment(pytest_version=pytest.__version__)
         return f"{there.python}: ray {there.versions['ray']}, pytest {there.versions['pytest']}, torch {there.versions.get('torch', 'absent')}"
 
     def gpus() -> str:

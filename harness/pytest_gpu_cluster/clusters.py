@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pytest_gpu_cluster.contract.errors import HarnessError, InfrastructureError
@@ -40,12 +37,6 @@ class Lent:
     ref: ClusterRef
     warm: bool
     note: str
-
-
-def owner() -> str:
-    """Who may reuse a cluster: this user on this machine since its last start."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{getpass.getuser()}@{socket.gethostname()}/{boot.read_text().strip()[:8] if boot.exists() else ''}"
 
 
 def new_id() -> str:

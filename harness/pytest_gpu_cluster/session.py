@@ -30,7 +30,7 @@ from pytest_gpu_cluster.contract.errors import (
 from pytest_gpu_cluster.contract.journal import JournalReader
 from pytest_gpu_cluster.contract.model import RunRequest, Settings, Tree
 from pytest_gpu_cluster.contract.store import Store
-from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, provider
+from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, load_provider
 
 SILENCE_S = (
     2.0  # this long without an event, the provider is asked whether the cluster is still there
@@ -70,9 +70,8 @@ class Session:
 
     def __post_init__(self) -> None:
         self.settings: Settings = self.request.settings
-        self.provider: Provider = provider(
-            self.settings.provider
-        )  # before the store, which a refused request must not create
+        # Before the store, which a refused request must not create.
+        self.provider: Provider = load_provider(self.settings.provider, self.settings, os.environ)
         self.store = Store.open(self.settings.store, base=self.request.root)
         self.asked = self.described()
 
@@ -92,8 +91,7 @@ class Session:
         with clusters.heartbeat(
             self.store, self.id
         ):  # who finds the request finds its client alive
-            installed = environment.describe(self.settings.local_python)
-            environment.check(installed, pytest_version=self.pytest_version)
+            installed = self.provider.environment(pytest_version=self.pytest_version)
             yield self.phase("environment", f"{installed.python} ({installed.digest})", began)
 
             began = time.monotonic()
@@ -111,8 +109,7 @@ class Session:
 
     def plan(self) -> LaunchPlan:
         """What would be launched; spends nothing. Raises RequestError."""
-        installed = environment.describe(self.settings.local_python)
-        environment.check(installed, pytest_version=self.pytest_version)
+        installed = self.provider.environment(pytest_version=self.pytest_version)
         return self.provider.plan(self.cluster_spec(installed))
 
     def farewell(self, *, simulated: bool) -> list[str]:
@@ -156,7 +153,7 @@ class Session:
         s = self.settings
         return ClusterSpec(
             token=clusters.new_id(),
-            owner=clusters.owner(),
+            owner=self.provider.owner(),
             python=installed.python,
             environment=installed.digest,
             nodes=s.nodes,
@@ -250,7 +247,7 @@ class Session:
         state = self.provider.state(self.lent.ref)
         if state.state == "gone" and not reader.poll():
             raise InfrastructureError(
-                f"cluster {self.lent.ref.id} is gone: {state.why}",
+                f"cluster {self.lent.ref.id} is gone: {state.reason}",
                 remedy="run again; what had finished is kept in the record",
             )
 

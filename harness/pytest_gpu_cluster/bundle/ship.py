@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from pytest_gpu_cluster.bundle import listing
@@ -98,7 +99,7 @@ def ship_files(store: Store, files: Mapping[str, bytes | Path], *, name: str = "
         executable = isinstance(source, Path) and bool(source.stat().st_mode & stat.S_IXUSR)
         digest = hashlib.sha256(content).hexdigest()
         entries.append(FileEntry(path, _mode(executable), digest, len(content)))
-        contents[digest] = lambda content=content: content  # type: ignore[misc]  # mypy infers no type for a default
+        contents[digest] = partial(bytes, content)
     return _send(store, StoredTree(root=name, files=tuple(entries)), contents, previous="")
 
 

@@ -7,6 +7,7 @@ import re
 
 from pytest_gpu_cluster.contract.errors import StoreError
 
+_AWS_LOGIN = 'eval "$(aws configure export-credentials --format env)"'
 # Patterns of the vendor's texts, each with its meaning and its remedy; the first match holds.
 # Texts decide here because the vendor gives no codes.
 REMEDIES: tuple[tuple[str, str, str], ...] = (
@@ -28,13 +29,12 @@ REMEDIES: tuple[tuple[str, str, str], ...] = (
     (
         "InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken",
         "the credentials are wrong or expired",
-        'renew them: aws sso login, then eval "$(aws configure export-credentials --format env)"',
+        f"renew them: aws sso login, then {_AWS_LOGIN}",
     ),
     (
         "/latest/(api|meta-data)/|metadata.google.internal|metadata/identity",
         "no credentials were found",
-        "set them in the environment; for AWS: "
-        'eval "$(aws configure export-credentials --format env)"',
+        f"set them in the environment; for AWS: {_AWS_LOGIN}",
     ),
     (
         r"status: 40[13]|code: 401",
