@@ -28,7 +28,7 @@ from pytest_gpu_cluster.contract.fields import JsonObject
 from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
 from pytest_gpu_cluster.contract.store import Store
-from pytest_gpu_cluster.providers import ClusterRef, provider
+from pytest_gpu_cluster.providers import ClusterRef, load_provider
 
 LISTED = 20  # sessions of `ls`
 # Of an event, the keys that a reader looks for.
@@ -151,13 +151,14 @@ def find_session(sessions: list[str], pattern: str) -> str:
 
 
 def list_all(chosen: argparse.Namespace) -> Answer:
-    store = project(chosen).store
+    place = project(chosen)
+    store = place.store
     sessions = [_session_row(SessionRecord(store, name)) for name in session_ids(store)[-LISTED:]]
     rows = [
         {
             "cluster": cluster.id,
             "provider": cluster.provider,
-            "state": state.state if _runs(cluster.provider, cluster.id) else "gone",
+            "state": state.state if _runs(place.settings, cluster.provider, cluster.id) else "gone",
             "session": state.session,
             "idle_left_s": state.idle_left_s,
             "nodes": cluster.shape.nodes,
@@ -184,8 +185,9 @@ def _session_row(record: SessionRecord) -> JsonObject:
     )
 
 
-def _runs(name: str, cluster: str) -> bool:
-    return provider(name).state(ClusterRef(provider=name, id=cluster)).state == "running"
+def _runs(settings: Settings, name: str, cluster: str) -> bool:
+    provider = load_provider(name, settings, os.environ)
+    return provider.state(ClusterRef(provider=name, id=cluster)).state == "running"
 
 
 def logs(chosen: argparse.Namespace) -> Answer:
@@ -229,7 +231,8 @@ def report(chosen: argparse.Namespace) -> Answer:
 
 
 def down(chosen: argparse.Namespace) -> Answer:
-    store = project(chosen).store
+    place = project(chosen)
+    store = place.store
     providers = {cluster.id: cluster.provider for cluster, _ in recorded_clusters(store)}
     if unknown := [name for name in chosen.cluster if name not in providers]:
         raise RequestError(
@@ -240,7 +243,7 @@ def down(chosen: argparse.Namespace) -> Answer:
     for name in chosen.cluster or providers:
         ref = ClusterRef(provider=providers[name], id=name)
         try:
-            provider(ref.provider).close(ref)
+            load_provider(ref.provider, place.settings, os.environ).close(ref)
         except HarnessError as problem:  # the others are to be closed all the same
             lines.append(f"cluster {name} NOT closed: {problem}")
             exit_code = exit_code or problem.exit_code
@@ -254,13 +257,13 @@ def down(chosen: argparse.Namespace) -> Answer:
 
 
 def sweep(chosen: argparse.Namespace) -> Answer:
-    store, name = None, "local"
+    settings, store = Settings(), None
     try:
         place = project(chosen)
-        store, name = place.store, place.settings.provider
+        settings, store = place.settings, place.store
     except NoStoreError:
         pass  # without a store, what the provider owns can still be swept
-    lines = clusters.sweep(store, provider(name))
+    lines = clusters.sweep(store, load_provider(settings.provider, settings, os.environ))
     return Answer(document={"done": lines}, text="\n".join(lines) or "nothing to sweep")
 
 

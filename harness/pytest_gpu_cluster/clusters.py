@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import secrets
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from pathlib import Path
 
 from pytest_gpu_cluster.contract.cluster_record import (
     Announcement,
@@ -75,13 +72,6 @@ class HeldCluster:
         with contextlib.suppress(InfrastructureError):
             ClusterRecord(self._store, self.ref.id).delete()
         return failure
-
-
-def owner() -> str:
-    """Return who may reuse a cluster: this user on this machine since its last start."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    suffix = boot.read_text().strip()[:8] if boot.exists() else ""
-    return f"{getpass.getuser()}@{socket.gethostname()}/{suffix}"
 
 
 def new_id() -> str:

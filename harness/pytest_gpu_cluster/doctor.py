@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from pytest_gpu_cluster import environment, options, publish
+from pytest_gpu_cluster import options, publish
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.gpus import by_nvml
 from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.providers import load_provider
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Examination:
 
     def __init__(self, root: Path, profile: str | None, environ: Mapping[str, str]) -> None:
         self._root, self._profile, self._environ = root, profile, environ
-        self._settings = Settings(local_python=sys.executable)
+        self._settings = Settings()
 
     def read_settings(self) -> str:
         path = self._root / "pyproject.toml"
@@ -68,8 +68,8 @@ class Examination:
         return store.url
 
     def describe_environment(self) -> str:
-        installed = environment.describe(self._settings.local_python)
-        environment.check(installed, pytest_version=pytest.__version__)
+        provider = load_provider(self._settings.provider, self._settings, self._environ)
+        installed = provider.environment(pytest_version=pytest.__version__)
         versions = installed.versions
         torch = versions.get("torch", "absent")
         return (

@@ -16,6 +16,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from pytest_gpu_cluster import clusters, environment
+from pytest_gpu_cluster.bundle.retention import prune
 from pytest_gpu_cluster.bundle.ship import ship, ship_files
 from pytest_gpu_cluster.clusters import HeldCluster, Hold
 from pytest_gpu_cluster.contract.errors import (
@@ -34,9 +35,9 @@ from pytest_gpu_cluster.contract.failures import Closer, StopReason
 from pytest_gpu_cluster.contract.model import RunRequest, Settings, Tree
 from pytest_gpu_cluster.contract.record import Ending, EventReader, SessionRecord
 from pytest_gpu_cluster.contract.request import Limits, PytestFacts, ReportFacts, SessionRequest
-from pytest_gpu_cluster.contract.store import Store, prune
+from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.liveness import heartbeat
-from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, provider
+from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, load_provider
 
 AGENT = "pytest_gpu_cluster.agent.main:main"  # in the code that is shipped with the session
 SILENCE_S = 2.0  # without an event for so long, the provider is asked whether the cluster is there
@@ -65,7 +66,7 @@ class Run:
         self._run_request, self._pytest_version = request, pytest_version
         self.settings: Settings = request.settings
         # Before the store, which a refused request must not create.
-        self.provider: Provider = provider(self.settings.provider)
+        self.provider: Provider = load_provider(self.settings.provider, self.settings, os.environ)
         self.store = Store.open(self.settings.store, base=request.root)
         self.record = SessionRecord(self.store, self.id)
         self.request = self._session_request(local, report)
@@ -132,9 +133,7 @@ class Run:
 
     def installed(self) -> environment.Environment:
         """Return the environment of the nodes. Raises RequestError for one that cannot run a session."""
-        installed = environment.describe(self.settings.local_python)
-        environment.check(installed, pytest_version=self._pytest_version)
-        return installed
+        return self.provider.environment(pytest_version=self._pytest_version)
 
     def ship(self) -> tuple[Tree, Tree]:
         """Put the working tree, and this package's own code for the cluster, into the store."""
@@ -233,7 +232,7 @@ class Run:
         idle_s = s.idle_minutes * 60
         return ClusterSpec(
             token=clusters.new_id(),
-            owner=clusters.owner(),
+            owner=self.provider.owner(),
             python=installed.python,
             environment=installed.digest,
             nodes=s.nodes,
@@ -275,7 +274,7 @@ def raise_if_gone(cluster: HeldCluster, reader: EventReader) -> None:
     state = cluster.state()
     if state.state == "gone" and not reader.poll():
         raise InfrastructureError(
-            f"cluster {cluster.ref.id} is gone: {state.why}",
+            f"cluster {cluster.ref.id} is gone: {state.reason}",
             remedy="run again; what had finished is kept in the record",
         )
 

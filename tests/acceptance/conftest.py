@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from pytest_gpu_cluster.contract.journal import JournalReader
+from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.store import Store
-from pytest_gpu_cluster.providers import ClusterRef, provider
+from pytest_gpu_cluster.providers import ClusterRef, load_provider
 
 LIMIT_S = 120
 CLUSTERS = Path(f"/tmp/gpu-cluster-{os.getuid()}")
@@ -262,7 +263,7 @@ def lone(tmp_path: Path) -> Iterator[Project]:
         if str(store) in path.read_text()
     ]
     for name in clusters:
-        provider("local").close(ClusterRef(provider="local", id=name))
+        load_provider("local", Settings(), os.environ).close(ClusterRef(provider="local", id=name))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_tests.s3_server import S3Server
-from pytest_gpu_cluster.bundle import ship as shipping
+from pytest_gpu_cluster.bundle import index
 from pytest_gpu_cluster.bundle.listing import LITTER
 from pytest_gpu_cluster.bundle.ship import ship, ship_files
 from pytest_gpu_cluster.contract.errors import RequestError, StoreError
@@ -90,7 +90,7 @@ def git(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files written by a test count as old, so that it need not wait two seconds for the index to trust them."""
-    monkeypatch.setattr(shipping, "RACY_NS", -3_600_000_000_000)
+    monkeypatch.setattr(index, "RACY_NS", -3_600_000_000_000)
 
 
 # --- there and back -------------------------------------------------------------------------------------------------

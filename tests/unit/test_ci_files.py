@@ -27,7 +27,9 @@ import yaml  # type: ignore[import-untyped, unused-ignore]  # the same
 
 from pytest_gpu_cluster import options
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.settings_schema import KeyTable
 
+VARIABLES = KeyTable().variables
 ROOT = Path(__file__).resolve().parents[2]
 CI = ROOT / "ci"
 BITBUCKET, GITLAB = CI / "bitbucket-pipelines.yml", CI / "gitlab" / "gpu-cluster.gitlab-ci.yml"
@@ -444,7 +446,7 @@ def test_a_command_that_is_called_exists(interpreter: str, text: str) -> None:
 def test_every_variable_with_our_prefix_is_a_setting(path: Path) -> None:
     """The product refuses one that is not, so a slip here stops every run."""
     for name in re.findall(r"GPU_CLUSTER_[A-Z_]+[A-Z]", path.read_text("utf-8")):
-        assert name in options._VARIABLES
+        assert name in VARIABLES
 
 
 def test_the_settings_that_pipelines_need_exist() -> None:
@@ -460,7 +462,7 @@ def test_the_settings_that_pipelines_need_exist() -> None:
         "MAX_MINUTES",
     )
 
-    assert {f"GPU_CLUSTER_{name}" for name in needed} <= set(options._VARIABLES)
+    assert {f"GPU_CLUSTER_{name}" for name in needed} <= set(VARIABLES)
 
 
 @pytest.mark.parametrize("path", [BITBUCKET, GITLAB, WORKFLOW], ids=lambda path: path.name)
@@ -869,7 +871,7 @@ def test_the_readmes_example_of_the_pipe_is_valid() -> None:
 
     jsonschema.Draft202012Validator(ENTRIES).validate(pipeline)
     known = set(re.findall(r'"([A-Z_]+)"', (CI / "pipe" / "pipe.py").read_text("utf-8"))) | set(
-        options._VARIABLES
+        VARIABLES
     )
     given = {
         name

@@ -1,9 +1,11 @@
-"""Settings from every source, and what a wrong one is told."""
+"""Settings from every source, and the message for a wrong one."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,12 @@ import pytest
 from pytest_gpu_cluster.contract.errors import RequestError
 from pytest_gpu_cluster.contract.model import RunRequest, Settings
 from pytest_gpu_cluster.options import (
-    PROVIDERS,
     add_options,
     build_request,
     read_settings,
     strip_own_options,
 )
-from pytest_gpu_cluster.providers import REGISTRY
+from pytest_gpu_cluster.providers import ENTRY_POINTS, REGISTRY
 
 
 def settings(
@@ -46,9 +47,9 @@ def refusal(
 
 def test_nothing_configured_is_the_documented_default(tmp_path: Path) -> None:
     """`pytest --gpu-cluster` works in a project that never heard of it, even one without pyproject.toml."""
-    found = read_settings(tmp_path / "pyproject.toml", profile=None, environ={})
+    result = read_settings(tmp_path / "pyproject.toml", profile=None, environ={})
 
-    assert found == Settings(local_python=sys.executable)
+    assert result == Settings()
 
 
 EVERY_KEY = """
@@ -103,7 +104,7 @@ def test_every_key_reaches_its_field(tmp_path: Path, python: Path) -> None:
         exclude=("docs",),
         allow_files=("tests/certs/*",),
         keep_sessions=5,
-        local_python=str(python),
+        provider_settings={"local": {"python": str(python)}},
     )
 
 
@@ -119,9 +120,10 @@ def test_a_profile_lies_over_the_base_table(tmp_path: Path, python: Path) -> Non
         python = "bin/python"
     """
 
-    found = settings(tmp_path, toml, profile="ci")
+    result = settings(tmp_path, toml, profile="ci")
 
-    assert (found.nodes, found.max_minutes, found.local_python) == (4, 10.0, str(python))
+    assert (result.nodes, result.max_minutes) == (4, 10.0)
+    assert result.provider_settings == {"local": {"python": str(python)}}
     assert settings(tmp_path, toml).nodes == 2
 
 
@@ -136,16 +138,22 @@ def test_environment_variables_override_every_table(tmp_path: Path, python: Path
         "GPU_CLUSTER_LOCAL_PYTHON": "bin/python",
         "GPU_CLUSTER_STORE": "gs://bucket",
     }
-    toml = "[tool.gpu-cluster]\nnodes = 1\n[tool.gpu-cluster.profile.ci]\nnodes = 2\ngpus-per-node = 8\n"
+    toml = """
+        [tool.gpu-cluster]
+        nodes = 1
+        [tool.gpu-cluster.profile.ci]
+        nodes = 2
+        gpus-per-node = 8
+    """
 
-    found = settings(tmp_path, toml, profile="ci", environ=environ)
+    result = settings(tmp_path, toml, profile="ci", environ=environ)
 
-    assert found == Settings(
+    assert result == Settings(
         nodes=7,
         default_gpus=0.25,
         require_gpu=True,
         pass_env=("HF_*", "WANDB_MODE"),
-        local_python=str(python),
+        provider_settings={"local": {"python": str(python)}},
         store="gs://bucket",
     )
 
@@ -304,9 +312,57 @@ def test_an_unknown_profile_lists_the_known(tmp_path: Path) -> None:
     assert "it has: none" in refusal(tmp_path, profile="x").what
 
 
-def test_every_provider_on_the_shelf_may_be_named() -> None:
-    """Reading settings imports no provider, so the names are kept twice."""
-    assert set(PROVIDERS) == set(REGISTRY)
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_provider_on_the_shelf_may_be_named(tmp_path: Path, name: str) -> None:
+    """A line in the registry is all that a new provider needs."""
+    assert settings(tmp_path, f"[tool.gpu-cluster]\nprovider = '{name}'\n").provider == name
+
+
+OUTSIDE = """
+from pytest_gpu_cluster.settings_keys import strings, whole
+
+class Rack:
+    keys = {"zone-count": whole(1), "zones": strings("a list of zones")}
+"""
+
+
+@pytest.fixture(params=["rack_of_ours:Rack", "rack"])
+def outside(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The name of a provider of another package: its class, or an entry point of the package."""
+    site = tmp_path / "site"
+    metadata = site / "rack_of_ours-1.dist-info"
+    metadata.mkdir(parents=True)
+    (site / "rack_of_ours.py").write_text(OUTSIDE)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rack-of-ours\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\nrack = rack_of_ours:Rack\n")
+    monkeypatch.syspath_prepend(site)
+    yield str(request.param)
+    sys.modules.pop("rack_of_ours", None)
+
+
+def test_a_provider_from_outside_has_a_table_that_is_checked_like_ours(
+    tmp_path: Path, outside: str
+) -> None:
+    """A cloud that only its users need is a package of theirs, and its typos cost them no less."""
+    toml = f"""
+        [tool.gpu-cluster]
+        provider = "{outside}"
+        [tool.gpu-cluster."{outside}"]
+        zone-count = 2
+    """
+    variable = f"GPU_CLUSTER_{re.sub('[.:]', '_', outside).upper()}_ZONES"
+
+    result = settings(tmp_path, toml, environ={variable: "a, b"})
+
+    assert result.provider == outside
+    assert result.provider_settings == {outside: {"zone-count": 2, "zones": ("a", "b")}}
+    assert "expected a whole number" in refusal(tmp_path, toml.replace("2", "0")).what
+    wrong_key = refusal(tmp_path, toml.replace("zone-count", "zone-cuont"))
+    assert f"tool.gpu-cluster.{outside}.zone-cuont " in wrong_key.what
+    assert wrong_key.remedy == f"did you mean {outside}.zone-count?"
+    assert "is not a setting" in refusal(tmp_path, toml, environ={f"{variable}X": "a"}).what
 
 
 def test_an_interpreter_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -328,13 +384,14 @@ def test_an_interpreter_may_be_named_as_on_the_command_line(tmp_path: Path, pyth
     """`python = "python3.12"` is what people type."""
     python.rename(python.with_name("python-of-ours"))
 
-    found = settings(
+    result = settings(
         tmp_path,
         "[tool.gpu-cluster.local]\npython = 'python-of-ours'\n",
         environ={"PATH": str(python.parent)},
     )
 
-    assert found.local_python == str(python.with_name("python-of-ours"))
+    interpreter = str(python.with_name("python-of-ours"))
+    assert result.provider_settings == {"local": {"python": interpreter}}
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from pytest_gpu_cluster import cli, options
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.model import Settings
+from pytest_gpu_cluster.providers import REGISTRY, provider_class
 from tests.benchmarks.bench import load, table, with_table
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
@@ -85,12 +86,11 @@ def rows_below(heading: str) -> list[list[str]]:
 def test_every_setting_is_in_the_table() -> None:
     """A key that is not there does not exist for a reader; one that is only there does not exist at all."""
     shown = [cells[0].strip("`") for cells in rows_below("Settings")]
-    fields = [
-        field.name.replace("_", "-").replace("local-python", "local.python")
-        for field in dataclasses.fields(Settings)
-    ]
+    fields = [field.name.replace("_", "-") for field in dataclasses.fields(Settings)]
+    fields.remove("provider-settings")
+    of_providers = [f"{name}.{key}" for name in REGISTRY for key in provider_class(name).keys]
 
-    assert shown == fields
+    assert shown == fields + of_providers
 
 
 def test_defaults_are_those_of_the_code() -> None:

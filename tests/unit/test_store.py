@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpu_tests.s3_server import Fault, S3Server
+from pytest_gpu_cluster.bundle.retention import prune
 from pytest_gpu_cluster.contract.errors import StoreError
-from pytest_gpu_cluster.contract.store import Store, prune, without_secrets
+from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.store_errors import redact
 from tests.conftest import RunPython
 
 
@@ -497,7 +499,7 @@ def test_no_credential_enters_a_message(s3: S3Server, monkeypatch: pytest.Monkey
     text = "".join(traceback.format_exception(caught.value))
     assert "hunter22"[::-1] not in text
     assert secret not in text
-    assert without_secrets("see http://a:b@h/x?sig=abc&t=1 now") == "see http://***@h/x?*** now"
+    assert redact("see http://a:b@h/x?sig=abc&t=1 now") == "see http://***@h/x?*** now"
 
 
 @pytest.mark.parametrize(

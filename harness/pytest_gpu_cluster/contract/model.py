@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -39,7 +40,8 @@ class Settings:
     check_run: bool = False
     results_dir: str = ""  # "": test-results with CI set, else none
     junit_strict: bool = False
-    local_python: str = ""  # "": the interpreter that runs pytest
+    # The values of [tool.gpu-cluster.<provider>] by provider and key; only what is set.
+    provider_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
