@@ -101,21 +101,22 @@ def read_settings(pyproject: Path, *, profile: str | None, environ: Mapping[str,
     if _is_ci(environ):
         values["idle-minutes"] = 0.0
         values.setdefault("results-dir", "test-results")
-    values |= _read_environ(environ, keys, provider=values.get("provider"))
+    provider = environ.get("GPU_CLUSTER_PROVIDER") or values.get("provider")
+    values |= _read_environ(environ, keys, provider=provider)
     fields: dict[str, Any] = {}  # Any: each key has checked its value
     provider_settings: dict[str, dict[str, object]] = {}
     for name, value in values.items():
-        provider, _, key = name.rpartition(".")
-        if not provider:
+        table_name, _, key = name.rpartition(".")
+        if not table_name:
             fields[key.replace("-", "_")] = value
             continue
         resolve = keys[name].resolve
-        table = provider_settings.setdefault(provider, {})
+        table = provider_settings.setdefault(table_name, {})
         table[key] = value if resolve is None else resolve(value, pyproject.parent, environ)
     return Settings(**fields, provider_settings=provider_settings)
 
 
-# --- the sources -----------------------------------------------------------------------------------
+# --- the sources ---------------------------------------------------------------------------------
 
 
 def _read_pyproject(pyproject: Path, profile: str | None, keys: KeyTable) -> dict[str, object]:
@@ -185,9 +186,7 @@ def _read_environ(
     for name in sorted(environ):
         if not name.startswith(PREFIX) or name.startswith(_INTERNAL):
             continue
-        if name not in variables and keys.has_provider(
-            environ.get("GPU_CLUSTER_PROVIDER", provider)
-        ):
+        if name not in variables and keys.has_provider(provider):
             variables = keys.variables
         if name not in variables:
             raise RequestError(
@@ -222,7 +221,7 @@ def _table(value: object, path: str, file: Path) -> Mapping[str, object]:
     return value
 
 
-# --- the rest of a request -------------------------------------------------------------------------
+# --- the rest of a request -----------------------------------------------------------------------
 
 
 def _is_ci(environ: Mapping[str, str]) -> bool:

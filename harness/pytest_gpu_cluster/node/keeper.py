@@ -133,8 +133,8 @@ class Keeper:
         self.announced = ""
         self.listed = 0.0
         self.heartbeat_seen: tuple[bytes | None, float] = (None, time.monotonic())
-        self.gpus, self.driver = gpus.devices(
-            os.environ, wanted=spec["gpus_per_node"], simulated=spec["simulated_gpus"]
+        self.gpus, self.driver = gpus.node_gpus(
+            os.environ, requested=spec["gpus_per_node"], simulated=spec["simulated_gpus"]
         )
         self.tick_s = 0.015 if self.store.is_local else 0.5
 
@@ -273,7 +273,7 @@ class Keeper:
                     case unknown:
                         raise ValueError(f"unknown request {unknown!r}")
                 answer = {
-                    "gpus": [device.fact() for device in self.gpus],
+                    "gpus": [device.to_json() for device in self.gpus],
                     "host": socket.gethostname(),
                     "driver": self.driver,
                 }
@@ -338,7 +338,7 @@ class Keeper:
             "ray_token": self.spec["ray_token"],
             "cluster": self.cluster,
             "nodes": self.spec["nodes"],
-            "gpus": [device.fact() for device in self.gpus],
+            "gpus": [device.to_json() for device in self.gpus],
             "host": socket.gethostname(),
             "driver": self.driver,
         }

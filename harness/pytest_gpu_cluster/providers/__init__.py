@@ -129,7 +129,7 @@ class Provider(Protocol):
         ...
 
     def state(self, ref: ClusterRef) -> ClusterState:
-        """Return the state of a cluster: "gone" for an unknown one. A silent journal asks for it."""
+        """Return the state of a cluster; an unknown one is "gone"."""
         ...
 
     def close(self, ref: ClusterRef, *, now: bool = False) -> None:
