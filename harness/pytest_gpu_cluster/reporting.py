@@ -31,7 +31,8 @@ from pytest_gpu_cluster.contract.journal import JournalReader
 from pytest_gpu_cluster.contract.masking import masker
 from pytest_gpu_cluster.contract.model import CI, SUITE_NAME, Delta, Report, Settings
 from pytest_gpu_cluster.contract.store import Store
-from pytest_gpu_cluster.publish.sender import WITHIN_S, Courier
+from pytest_gpu_cluster.publish.links import link
+from pytest_gpu_cluster.publish.sender import WITHIN_S, BackgroundSender
 from pytest_gpu_cluster.report import delta, junit, render
 from pytest_gpu_cluster.report.builder import Tally
 
@@ -64,8 +65,8 @@ class Reporting:
         self.directory = root / settings.results_dir if settings.results_dir else None
         self._mask = masker(environ)
         self._publisher = publish.publisher(ci, settings, environ) if ci is not None else None
-        self._courier: Courier | None = None
-        self._link, self._own_page = publish.link(settings.public_url, asked["session"], ci)
+        self._sender: BackgroundSender | None = None
+        self._link, self._own_page = link(settings.public_url, asked["session"], ci)
         self._tally = Tally(asked, mask=self._mask, prefix=asked.get("prefix", ""))
         self._told_at = 0.0
         self._report: Report | None = None
@@ -89,8 +90,8 @@ class Reporting:
             return
         for line in self._publisher.opening():
             self._echo(line)
-        self._courier = Courier(self._publisher)
-        self._courier.take(self._publisher.started(self.report))
+        self._sender = BackgroundSender(self._publisher)
+        self._sender.submit(self._publisher.started(self.report))
         self._told_at = time.monotonic()
 
     def hear(self, event: Event) -> None:
@@ -103,12 +104,12 @@ class Reporting:
                 f"an event of kind {event.kind} could not be taken into the report: {type(problem).__name__}: {problem}"
             )
         if (
-            self._courier is not None
+            self._sender is not None
             and self._publisher is not None
             and time.monotonic() - self._told_at > PROGRESS_S
         ):
             self._told_at = time.monotonic()
-            self._courier.take(self._publisher.progressed(self._make(verdict="running")))
+            self._sender.submit(self._publisher.progressed(self._make(verdict="running")))
 
     def _trouble(self, what: str) -> None:
         if what not in self._troubles:
@@ -146,8 +147,8 @@ class Reporting:
         self._report = dataclasses.replace(self._report, troubles=tuple(lines))
         if self._publisher is not None:
             within_s = CANCELLED_S if self._report.verdict == "cancelled" else WITHIN_S
-            self._courier = self._courier or Courier(self._publisher)
-            told, troubles = self._courier.deliver(
+            self._sender = self._sender or BackgroundSender(self._publisher)
+            told, troubles = self._sender.deliver(
                 self._publisher.finished(self._report), within_s=within_s
             )
             troubles = [

@@ -24,10 +24,12 @@ from pytest_gpu_cluster.contract.model import (
     Result,
     Settings,
 )
-from pytest_gpu_cluster.publish import Publisher, comment, detect, link, publisher, reachable
-from pytest_gpu_cluster.publish.github import command
-from pytest_gpu_cluster.publish.http import Door, Sender
-from pytest_gpu_cluster.publish.sender import Courier
+from pytest_gpu_cluster.publish import Publisher, comment, detect, publisher
+from pytest_gpu_cluster.publish.exchange import Endpoint
+from pytest_gpu_cluster.publish.http import Transport
+from pytest_gpu_cluster.publish.links import link, reachable
+from pytest_gpu_cluster.publish.sender import BackgroundSender
+from pytest_gpu_cluster.publish.workflow_commands import command
 from pytest_gpu_cluster.report import render
 from tests.hosts import (
     Command,
@@ -170,17 +172,15 @@ class Step:
 
     ci: CI
     publisher: Publisher
-    courier: Courier
+    sender: BackgroundSender
 
     def start(self, told: Report | None = None) -> tuple[list[str], list[str]]:
-        return self.courier.deliver(
-            self.publisher.started(told or as_ended("running")), within_s=10
-        )
+        return self.sender.deliver(self.publisher.started(told or as_ended("running")), within_s=10)
 
     def finish(
         self, told: Report | None = None, *, within_s: float = 10
     ) -> tuple[list[str], list[str]]:
-        return self.courier.deliver(self.publisher.finished(told or report()), within_s=within_s)
+        return self.sender.deliver(self.publisher.finished(told or report()), within_s=within_s)
 
 
 def step(environ: Mapping[str, str], **settings: Any) -> Step:
@@ -188,7 +188,7 @@ def step(environ: Mapping[str, str], **settings: Any) -> Step:
     assert ci is not None
     made = publisher(ci, Settings(**settings), environ)
     assert made is not None
-    return Step(ci, made, Courier(made))
+    return Step(ci, made, BackgroundSender(made))
 
 
 @dataclass(frozen=True)
@@ -797,7 +797,7 @@ def test_on_the_way_only_the_report_of_bitbucket_changes(bitbucket: FakeBitbucke
     """A status for each half minute would use up the hourly allowance of requests."""
     made = step(bitbucket.environ())
 
-    made.courier.deliver(made.publisher.progressed(on_the_way(9)), within_s=10)
+    made.sender.deliver(made.publisher.progressed(on_the_way(9)), within_s=10)
 
     assert bitbucket.statuses == {}
     assert bitbucket.reports[REPORT]["result"] == "PENDING"
@@ -1407,7 +1407,7 @@ def test_when_a_comment_is_wanted(mode: str, verdict: str, compared: str, exists
     """One that is there is kept up to date, as its old words would be wrong; else the mode decides."""
     said = dataclasses.replace(RUNS[verdict], delta=DELTAS[compared])
 
-    found = comment.wanted(mode, said, exists=exists)
+    found = comment.should_post(mode, said, exists=exists)
 
     match mode:
         case "always":
@@ -1500,7 +1500,7 @@ def test_a_token_is_in_no_text(kind: str, tmp_path: Path) -> None:
             *told,
             *troubles,
             *made.publisher.troubles,
-            repr(made.publisher.doors),
+            repr(made.publisher.endpoints),
             repr(made.ci),
         ]
         texts += [
@@ -1511,10 +1511,10 @@ def test_a_token_is_in_no_text(kind: str, tmp_path: Path) -> None:
 
 def test_a_door_shows_no_header() -> None:
     """It holds the credential."""
-    door = Door(base="https://api.example.com", headers={"Authorization": "Bearer secret"})
+    door = Endpoint(base="https://api.example.com", headers={"Authorization": "Bearer secret"})
 
-    assert repr(door) == "Door(base='https://api.example.com', proxies=())"
-    assert "secret" not in repr(vars(Sender({"token": door})))
+    assert repr(door) == "Endpoint(base='https://api.example.com', proxies=())"
+    assert "secret" not in repr(vars(Transport({"token": door})))
 
 
 @pytest.mark.parametrize(
@@ -1600,7 +1600,7 @@ def test_an_api_token_without_its_owners_e_mail_is_asked_for_it(bitbucket: FakeB
     assert [
         "BITBUCKET_EMAIL" in said and "secret" not in said for said in made.publisher.troubles
     ] == [True]
-    assert "token" not in made.publisher.doors
+    assert "token" not in made.publisher.endpoints
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -1647,7 +1647,7 @@ def test_a_courier_that_is_busy_with_an_old_report_tells_the_new_one_at_the_end(
     """The last word has to be the last that the host hears."""
     bitbucket.fault(("PUT", "/reports/"), slow(1))
     made = step(bitbucket.environ())
-    made.courier.take(made.publisher.started(as_ended("running")))
+    made.sender.submit(made.publisher.started(as_ended("running")))
     until(lambda: bitbucket._servers["proxy"]._answering)
 
     told, troubles = made.finish()
@@ -1664,7 +1664,7 @@ def test_a_courier_does_not_go_on_trying_with_an_old_report(bitbucket: FakeBitbu
     """It waits between tries; what is told at the end need not wait for that."""
     bitbucket.fault(("PUT", "/reports/"), status(503, retry_after=8))
     made = step(bitbucket.environ())
-    made.courier.take(made.publisher.started(as_ended("running")))
+    made.sender.submit(made.publisher.started(as_ended("running")))
     until(lambda: bitbucket.requests)
     began = time.monotonic()
 
@@ -1680,7 +1680,7 @@ def test_what_was_told_of_an_old_report_is_not_said_to_be_told_of_the_new_one(
     """The time is over while the host still answers the first report: nobody has heard of the last one."""
     bitbucket.fault(("POST", "/statuses/build"), slow(5))
     made = step(bitbucket.environ())
-    made.courier.take(made.publisher.started(as_ended("running")))
+    made.sender.submit(made.publisher.started(as_ended("running")))
     until(lambda: bitbucket.seen("PUT", "/reports/"))
 
     told, troubles = made.finish(within_s=1)
@@ -1695,7 +1695,7 @@ def test_of_reports_that_wait_only_the_last_is_told(bitbucket: FakeBitbucket) ->
     bitbucket.fault(("PUT", "/reports/"), slow(0.5))
     made = step(bitbucket.environ())
     for collected in (10, 20, 30, 40):
-        made.courier.take(made.publisher.progressed(on_the_way(collected)))
+        made.sender.submit(made.publisher.progressed(on_the_way(collected)))
         until(lambda: bitbucket._servers["proxy"]._answering)
     until(lambda: len(bitbucket.seen("PUT", "/reports/")) == 2)
 

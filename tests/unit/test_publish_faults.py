@@ -19,16 +19,9 @@ from typing import Any, TypeVar
 import pytest
 
 from pytest_gpu_cluster.publish import bitbucket, github, gitlab
-from pytest_gpu_cluster.publish.http import (
-    Door,
-    PublishError,
-    Request,
-    Response,
-    Sender,
-    _retry_after,
-    refusal,
-    shown,
-)
+from pytest_gpu_cluster.publish.exchange import Endpoint, PublishError, Request, Response
+from pytest_gpu_cluster.publish.http import Transport, refusal, retry_after_s
+from pytest_gpu_cluster.publish.refusals import refusal_text
 from tests.hosts import (
     FakeBitbucket,
     Fault,
@@ -259,7 +252,9 @@ def test_each_of_bitbuckets_shapes_of_an_error_is_understood(
 
 @each_place
 @pytest.mark.parametrize("code", [400, 403])
-def test_of_an_error_page_only_the_words_are_shown(place: Place, code: int, tmp_path: Path) -> None:
+def test_of_an_error_page_only_the_words_are_refusal_text(
+    place: Place, code: int, tmp_path: Path
+) -> None:
     """A load balancer in front of the host answers people."""
     told = tell(place, tmp_path, html(code))
 
@@ -589,7 +584,7 @@ def test_garbage_where_an_answer_should_be_takes_nothing_with_it(
 
 
 @pytest.mark.parametrize("place", READS, ids=str)
-def test_garbage_where_a_list_should_be_is_shown(place: Place, tmp_path: Path) -> None:
+def test_garbage_where_a_list_should_be_is_refusal_text(place: Place, tmp_path: Path) -> None:
     """Nothing is written blindly; and whoever looks into it needs to see what came."""
     told = tell(place, tmp_path, garbage())
 
@@ -659,35 +654,35 @@ class _Page(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def sender() -> Iterator[Sender]:
+def transport() -> Iterator[Transport]:
     """For `_Page`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Page)
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     serving.start()
-    yield Sender({"token": Door(base=f"http://127.0.0.1:{server.server_port}")})
+    yield Transport({"token": Endpoint(base=f"http://127.0.0.1:{server.server_port}")})
     server.shutdown()
     serving.join()
     server.server_close()
 
 
 @pytest.mark.parametrize("path", ["/plain", "/packed"])
-def test_an_answer_in_pieces_is_put_together_and_unpacked(sender: Sender, path: str) -> None:
+def test_an_answer_in_pieces_is_put_together_and_unpacked(transport: Transport, path: str) -> None:
     """The fakes send plain answers with their length; real hosts compress, and know no length beforehand."""
-    answer = sender(Request(method="GET", path=path))
+    answer = transport(Request(method="GET", path=path))
 
     assert answer.json() == {"words": "a" * 100_000}
 
 
-def test_an_answer_without_an_end_is_not_kept_in_memory(sender: Sender) -> None:
+def test_an_answer_without_an_end_is_not_kept_in_memory(transport: Transport) -> None:
     """A few kilobytes may unpack to gigabytes."""
     with pytest.raises(PublishError, match="the answer is too long"):
-        sender(Request(method="GET", path="/long", repeatable=False))
+        transport(Request(method="GET", path="/long", repeatable=False))
 
 
-def test_a_door_that_does_not_exist_is_said(sender: Sender) -> None:
+def test_a_door_that_does_not_exist_is_said(transport: Transport) -> None:
     """A publisher without a token has only the proxy's."""
     with pytest.raises(PublishError, match="there is no credential for it"):
-        sender(Request(method="GET", path="/plain", door="proxy"))
+        transport(Request(method="GET", path="/plain", endpoint="proxy"))
 
 
 # What a refusal says.
@@ -736,7 +731,7 @@ def test_a_door_that_does_not_exist_is_said(sender: Sender) -> None:
 )
 def test_a_refusal_is_shown_in_the_hosts_words_alone(body: str, said: str) -> None:
     """One line that a person can search for: no braces of JSON, no tags, no control characters."""
-    assert shown(body) == said
+    assert refusal_text(body) == said
 
 
 @pytest.mark.parametrize(
@@ -755,7 +750,7 @@ def test_a_refusal_is_shown_in_the_hosts_words_alone(body: str, said: str) -> No
 )
 def test_whatever_a_refusal_is_it_is_shown_in_a_line(body: str) -> None:
     """What cannot be understood is shown as it is, cut."""
-    said = shown(body)
+    said = refusal_text(body)
 
     assert said
     assert "\n" not in said
@@ -764,7 +759,7 @@ def test_whatever_a_refusal_is_it_is_shown_in_a_line(body: str) -> None:
 
 def test_a_long_refusal_is_cut() -> None:
     """A page of a proxy has a hundred lines of style."""
-    assert shown("x" * 5000) == "x" * 300 + "…"
+    assert refusal_text("x" * 5000) == "x" * 300 + "…"
 
 
 def test_a_refusal_keeps_its_status_and_its_body() -> None:
@@ -798,7 +793,7 @@ def test_a_refusal_keeps_its_status_and_its_body() -> None:
 def test_how_long_a_host_asks_to_wait(code: int, header: str, seconds: float | None) -> None:
     """In seconds or as a date; what is neither is not a wish."""
     assert (
-        _retry_after(
+        retry_after_s(
             Response(status=code, text="", headers={"retry-after": header} if header else {})
         )
         == seconds
@@ -807,7 +802,7 @@ def test_how_long_a_host_asks_to_wait(code: int, header: str, seconds: float | N
 
 def test_a_date_to_wait_for_is_counted_from_now() -> None:
     """To the second, as dates have no more."""
-    asked = _retry_after(
+    asked = retry_after_s(
         Response(
             status=429, text="", headers={"retry-after": formatdate(time.time() + 30, usegmt=True)}
         )

@@ -69,7 +69,7 @@ class Tree:
 class CI:
     """The pipeline step that this runs in, as its host describes it; no secret. It is part of a session's record."""
 
-    host: Literal["bitbucket", "github", "gitlab", "other"]
+    host: str  # bitbucket, github, gitlab, other, or the name of an entry point
     api: str = ""  # base URL of the REST API, without a slash at the end
     repository: str = ""  # as the API names it: workspace/slug, owner/name, a project's id
     commit: str = ""  # the one that reviewers look at: the head of a pull request, not its merge with the target
