@@ -18,6 +18,7 @@ from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
 from pytest_gpu_cluster.contract.request import CI, SessionRequest
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.liveness import finalize_lost_session
+from pytest_gpu_cluster.publish.links import link
 from pytest_gpu_cluster.report import junit, render
 from pytest_gpu_cluster.report.from_record import RecordedEvents, recorded_delta
 from pytest_gpu_cluster.report.model import Report, ReportContext
@@ -113,7 +114,7 @@ def _context(
     public_url = settings.public_url or request.public_url
     settings = replace(settings, suite=suite, public_url=public_url)
     ci = _ci(request, environ)
-    link, own_page = publish.link(public_url, record.session, ci)
+    url, own_page = link(public_url, record.session, ci)
     if not publish_it:
         settings = replace(settings, publish=False, results_dir="")
     return SinkContext(
@@ -123,7 +124,7 @@ def _context(
         record=record,
         report=ReportContext(
             suite=suite,
-            link=link,
+            link=url,
             own_page=own_page,
             record=record.url,
             branch=ci.branch if ci is not None else "",

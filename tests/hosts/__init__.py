@@ -1,4 +1,7 @@
-"""Hosts of CI on the loopback, which refuse what the real ones refuse and show what a reviewer would see."""
+"""Fake CI hosts on the loopback.
+
+They refuse what the real ones refuse and show what a reviewer would see.
+"""
 
 from tests.hosts.bitbucket import FakeBitbucket
 from tests.hosts.github import Command, FakeGitHub, job_summary, secondary_limit, workflow_commands

@@ -1,6 +1,7 @@
-"""Bitbucket Cloud: commit statuses, Code Insights, comments of a pull request; and the proxy that a step of Pipelines has.
+"""Bitbucket Cloud: commit statuses, Code Insights, comments of a pull request.
 
-The proxy adds the credentials itself. It serves reports and annotations of its own repository, and nothing else.
+A step of Pipelines has a proxy too. The proxy adds the credentials itself. It serves reports and
+annotations of its own repository, and nothing else.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class _Page:
 
 
 class FakeBitbucket(Host):
-    """One repository with one pull request. `token` is a repository access token (Bearer); `api_token` is the user `email`'s (Basic).
+    """One repository with one pull request.
+
+    `token` is a repository access token (Bearer); `api_token` is the user `email`'s (Basic).
 
     `proxy_deletes` lets the proxy pass DELETE on to reports, which is said nowhere to be so or not.
     """
@@ -92,7 +95,7 @@ class FakeBitbucket(Host):
 
     @property
     def proxy_url(self) -> str:
-        """Where the proxy listens."""
+        """The address of the proxy."""
         return self.address("proxy")
 
     def environ(
@@ -104,8 +107,11 @@ class FakeBitbucket(Host):
         proxy: bool = True,
         clone_dir: str | None = None,
     ) -> dict[str, str]:
-        """The environment of a step, and where our hosts are. `email` makes the credentials a user's API token."""
-        found = {
+        """The environment of a step, and where our hosts are.
+
+        `email` makes the credentials a user's API token.
+        """
+        variables = {
             "CI": "true",
             "BITBUCKET_BUILD_NUMBER": BUILD_NUMBER,
             "BITBUCKET_COMMIT": self.commit,
@@ -124,18 +130,18 @@ class FakeBitbucket(Host):
             "BITBUCKET_API_URL": f"{self.url}/2.0",
         }
         if pull_request:
-            found["BITBUCKET_PR_ID"] = str(self.pull_request)
-            found["BITBUCKET_PR_DESTINATION_BRANCH"] = self.target
-            found["BITBUCKET_PR_DESTINATION_COMMIT"] = "d" * 12
+            variables["BITBUCKET_PR_ID"] = str(self.pull_request)
+            variables["BITBUCKET_PR_DESTINATION_BRANCH"] = self.target
+            variables["BITBUCKET_PR_DESTINATION_COMMIT"] = "d" * 12
         if proxy:
-            found["BITBUCKET_PIPELINES_PROXY"] = self.proxy_url
+            variables["BITBUCKET_PIPELINES_PROXY"] = self.proxy_url
         if clone_dir is not None:
-            found["BITBUCKET_CLONE_DIR"] = clone_dir
+            variables["BITBUCKET_CLONE_DIR"] = clone_dir
         if token:
-            found["BITBUCKET_TOKEN"] = self.api_token if email else self.token
+            variables["BITBUCKET_TOKEN"] = self.api_token if email else self.token
         if token and email:
-            found["BITBUCKET_EMAIL"] = self.email
-        return found
+            variables["BITBUCKET_EMAIL"] = self.email
+        return variables
 
     # Who may come in.
 
@@ -191,7 +197,8 @@ class FakeBitbucket(Host):
             self.refuse(
                 self.error(
                     401,
-                    "App passwords are no longer supported; use an API token with your Atlassian account e-mail",
+                    "App passwords are no longer supported; "
+                    "use an API token with your Atlassian account e-mail",
                 ),
                 "Basic credentials whose user is no e-mail",
             )
@@ -316,8 +323,8 @@ class FakeBitbucket(Host):
         if page.number * page.length < len(items):
             # Through the proxy, too, the real host names itself as it is: by https.
             base = self.url if request.via == "direct" else "https://api.bitbucket.org"
-            answer["next"] = (
-                f"{base}{request.path}?{urlencode({'pagelen': page.length, 'page': page.number + 1})}"
+            answer["next"] = f"{base}{request.path}?" + urlencode(
+                {"pagelen": page.length, "page": page.number + 1}
             )
         return Answer(200, answer)
 
@@ -329,9 +336,9 @@ class FakeBitbucket(Host):
         return Answer(201, self._shown_status(commit, body))
 
     def _put_status(self, request: Request, commit: str, key: str) -> Answer:
-        held = self._held_status(commit, key)
+        status = self._held_status(commit, key)
         body = self.loaded(request)
-        merged = {**held, **body} if isinstance(body, dict) else body
+        merged = {**status, **body} if isinstance(body, dict) else body
         self._check(schemas.BITBUCKET_STATUS, merged, _form_error)
         if merged["key"] != key:
             self.refuse(
@@ -348,9 +355,9 @@ class FakeBitbucket(Host):
         return self._listed(
             request,
             [
-                self._shown_status(at, held)
-                for (at, _), held in self.statuses.items()
-                if at == commit
+                self._shown_status(sha, status)
+                for (sha, _), status in self.statuses.items()
+                if sha == commit
             ],
         )
 
@@ -359,19 +366,19 @@ class FakeBitbucket(Host):
             raise RefusedError(self.error(404, f"No build status {key}"), "")
         return self.statuses[commit, key]
 
-    def _shown_status(self, commit: str, held: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "build", "commit": {"hash": commit}, **held}
+    def _shown_status(self, commit: str, status: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "build", "commit": {"hash": commit}, **status}
 
     # Code Insights.
 
     def _list_reports(self, request: Request, commit: str) -> Answer:
         return self._listed(
-            request, [self._shown_report(at, name) for at, name in self.reports if at == commit]
+            request, [self._shown_report(sha, name) for sha, name in self.reports if sha == commit]
         )
 
     def _put_report(self, request: Request, commit: str, report: str) -> Answer:
         body = self._valid(request, schemas.BITBUCKET_REPORT, _report_error)
-        others = [name for at, name in self.reports if at == commit and name != report]
+        others = [name for sha, name in self.reports if sha == commit and name != report]
         if len(others) >= REPORTS_A_COMMIT:
             self.refuse(
                 _insights_error(f"A commit cannot have more than {REPORTS_A_COMMIT} reports."),
@@ -399,14 +406,14 @@ class FakeBitbucket(Host):
     def _post_annotations(self, request: Request, commit: str, report: str) -> Answer:
         self._check_report(commit, report, f"annotations for report {report}, which is not there")
         body = self._valid(request, schemas.BITBUCKET_ANNOTATIONS, _annotations_error)
-        ids = [one["external_id"] for one in body]
-        if twice := sorted({one for one in ids if ids.count(one) > 1}):
+        ids = [entry["external_id"] for entry in body]
+        if twice := sorted({id_ for id_ in ids if ids.count(id_) > 1}):
             self.refuse(
                 _insights_error(f"Duplicate external_id: {twice[0]}"),
                 f"external_id {twice[0]} is twice in one request",
             )
         self._keep(commit, report, body)
-        return Answer(200, [{"type": "report_annotation", **one} for one in body])
+        return Answer(200, [{"type": "report_annotation", **entry} for entry in body])
 
     def _put_annotation(
         self, request: Request, commit: str, report: str, annotation: str
@@ -429,18 +436,18 @@ class FakeBitbucket(Host):
         return self._listed(request, self.annotations(commit, report))
 
     def _keep(self, commit: str, report: str, sent: list[dict[str, Any]]) -> None:
-        held = {
+        annotations = {
             **self._annotations.get((commit, report), {}),
-            **{one["external_id"]: one for one in sent},
+            **{annotation["external_id"]: annotation for annotation in sent},
         }
-        if len(held) > ANNOTATIONS_A_REPORT:
+        if len(annotations) > ANNOTATIONS_A_REPORT:
             self.refuse(
                 _insights_error(
                     f"A report cannot have more than {ANNOTATIONS_A_REPORT} annotations."
                 ),
-                f"{len(held)} annotations in a report, at most {ANNOTATIONS_A_REPORT}",
+                f"{len(annotations)} annotations in a report, at most {ANNOTATIONS_A_REPORT}",
             )
-        self._annotations[commit, report] = held
+        self._annotations[commit, report] = annotations
 
     # Comments of the pull request.
 
@@ -454,10 +461,10 @@ class FakeBitbucket(Host):
         return Answer(200, self._held_comment(comment))
 
     def _put_comment(self, request: Request, comment: str) -> Answer:
-        held = self._own_comment(comment)
+        stored = self._own_comment(comment)
         body = self._comment_body(request)
-        held.update(body, updated_on=self.now())
-        return Answer(200, held)
+        stored.update(body, updated_on=self.now())
+        return Answer(200, stored)
 
     def _delete_comment(self, request: Request, comment: str) -> Answer:
         self._own_comment(comment).update(deleted=True, content={"raw": ""})
@@ -468,7 +475,8 @@ class FakeBitbucket(Host):
         if len(body["content"]["raw"]) > COMMENT_CHARACTERS:
             self.refuse(
                 Answer(400, "<h1>Bad Request (400)</h1>"),
-                f"a comment of {len(body['content']['raw'])} characters, at most {COMMENT_CHARACTERS}",
+                f"a comment of {len(body['content']['raw'])} characters, "
+                f"at most {COMMENT_CHARACTERS}",
             )
         return body
 
@@ -489,40 +497,41 @@ class FakeBitbucket(Host):
         return self.comments[-1]
 
     def _held_comment(self, comment: str) -> dict[str, Any]:
-        for held in self.comments:
-            if str(held["id"]) == comment:
-                return held
+        for stored in self.comments:
+            if str(stored["id"]) == comment:
+                return stored
         raise RefusedError(self.error(404, f"No comment {comment}"), "")
 
     def _own_comment(self, comment: str) -> dict[str, Any]:
-        held = self._held_comment(comment)
-        if held["user"]["display_name"] != "CI":
+        stored = self._held_comment(comment)
+        if stored["user"]["display_name"] != "CI":
             self.refuse(
                 self.error(403, "You can only change your own comments"),
                 f"comment {comment} is somebody else's",
             )
-        if held["deleted"]:
+        if stored["deleted"]:
             self.refuse(self.error(404, f"No comment {comment}"), f"comment {comment} is deleted")
-        return held
+        return stored
 
 
-# The three shapes of an error body: what the field of a form says, what a bulk limit says, what Code Insights says.
+# The three shapes of an error body: of a form's field, of a bulk limit, of Code Insights.
 
 
 def _form_error(broken: list[Violation]) -> Answer:
     fields: dict[str, list[str]] = {}
-    for one in broken:
-        fields.setdefault(one.field or "__all__", []).append(_form_words(one))
-    name, said = next(iter(fields.items()))
+    for violation in broken:
+        fields.setdefault(violation.field or "__all__", []).append(_form_words(violation))
+    name, messages = next(iter(fields.items()))
     return Answer(
-        400, {"type": "error", "error": {"message": f"{name}: {said[0]}", "fields": fields}}
+        400, {"type": "error", "error": {"message": f"{name}: {messages[0]}", "fields": fields}}
     )
 
 
 def _form_words(broken: Violation) -> str:
     match broken.rule:
         case "maxLength":
-            return f"Ensure this value has at most {broken.limit} characters (it has {len(broken.value)})."
+            length = len(broken.value)
+            return f"Ensure this value has at most {broken.limit} characters (it has {length})."
         case "required":
             return "This field is required."
         case "format":
@@ -534,25 +543,25 @@ def _form_words(broken: Violation) -> str:
 
 
 def _annotations_error(broken: list[Violation]) -> Answer:
-    for one in broken:
-        if one.field == "" and one.rule == "maxItems":
+    for violation in broken:
+        if violation.field == "" and violation.rule == "maxItems":
             return Answer(
                 400,
                 {
                     "code": 400,
-                    "message": f"Bulk upload supports a maximum of /{one.limit} annotations.",
+                    "message": f"Bulk upload supports a maximum of /{violation.limit} annotations.",
                 },
             )
     return _report_error(broken)
 
 
 def _report_error(broken: list[Violation]) -> Answer:
-    one = broken[0]
-    name = one.field.rpartition(".")[2]
-    match one.rule:
+    violation = broken[0]
+    name = violation.field.rpartition(".")[2]
+    match violation.rule:
         case "maxLength":
             return _insights_error(
-                f"The {name} field cannot contain more than {one.limit} characters."
+                f"The {name} field cannot contain more than {violation.limit} characters."
             )
         case "required":
             return _insights_error(f"The {name} field is required.")

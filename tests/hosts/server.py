@@ -1,4 +1,6 @@
-"""A host of CI on the loopback: a real HTTP server which remembers, refuses what the real one refuses, and fails on demand.
+"""A CI host on the loopback.
+
+It is a real HTTP server which remembers, refuses what the real one refuses, and fails on demand.
 
     with FakeBitbucket() as host:
         host.fault(("POST", r"/statuses/"), status(429, retry_after=1), cut())
@@ -40,7 +42,10 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Recorded:
-    """A request as it came, and how it was answered; `status` 0 is a connection closed without an answer."""
+    """A request as it came, and how it was answered.
+
+    `status` 0 is a connection closed without an answer.
+    """
 
     method: str
     path: str  # with the query
@@ -69,7 +74,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """Status, body and headers of an answer; a body that is not text is sent as JSON, text as a page unless a header says else."""
+    """Status, body and headers of an answer.
+
+    A body that is not text is sent as JSON, text as a page unless a header says else.
+    """
 
     status: int
     body: Any = None
@@ -85,7 +93,10 @@ class Answer:
 
 
 class RefusedError(Exception):
-    """A request that is not served; `words` say what is wrong with it, and are empty where nothing is."""
+    """A request that is not served.
+
+    `words` say what is wrong with it, and are empty where nothing is.
+    """
 
     def __init__(self, answer: Answer, words: str) -> None:
         super().__init__(words)
@@ -94,7 +105,10 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What is done with one request, in place of a plain answer. Without `code` the request is served all the same."""
+    """A fault that one request meets, in place of a plain answer.
+
+    Without `code` the request is served all the same.
+    """
 
     code: int = 0
     body: Any = None  # as an answer's; None: the host's own error body
@@ -142,12 +156,18 @@ def slow(seconds: float) -> Fault:
 
 
 def trickle(seconds: float) -> Fault:
-    """The true answer, one byte at a time with `seconds` before each: no read times out, and the whole never ends."""
+    """The true answer, one byte at a time with `seconds` before each.
+
+    No read times out, and the whole never ends.
+    """
     return Fault(pause_s=seconds)
 
 
 def cut(after: int | None = None, *, served: bool = False) -> Fault:
-    """Close the connection: without an answer, or `after` so many bytes of its body; `served` all the same or not."""
+    """Close the connection: without an answer, or `after` so many bytes of its body.
+
+    `served`: the request has its effect all the same.
+    """
     return Fault(cut_after=-1 if after is None else after, served=served or after is not None)
 
 
@@ -160,18 +180,18 @@ class Route:
     serve: Callable[..., Answer]
 
     def parts(self, path: str) -> dict[str, str] | None:
-        """What stands in the place of each name, decoded; None where the path is another one."""
+        """The text in the place of each name, decoded; None where the path is another one."""
         pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(self.template))
-        found = re.fullmatch(pattern, path)
+        match = re.fullmatch(pattern, path)
         return (
             None
-            if found is None
-            else {name: unquote(value) for name, value in found.groupdict().items()}
+            if match is None
+            else {name: unquote(value) for name, value in match.groupdict().items()}
         )
 
 
 class Host(ABC):
-    """What all hosts do alike; each says what it serves, and in what words it refuses."""
+    """Base of all hosts; each adds the requests that it serves and its words for a refusal."""
 
     doors: ClassVar[tuple[str, ...]] = ("direct",)
 
@@ -193,7 +213,10 @@ class Host(ABC):
         return self
 
     def close(self) -> None:
-        """Leave no thread and no port behind, whatever is still being answered; a second time is quiet."""
+        """Leave no thread and no port behind, whatever is still being answered.
+
+        A second time is quiet.
+        """
         self._closing.set()
         for server in self._servers.values():
             server.stop()
@@ -207,19 +230,25 @@ class Host(ABC):
 
     @property
     def url(self) -> str:
-        """Where it listens, without a slash at the end."""
+        """The address of the server, without a slash at the end."""
         return self.address("direct")
 
     def address(self, door: str) -> str:
         return f"http://127.0.0.1:{self._servers[door].server_port}"
 
     def fault(self, match: tuple[str | None, str], *faults: Fault) -> None:
-        """The next requests of this method (None: any) whose path, with its query, holds this regex meet these faults, one each."""
+        """Let the next requests meet these faults, one each.
+
+        It holds for requests of this method (None: any) whose path, with its query, matches.
+        """
         with self._lock:
             self._faults.append((match[0], re.compile(match[1]), list(faults)))
 
     def seen(self, method: str | None = None, path: str = "") -> list[Recorded]:
-        """The requests of this method (None: any) whose path, with its query, holds this regex, oldest first."""
+        """The requests of this method (None: any), oldest first.
+
+        Their path, with its query, matches this regex.
+        """
         with self._lock:
             return [
                 r for r in self.requests if method in (None, r.method) and re.search(path, r.path)
@@ -262,10 +291,10 @@ class Host(ABC):
 
     def number(self, request: Request, name: str, default: int, most: int) -> int:
         """A number of the query, at least 1."""
-        given = request.query.get(name, str(default))
-        if not given.isdecimal() or not 1 <= int(given) <= most:
-            self.refuse(self.error(400, f"Invalid {name}"), f"{name} is {given}, not 1 to {most}")
-        return int(given)
+        text = request.query.get(name, str(default))
+        if not text.isdecimal() or not 1 <= int(text) <= most:
+            self.refuse(self.error(400, f"Invalid {name}"), f"{name} is {text}, not 1 to {most}")
+        return int(text)
 
     def serial(self) -> int:
         """A number not given before."""
@@ -304,8 +333,8 @@ class Host(ABC):
         return not self._closing.wait(seconds)
 
     def _next_fault(self, method: str, path: str) -> Fault:
-        for wanted, pattern, faults in self._faults:
-            if faults and wanted in (None, method) and pattern.search(path):
+        for expected, pattern, faults in self._faults:
+            if faults and expected in (None, method) and pattern.search(path):
                 return faults.pop(0)
         return Fault()
 
@@ -327,10 +356,10 @@ class Host(ABC):
             return self.error(500, "the fake itself failed")
 
     def _sound(self, request: Request) -> None:
-        if found := re.search(r"[^!-~]|[{}<>\"\\^`|]", request.path):
+        if match := re.search(r"[^!-~]|[{}<>\"\\^`|]", request.path):
             self.refuse(
                 self.error(400, "Bad Request"),
-                f"{found.group()!r} in the path, which has to be percent-encoded",
+                f"{match.group()!r} in the path, which has to be percent-encoded",
             )
         if request.headers.get("transfer-encoding"):
             self.refuse(self.error(411, "Length Required"), "a body without Content-Length")
@@ -473,7 +502,7 @@ def _pieces(content: bytes, fault: Fault) -> Iterable[bytes]:
     content = content[: fault.cut_after]
     if not fault.pause_s:
         return [content]
-    return [content[at : at + 1] for at in range(len(content))]
+    return [content[index : index + 1] for index in range(len(content))]
 
 
 for _method in METHODS:

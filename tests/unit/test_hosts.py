@@ -1,4 +1,7 @@
-"""The hosts of CI that other tests publish to: each refuses what the real one refuses, or a test against it proves nothing."""
+"""The fake CI hosts that other tests publish to.
+
+Each refuses what the real one refuses, or a test against it proves nothing.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,10 @@ class Said:
 def ask(
     host: Host, method: str, path: str, body: Any = None, *, door: str = "direct", **headers: str
 ) -> Said:
-    """One request, body as JSON, credentials that are valid unless others are given; header names are written with `_`."""
+    """One request, body as JSON, credentials that are valid unless others are given.
+
+    Header names are written with `_`.
+    """
     port = urlsplit(host.address(door)).port
     sent = {"Content-Type": "application/json", "User-Agent": "tests"}
     if door == "direct":
@@ -82,10 +88,12 @@ def ask(
         text = answer.read().decode()
     finally:
         connection.close()
-    said: Any = text
+    decoded: Any = text
     with contextlib.suppress(ValueError):
-        said = json.loads(text)
-    return Said(answer.status, said, {name.lower(): value for name, value in answer.getheaders()})
+        decoded = json.loads(text)
+    return Said(
+        answer.status, decoded, {name.lower(): value for name, value in answer.getheaders()}
+    )
 
 
 def through(host: FakeBitbucket, method: str, path: str, body: Any = None, **headers: str) -> Said:
@@ -127,8 +135,8 @@ def an_annotation(number: int = 0, **changed: Any) -> dict[str, Any]:
     }
 
 
-def a_datum(kind: str | None, given: Any) -> dict[str, Any]:
-    return a_report(data=[{"title": "It", "value": given, **({"type": kind} if kind else {})}])
+def a_datum(kind: str | None, content: Any) -> dict[str, Any]:
+    return a_report(data=[{"title": "It", "value": content, **({"type": kind} if kind else {})}])
 
 
 def a_check(**changed: Any) -> dict[str, Any]:
@@ -136,7 +144,7 @@ def a_check(**changed: Any) -> dict[str, Any]:
 
 
 def marked(**changed: Any) -> dict[str, Any]:
-    one = {
+    status_body = {
         "path": "a.py",
         "start_line": 3,
         "end_line": 3,
@@ -144,7 +152,7 @@ def marked(**changed: Any) -> dict[str, Any]:
         "message": "no",
         **changed,
     }
-    return a_check(output={"title": "t", "summary": "s", "annotations": [one]})
+    return a_check(output={"title": "t", "summary": "s", "annotations": [status_body]})
 
 
 # The server.
@@ -156,7 +164,10 @@ def unanswered(host: Host) -> None:
 
 
 def test_closing_leaves_no_thread_and_no_port_behind() -> None:
-    """A suite makes hundreds of hosts; what each left behind would add up, and slow answers must not hold up the end of a test."""
+    """A suite makes hundreds of hosts.
+
+    What each left behind would add up, and slow answers must not hold up the end of a test.
+    """
     before = threading.active_count()
     host = FakeBitbucket().start()
     host.fault((None, ""), slow(30))
@@ -204,14 +215,17 @@ def test_a_request_is_recorded_as_it_came_and_as_it_was_answered(bitbucket: Fake
 
 
 def test_each_fault_meets_one_request_in_order(bitbucket: FakeBitbucket) -> None:
-    """A retry is tested with the second answer, so a fault may not stay; and what was not asked for is left alone."""
+    """A retry is tested with the second answer, so a fault may not stay.
+
+    A request that no fault is meant for meets none.
+    """
     bitbucket.fault(
         ("GET", r"/comments"), status(429, retry_after=2), status(503), html(502), garbage()
     )
 
     answers = [ask(bitbucket, "GET", COMMENTS) for _ in range(5)]
 
-    assert [one.status for one in answers] == [429, 503, 502, 200, 200]
+    assert [answer.status for answer in answers] == [429, 503, 502, 200, 200]
     assert answers[0].headers["retry-after"] == "2"
     assert answers[0].body["error"]["message"] == "Rate limit for this resource has been exceeded"
     assert "<h1>" in answers[2].body
@@ -223,7 +237,10 @@ def test_each_fault_meets_one_request_in_order(bitbucket: FakeBitbucket) -> None
 
 
 def test_an_answer_may_be_late_or_slow_or_cut(bitbucket: FakeBitbucket) -> None:
-    """The three ways in which a network hurts: each has to be bounded by a client of its own accord."""
+    """The three ways in which a network hurts.
+
+    Each has to be bounded by a client of its own accord.
+    """
     ask(bitbucket, "PUT", REPORT, a_report())
     bitbucket.fault((None, "."), slow(0.1), trickle(0.001), cut(5))
 
@@ -244,14 +261,17 @@ def test_an_answer_may_be_late_or_slow_or_cut(bitbucket: FakeBitbucket) -> None:
 def test_a_connection_cut_without_an_answer_may_have_been_served(
     bitbucket: FakeBitbucket, served: bool
 ) -> None:
-    """Who repeats a POST whose answer was lost makes two comments: the test needs both kinds of loss."""
+    """A client that repeats a POST whose answer was lost makes two comments.
+
+    The test needs both kinds of loss.
+    """
     bitbucket.fault(("POST", "/comments"), cut(served=served))
 
     with pytest.raises(http.client.RemoteDisconnected):
         ask(bitbucket, "POST", COMMENTS, {"content": {"raw": "hello"}})
 
     assert len(bitbucket.comments) == served
-    assert [one.status for one in bitbucket.requests] == [0]
+    assert [request.status for request in bitbucket.requests] == [0]
 
 
 def test_a_mistake_in_the_request_is_a_mistake_even_where_a_fault_waits(
@@ -269,9 +289,9 @@ def test_a_failure_of_the_fake_is_seen(bitbucket: FakeBitbucket) -> None:
     """A bug here would otherwise look like a 500 that a client is right to bear."""
     bitbucket.commits = 3  # type: ignore[assignment]  # so that it breaks
 
-    said = ask(bitbucket, "GET", REPORT)
+    answer = ask(bitbucket, "GET", REPORT)
 
-    assert said.status == 500
+    assert answer.status == 500
     assert "the fake itself failed" in bitbucket.refused[0]
 
 
@@ -291,24 +311,27 @@ def test_a_failure_of_the_fake_is_seen(bitbucket: FakeBitbucket) -> None:
 def test_bitbucket_lets_nobody_in_without_good_credentials(
     bitbucket: FakeBitbucket, header: str, words: str
 ) -> None:
-    """App passwords, a name and a password, are gone: what still offers them fails on the first real run."""
-    said = ask(bitbucket, "GET", COMMENTS, Authorization=header)
+    """App passwords, a name and a password, no longer exist.
 
-    assert said.status == 401
-    assert said.body["error"]["message"]
+    A client that still sends them fails on the first real run.
+    """
+    answer = ask(bitbucket, "GET", COMMENTS, Authorization=header)
+
+    assert answer.status == 401
+    assert answer.body["error"]["message"]
     assert words in bitbucket.refused[0]
 
 
 def test_bitbucket_takes_an_api_token_with_its_owners_e_mail(bitbucket: FakeBitbucket) -> None:
     """The one kind of Basic credentials that is left."""
-    said = ask(
+    answer = ask(
         bitbucket,
         "GET",
         COMMENTS,
         Authorization="Basic Y2lAYWNtZS5leGFtcGxlOnJlcG9zaXRvcnktYWNjZXNzLXRva2Vu",
     )
 
-    assert said.status == 200
+    assert answer.status == 200
     assert bitbucket.refused == []
 
 
@@ -323,9 +346,9 @@ def test_bitbucket_takes_an_api_token_with_its_owners_e_mail(bitbucket: FakeBitb
 )
 def test_bitbucket_knows_one_repository(bitbucket: FakeBitbucket, method: str, path: str) -> None:
     """A wrong commit or pull request is a silent loss if the fake takes it."""
-    said = ask(bitbucket, method, path)
+    answer = ask(bitbucket, method, path)
 
-    assert said.status == 404
+    assert answer.status == 404
     assert len(bitbucket.refused) == 1
 
 
@@ -354,9 +377,9 @@ def test_bitbucket_takes_json_alone(
     bitbucket: FakeBitbucket, body: str, kind: str, code: int
 ) -> None:
     """NaN is what Python writes for a duration that is not known, and JSON it is not."""
-    said = ask(bitbucket, "PUT", REPORT, body, Content_Type=kind)
+    answer = ask(bitbucket, "PUT", REPORT, body, Content_Type=kind)
 
-    assert said.status == code
+    assert answer.status == code
     assert len(bitbucket.refused) == 1
 
 
@@ -372,9 +395,11 @@ def test_the_proxy_passes_reports_and_annotations_on(bitbucket: FakeBitbucket) -
         through(bitbucket, "GET", f"{REPORT}/annotations"),
     ]
 
-    assert [one.status for one in answers] == [200] * 4
+    assert [answer.status for answer in answers] == [200] * 4
     assert bitbucket.reports[COMMIT, "gpu-tests"] == a_report()
-    assert [one["external_id"] for one in bitbucket.annotations(COMMIT, "gpu-tests")] == [
+    assert [
+        annotation["external_id"] for annotation in bitbucket.annotations(COMMIT, "gpu-tests")
+    ] == [
         "n-1",
         "n-2",
     ]
@@ -403,10 +428,10 @@ def test_the_proxy_passes_nothing_else_on(
     bitbucket: FakeBitbucket, method: str, address: str, code: int, words: str
 ) -> None:
     """A client that works with a token and no test of this has never worked without one."""
-    said = ask(bitbucket, method, address, a_report(), door="proxy")
+    answer = ask(bitbucket, method, address, a_report(), door="proxy")
 
-    assert said.status == code
-    assert said.body["message"]
+    assert answer.status == code
+    assert answer.body["message"]
     assert words in bitbucket.refused[0]
 
 
@@ -415,9 +440,9 @@ def test_the_proxy_may_pass_a_deletion_on() -> None:
     with FakeBitbucket(proxy_deletes=True) as host:
         through(host, "PUT", REPORT, a_report())
 
-        said = through(host, "DELETE", REPORT)
+        answer = through(host, "DELETE", REPORT)
 
-    assert said.status == 204
+    assert answer.status == 204
     assert (host.reports, host.refused) == ({}, [])
 
 
@@ -430,9 +455,9 @@ def test_no_token_may_go_through_the_proxy(bitbucket: FakeBitbucket) -> None:
 
 def test_the_api_is_not_a_proxy(bitbucket: FakeBitbucket) -> None:
     """A client that mixes the two up would send its token the wrong way."""
-    said = ask(bitbucket, "GET", f"http://api.bitbucket.org{COMMENTS}")
+    answer = ask(bitbucket, "GET", f"http://api.bitbucket.org{COMMENTS}")
 
-    assert said.status == 400
+    assert answer.status == 400
     assert "as of a proxy" in bitbucket.refused[0]
 
 
@@ -469,10 +494,10 @@ def test_bitbucket_refuses_a_status_field_by_field(
     bitbucket: FakeBitbucket, changed: dict[str, Any], field: str, message: str
 ) -> None:
     """The limits known from its answers, in the shape of its answers."""
-    said = ask(bitbucket, "POST", BUILD, a_status(**changed))
+    answer = ask(bitbucket, "POST", BUILD, a_status(**changed))
 
-    assert said.status == 400
-    assert said.body == {
+    assert answer.status == 400
+    assert answer.body == {
         "type": "error",
         "error": {"message": f"{field}: {message}", "fields": {field: [message]}},
     }
@@ -488,9 +513,9 @@ def test_bitbucket_wants_key_state_and_url_of_a_status(
     body = a_status()
     del body[missing]
 
-    said = ask(bitbucket, "POST", BUILD, body)
+    answer = ask(bitbucket, "POST", BUILD, body)
 
-    assert said.body["error"]["fields"] == {missing: ["This field is required."]}
+    assert answer.body["error"]["fields"] == {missing: ["This field is required."]}
 
 
 def test_a_status_of_the_same_key_replaces_the_first(bitbucket: FakeBitbucket) -> None:
@@ -518,9 +543,9 @@ def test_the_key_of_a_status_stays(bitbucket: FakeBitbucket) -> None:
     """Another key is another status."""
     ask(bitbucket, "POST", BUILD, a_status())
 
-    said = ask(bitbucket, "PUT", f"{BUILD}/gpu-tests", {"key": "other"})
+    answer = ask(bitbucket, "PUT", f"{BUILD}/gpu-tests", {"key": "other"})
 
-    assert said.status == 400
+    assert answer.status == 400
 
 
 # Bitbucket: Code Insights.
@@ -561,17 +586,17 @@ def test_the_key_of_a_status_stays(bitbucket: FakeBitbucket) -> None:
 )
 def test_bitbucket_refuses_a_report(bitbucket: FakeBitbucket, body: dict[str, Any]) -> None:
     """A report that is refused is a pull request without any result."""
-    said = ask(bitbucket, "PUT", REPORT, body)
+    answer = ask(bitbucket, "PUT", REPORT, body)
 
-    assert said.status == 400
-    assert said.body["key"] == "report-service.general.bad-request"
-    assert said.body["arguments"] == {}
+    assert answer.status == 400
+    assert answer.body["key"] == "report-service.general.bad-request"
+    assert answer.body["arguments"] == {}
     assert len(bitbucket.refused) == 1
     assert bitbucket.reports == {}
 
 
 def test_bitbucket_takes_a_full_report(bitbucket: FakeBitbucket) -> None:
-    """What is refused above means nothing if nothing is ever taken."""
+    """A refusal means nothing if nothing is ever taken."""
     data = [
         {"title": "Ok", "type": "BOOLEAN", "value": True},
         {"title": "At", "type": "DATE", "value": 1_793_000_000_000},
@@ -580,7 +605,7 @@ def test_bitbucket_takes_a_full_report(bitbucket: FakeBitbucket) -> None:
         {"title": "Passed", "type": "NUMBER", "value": 12},
         {"title": "Cover", "type": "PERCENTAGE", "value": 99.5},
         {"title": "GPU", "type": "TEXT", "value": "A10G"},
-        *({"title": "Plain", "value": given} for given in ("text", 1, False)),
+        *({"title": "Plain", "value": content} for content in ("text", 1, False)),
     ]
     body = a_report(
         title="t" * 450,
@@ -592,9 +617,9 @@ def test_bitbucket_takes_a_full_report(bitbucket: FakeBitbucket) -> None:
         reporter="gpu-cluster",
     )
 
-    said = ask(bitbucket, "PUT", REPORT, body)
+    answer = ask(bitbucket, "PUT", REPORT, body)
 
-    assert said.status == 200
+    assert answer.status == 200
     assert bitbucket.reports == {(COMMIT, "gpu-tests"): body}
     assert bitbucket.refused == []
 
@@ -645,7 +670,7 @@ def test_what_is_as_long_as_it_may_be_is_taken(
         ask(gitlab, "POST", NOTES, {"body": "x" * 1_000_000}),
     ]
 
-    assert [one.status for one in answers] == [201, 200, 200, 201, 201, 201, 201, 201, 201]
+    assert [answer.status for answer in answers] == [201, 200, 200, 201, 201, 201, 201, 201, 201]
     assert [*bitbucket.refused, *github.refused, *gitlab.refused] == []
 
 
@@ -660,7 +685,7 @@ def test_a_commit_has_ten_reports_at_most(bitbucket: FakeBitbucket) -> None:
         ask(bitbucket, "PUT", f"{REPORT}-2", a_report()),
     ]
 
-    assert [one.status for one in answers] == [200, 200, 400]
+    assert [answer.status for answer in answers] == [200, 200, 400]
     assert ask(bitbucket, "GET", REPORT.rpartition("/")[0]).body["size"] == 10
 
 
@@ -696,15 +721,15 @@ def test_bitbucket_refuses_an_annotation(
     ask(bitbucket, "PUT", REPORT, a_report())
     body = an_annotation(0, **changed)
 
-    said = ask(
+    answer = ask(
         bitbucket,
         method,
         f"{REPORT}/annotations" + ("" if method == "POST" else "/n-0"),
         [body] if method == "POST" else body,
     )
 
-    assert said.status == 400
-    assert said.body["key"] == "report-service.general.bad-request"
+    assert answer.status == 400
+    assert answer.body["key"] == "report-service.general.bad-request"
     assert len(bitbucket.refused) == 1
     assert bitbucket.annotations(COMMIT, "gpu-tests") == []
 
@@ -713,9 +738,9 @@ def test_bitbucket_says_which_field_of_an_annotation_is_too_long(bitbucket: Fake
     """The one message of its report service that is known by heart."""
     ask(bitbucket, "PUT", REPORT, a_report())
 
-    said = ask(bitbucket, "POST", f"{REPORT}/annotations", [an_annotation(summary="s" * 451)])
+    answer = ask(bitbucket, "POST", f"{REPORT}/annotations", [an_annotation(summary="s" * 451)])
 
-    assert said.body["message"] == "The summary field cannot contain more than 450 characters."
+    assert answer.body["message"] == "The summary field cannot contain more than 450 characters."
 
 
 @pytest.mark.parametrize("count", [0, 101])
@@ -723,10 +748,12 @@ def test_annotations_come_by_the_hundred(bitbucket: FakeBitbucket, count: int) -
     """Neither none nor more."""
     ask(bitbucket, "PUT", REPORT, a_report())
 
-    said = ask(bitbucket, "POST", f"{REPORT}/annotations", [an_annotation(i) for i in range(count)])
+    answer = ask(
+        bitbucket, "POST", f"{REPORT}/annotations", [an_annotation(i) for i in range(count)]
+    )
 
-    assert said.status == 400
-    assert said.body.get("code") == (400 if count else None)
+    assert answer.status == 400
+    assert answer.body.get("code") == (400 if count else None)
     assert bitbucket.annotations(COMMIT, "gpu-tests") == []
 
 
@@ -734,9 +761,9 @@ def test_bitbucket_says_how_many_annotations_it_takes_at_once(bitbucket: FakeBit
     """The second of its three error shapes."""
     ask(bitbucket, "PUT", REPORT, a_report())
 
-    said = ask(bitbucket, "POST", f"{REPORT}/annotations", [an_annotation(i) for i in range(101)])
+    answer = ask(bitbucket, "POST", f"{REPORT}/annotations", [an_annotation(i) for i in range(101)])
 
-    assert said.body == {
+    assert answer.body == {
         "code": 400,
         "message": "Bulk upload supports a maximum of /100 annotations.",
     }
@@ -746,9 +773,9 @@ def test_an_id_is_once_in_a_request(bitbucket: FakeBitbucket) -> None:
     """Two failures of one test have one node id."""
     ask(bitbucket, "PUT", REPORT, a_report())
 
-    said = ask(bitbucket, "POST", f"{REPORT}/annotations", [an_annotation(1), an_annotation(1)])
+    answer = ask(bitbucket, "POST", f"{REPORT}/annotations", [an_annotation(1), an_annotation(1)])
 
-    assert said.status == 400
+    assert answer.status == 400
     assert "n-1 is twice" in bitbucket.refused[0]
 
 
@@ -771,7 +798,10 @@ def test_a_report_has_a_thousand_annotations_at_most(bitbucket: FakeBitbucket) -
 
 
 def test_old_annotations_stay_until_the_report_is_deleted(bitbucket: FakeBitbucket) -> None:
-    """Nothing says that a new PUT clears them: a test that passes now must not stay red from the run before."""
+    """Nothing says that a new PUT clears them.
+
+    A test that passes now must not stay red from the run before.
+    """
     ask(bitbucket, "PUT", REPORT, a_report())
     ask(bitbucket, "POST", f"{REPORT}/annotations", [an_annotation(1)])
     ask(bitbucket, "PUT", REPORT, a_report(result="PASSED"))
@@ -779,7 +809,7 @@ def test_old_annotations_stay_until_the_report_is_deleted(bitbucket: FakeBitbuck
 
     deleted = ask(bitbucket, "DELETE", REPORT)
 
-    assert [one["external_id"] for one in stale] == ["n-1"]
+    assert [entry["external_id"] for entry in stale] == ["n-1"]
     assert deleted.status == 204
     assert bitbucket.annotations(COMMIT, "gpu-tests") == []
     assert ask(bitbucket, "GET", REPORT).status == 404
@@ -814,16 +844,19 @@ def test_bitbucket_refuses_a_comment(
     bitbucket: FakeBitbucket, body: dict[str, Any], page_of_html: bool
 ) -> None:
     """One that is too long is answered with a page for people, which is not JSON."""
-    said = ask(bitbucket, "POST", COMMENTS, body)
+    answer = ask(bitbucket, "POST", COMMENTS, body)
 
-    assert said.status == 400
-    assert (said.body == "<h1>Bad Request (400)</h1>") == page_of_html
+    assert answer.status == 400
+    assert (answer.body == "<h1>Bad Request (400)</h1>") == page_of_html
     assert bitbucket.comments == []
     assert len(bitbucket.refused) == 1
 
 
 def test_comments_come_in_pages(bitbucket: FakeBitbucket) -> None:
-    """A sticky comment that is not on the first page is found by following `next`, or made a second time."""
+    """A comment of ours that is not on the first page is found by following `next`.
+
+    Without that it would be made a second time.
+    """
     for number in range(25):
         bitbucket.add_comment(f"remark {number}")
     ask(bitbucket, "POST", COMMENTS, {"content": {"raw": "ours"}})
@@ -832,7 +865,7 @@ def test_comments_come_in_pages(bitbucket: FakeBitbucket) -> None:
     while "next" in pages[-1].body:
         pages.append(ask(bitbucket, "GET", pages[-1].body["next"].removeprefix(bitbucket.url)))
 
-    assert [len(one.body["values"]) for one in pages] == [10, 10, 6]
+    assert [len(page_answer.body["values"]) for page_answer in pages] == [10, 10, 6]
     assert pages[-1].body["values"][-1]["content"]["raw"] == "ours"
     assert [
         ask(bitbucket, "GET", f"{COMMENTS}?{query}").status
@@ -846,7 +879,10 @@ def test_comments_come_in_pages(bitbucket: FakeBitbucket) -> None:
 
 
 def test_a_comment_is_changed_by_its_author_alone(bitbucket: FakeBitbucket) -> None:
-    """Somebody who quotes our marker must not see the own comment overwritten; one deleted stays in the list."""
+    """Somebody who quotes our marker must not see that comment overwritten.
+
+    A deleted one stays in the list.
+    """
     theirs = bitbucket.add_comment("quoting the marker")
     ours = ask(bitbucket, "POST", COMMENTS, {"content": {"raw": "ours"}}).body["id"]
 
@@ -860,10 +896,10 @@ def test_a_comment_is_changed_by_its_author_alone(bitbucket: FakeBitbucket) -> N
         ask(bitbucket, "PUT", f"{COMMENTS}/999", {"content": {"raw": "none"}}),
     ]
 
-    assert [one.status for one in answers] == [403, 403, 200, 200, 204, 404, 404]
+    assert [answer.status for answer in answers] == [403, 403, 200, 200, 204, 404, 404]
     assert answers[3].body["content"]["raw"] == "new"
     listed = ask(bitbucket, "GET", COMMENTS).body["values"]
-    assert [(one["content"]["raw"], one["deleted"]) for one in listed] == [
+    assert [(comment["content"]["raw"], comment["deleted"]) for comment in listed] == [
         ("quoting the marker", False),
         ("", True),
     ]
@@ -905,23 +941,26 @@ def test_github_lets_nobody_in_without_good_credentials(
     github: FakeGitHub, headers: dict[str, str], code: int, message: str
 ) -> None:
     """And says so in its own words."""
-    said = ask(github, "POST", f"{HUB}/statuses/{COMMIT}", {"state": "success"}, **headers)
+    answer = ask(github, "POST", f"{HUB}/statuses/{COMMIT}", {"state": "success"}, **headers)
 
-    assert (said.status, said.body["message"]) == (code, message)
+    assert (answer.status, answer.body["message"]) == (code, message)
     assert len(github.refused) == 1
 
 
 def test_github_wants_to_know_who_asks(github: FakeGitHub) -> None:
     """Without a User-Agent the real one answers with a page, before anything else."""
-    said = ask(github, "GET", f"{HUB}/issues/7/comments", User_Agent="")
+    answer = ask(github, "GET", f"{HUB}/issues/7/comments", User_Agent="")
 
-    assert said.status == 403
-    assert "User-Agent" in said.body
+    assert answer.status == 403
+    assert "User-Agent" in answer.body
     assert github.refused
 
 
 def test_a_forks_token_may_only_read(github: FakeGitHub) -> None:
-    """That a fork cannot write is no fault of the client's, so it is not held against it; it has to bear it."""
+    """That a fork cannot write is no fault of the client's, so it is not counted as one.
+
+    The client has to cope with it.
+    """
     reads = ask(
         github, "GET", f"{HUB}/issues/7/comments", Authorization=f"token {github.fork_token}"
     )
@@ -986,10 +1025,10 @@ def test_a_forks_token_may_only_read(github: FakeGitHub) -> None:
 )
 def test_github_refuses(github: FakeGitHub, method: str, path: str, body: dict[str, Any]) -> None:
     """Everything it is known to answer with 422."""
-    said = ask(github, method, HUB + path, body)
+    answer = ask(github, method, HUB + path, body)
 
-    assert said.status == 422
-    assert said.body["message"]
+    assert answer.status == 422
+    assert answer.body["message"]
     assert len(github.refused) == 1
     assert (github.statuses, github.check_runs, github.comments) == ([], [], [])
 
@@ -1004,15 +1043,15 @@ def test_a_status_belongs_on_the_head_of_the_pull_request(github: FakeGitHub) ->
     )
     fine = list(github.refused)
 
-    said = ask(
+    answer = ask(
         github, "POST", f"{HUB}/statuses/{MERGE_COMMIT}", {"state": "success", "context": "gpu"}
     )
 
-    assert said.status == 201
+    assert answer.status == 201
     assert fine == []
     assert "nobody who looks at the pull request sees it" in github.refused[0]
     assert [
-        one["state"] for one in ask(github, "GET", f"{HUB}/commits/{COMMIT}/statuses").body
+        entry["state"] for entry in ask(github, "GET", f"{HUB}/commits/{COMMIT}/statuses").body
     ] == ["pending"]
 
 
@@ -1020,20 +1059,20 @@ def test_annotations_of_a_check_run_are_added_by_fifties(github: FakeGitHub) -> 
     """They append: who sends them all again has them twice."""
     output = marked()["output"]
     fifty = {**output, "annotations": output["annotations"] * 50}
-    made = ask(
+    created = ask(
         github, "POST", f"{HUB}/check-runs", a_check(status="in_progress", output=fifty)
     ).body
     more = ask(
         github,
         "PATCH",
-        f"{HUB}/check-runs/{made['id']}",
+        f"{HUB}/check-runs/{created['id']}",
         {"output": output, "conclusion": "failure"},
     )
 
     too_many = ask(
         github,
         "PATCH",
-        f"{HUB}/check-runs/{made['id']}",
+        f"{HUB}/check-runs/{created['id']}",
         {"output": {**output, "annotations": output["annotations"] * 51}},
     )
 
@@ -1074,9 +1113,9 @@ def test_a_comment_on_github_is_changed_in_place(github: FakeGitHub) -> None:
         ask(github, "DELETE", f"{HUB}/issues/comments/{ours}"),
     ]
 
-    assert [one.status for one in answers] == [200, 403, 404, 404, 204]
+    assert [answer.status for answer in answers] == [200, 403, 404, 404, 204]
     assert answers[0].body["body"] == "new"
-    assert [one["body"] for one in github.comments] == ["quoting the marker"]
+    assert [comment["body"] for comment in github.comments] == ["quoting the marker"]
 
 
 def test_github_has_a_second_kind_of_limit(github: FakeGitHub) -> None:
@@ -1109,7 +1148,8 @@ def test_githubs_event_names_the_commit_to_post_to(github: FakeGitHub, tmp_path:
 def test_commands_are_read_as_the_runner_reads_them() -> None:
     """An escape that is forgotten cuts a message short or puts it into another field."""
     read = workflow_commands(
-        "hello ::error::no\n  ::error file=a.py,line=3,title=50%25%2C a%3A b::one%0Atwo: x, y\n::unknown::x\n::error no end\n"
+        "hello ::error::no\n  ::error file=a.py,line=3,title=50%25%2C a%3A b::one%0Atwo: x, y\n"
+        "::unknown::x\n::error no end\n"
     )
 
     assert read == [
@@ -1138,20 +1178,26 @@ def test_an_escaped_percent_sign_is_not_unescaped_twice() -> None:
     "line", ["::error::planted", "log ##[error]planted", "##[warning file=a.py;line=1]planted"]
 )
 def test_what_a_test_prints_can_be_a_command_unless_commands_are_stopped(line: str) -> None:
-    """The output of a test is nobody's to trust; both ways to write a command have to be stopped."""
+    """The output of a test is nobody's to trust.
+
+    Both ways to write a command have to be stopped.
+    """
     token = "0b5e3f"
 
     bare = workflow_commands(line)
     wrapped = workflow_commands(f"::stop-commands::{token}\n{line}\n::{token}::\n::notice::after\n")
     ended_early = workflow_commands(f"::stop-commands::{token}\n::{token}::\n{line}\n")
 
-    assert [one.message for one in bare] == ["planted"]
-    assert [one.message for one in wrapped] == ["after"]
-    assert [one.message for one in ended_early] == ["planted"]
+    assert [entry.message for entry in bare] == ["planted"]
+    assert [entry.message for entry in wrapped] == ["after"]
+    assert [entry.message for entry in ended_early] == ["planted"]
 
 
 def test_commands_are_not_stopped_by_a_token_that_is_a_command() -> None:
-    """The first ::error:: within would start them again; the runner takes no such token, nor an empty one."""
+    """The first ::error:: within would start them again.
+
+    The runner takes no such token, nor an empty one.
+    """
     assert (
         len(workflow_commands("::stop-commands::error\n::error::x\n::stop-commands::\n::error::y"))
         == 2
@@ -1164,8 +1210,8 @@ def test_ten_annotations_of_a_kind_are_shown() -> None:
         "\n".join(f"::{kind}::{number}" for number in range(12) for kind in ("error", "notice"))
     )
 
-    assert [one.shown for one in read if one.name == "error"] == [True] * 10 + [False] * 2
-    assert sum(one.shown for one in read) == 20
+    assert [case.shown for case in read if case.name == "error"] == [True] * 10 + [False] * 2
+    assert sum(case.shown for case in read) == 20
 
 
 def test_a_summary_of_more_than_a_mebibyte_is_lost(tmp_path: Path) -> None:
@@ -1199,10 +1245,10 @@ def test_gitlab_lets_nobody_write_without_a_projects_token(
     gitlab: FakeGitLab, headers: dict[str, str], code: int, path: str, body: dict[str, str]
 ) -> None:
     """The token that each job has may read notes, and write nothing."""
-    said = ask(gitlab, "POST", path, body, **headers)
+    answer = ask(gitlab, "POST", path, body, **headers)
 
-    assert said.status == code
-    assert said.body == {"message": "401 Unauthorized"}
+    assert answer.status == code
+    assert answer.body == {"message": "401 Unauthorized"}
     assert len(gitlab.refused) == 1
 
 
@@ -1214,7 +1260,7 @@ def test_gitlab_takes_either_header(gitlab: FakeGitLab) -> None:
         ask(gitlab, "GET", NOTES, Authorization="", JOB_TOKEN=gitlab.job_token),
     ]
 
-    assert [one.status for one in answers] == [200, 200, 200]
+    assert [answer.status for answer in answers] == [200, 200, 200]
     assert gitlab.refused == []
 
 
@@ -1244,15 +1290,18 @@ def test_gitlab_takes_either_header(gitlab: FakeGitLab) -> None:
 )
 def test_gitlab_refuses(gitlab: FakeGitLab, path: str, body: dict[str, Any], code: int) -> None:
     """Everything it is known to answer so."""
-    said = ask(gitlab, "POST", path, body)
+    answer = ask(gitlab, "POST", path, body)
 
-    assert said.status == code
+    assert answer.status == code
     assert len(gitlab.refused) == 1
     assert (gitlab.statuses, gitlab.notes) == ([], [])
 
 
 def test_gitlab_takes_a_form_too(gitlab: FakeGitLab) -> None:
-    """With the project by its path; JSON that does not say that it is JSON is a form without fields."""
+    """With the project by its path.
+
+    JSON that does not say that it is JSON is a form without fields.
+    """
     path = f"/api/v4/projects/{quote('acme/aerial', safe='')}/statuses/{COMMIT}"
     form = "application/x-www-form-urlencoded"
 
@@ -1283,11 +1332,11 @@ def test_an_old_gitlab_refuses_to_hear_the_same_state_again(old: bool) -> None:
             for state in ("running", "running", "success")
         ]
 
-    assert [one.status for one in answers] == [201, 400 if old else 201, 201]
+    assert [answer.status for answer in answers] == [201, 400 if old else 201, 201]
     assert not old or answers[1].body["message"].startswith(
         "Cannot transition status via :run from :running"
     )
-    assert [one["status"] for one in host.statuses] == ["success"]
+    assert [entry["status"] for entry in host.statuses] == ["success"]
     assert host.external_pipelines == 1
     assert host.refused == []
 
@@ -1301,7 +1350,7 @@ def test_gitlabs_pages_are_counted_in_headers(gitlab: FakeGitLab) -> None:
     first = ask(gitlab, "GET", NOTES)
     second = ask(gitlab, "GET", f"{NOTES}?page={first.headers['x-next-page']}")
 
-    assert [one["id"] for one in second.body] == [ours]
+    assert [entry["id"] for entry in second.body] == [ours]
     assert (len(first.body), second.headers["x-next-page"]) == (20, "")
     assert ask(gitlab, "GET", f"{NOTES}?per_page=101").status == 400
 
@@ -1315,8 +1364,8 @@ def test_a_note_is_changed_by_its_author_alone(gitlab: FakeGitLab) -> None:
         ask(gitlab, "PUT", f"{NOTES}/{note}", {"body": "new"}) for note in (ours, theirs, 999)
     ]
 
-    assert [one.status for one in answers] == [200, 403, 404]
-    assert [one["body"] for one in gitlab.notes] == ["quoting the marker", "new"]
+    assert [answer.status for answer in answers] == [200, 403, 404]
+    assert [note["body"] for note in gitlab.notes] == ["quoting the marker", "new"]
 
 
 def test_gitlabs_environment_is_that_of_a_job(gitlab: FakeGitLab, tmp_path: Path) -> None:
@@ -1365,7 +1414,8 @@ def junit(tmp_path: Path, cases: str, head: str = "", **counts: int) -> Path:
     attributes = " ".join(f'{name}="{count}"' for name, count in numbers.items())
     path = tmp_path / "junit.xml"
     path.write_text(
-        f'<testsuites name="pytest tests"><testsuite name="gpu" {attributes} time="1.5">{head}{cases}</testsuite></testsuites>'
+        f'<testsuites name="pytest tests"><testsuite name="gpu" {attributes} time="1.5">'
+        f"{head}{cases}</testsuite></testsuites>"
     )
     return path
 
@@ -1402,7 +1452,7 @@ PROPERTIES = '<properties><property name="gpu" value="A10G"/></properties>'
 def test_a_good_file_fits_the_enriched_schema(
     tmp_path: Path, cases: str, head: str, counts: dict[str, int]
 ) -> None:
-    """What is refused below means nothing if nothing is ever taken."""
+    """A refusal means nothing if nothing is ever taken."""
     assert schema_errors(junit(tmp_path, cases, head, **counts)) == []
 
 
@@ -1457,7 +1507,10 @@ def test_the_strict_schema_has_nothing_that_pytest_does_not_write(
 
 
 def test_every_reader_reads_a_plain_file(tmp_path: Path) -> None:
-    """The same tests, with the same names, whoever reads; only a few tell an error from a failure."""
+    """The same tests, with the same names, whoever reads.
+
+    Only a few tell an error from a failure.
+    """
     skipped = case('<skipped message="no GPU"/>', "test_s")
     path = junit(
         tmp_path,
@@ -1469,7 +1522,8 @@ def test_every_reader_reads_a_plain_file(tmp_path: Path) -> None:
     )
 
     read = {
-        name: [(one.name, one.outcome) for one in reader(path)] for name, reader in READERS.items()
+        name: [(case.name, case.outcome) for case in reader(path)]
+        for name, reader in READERS.items()
     }
 
     apart = {"gitlab", "enricomi"}
@@ -1491,15 +1545,15 @@ def test_bitbucket_reads_a_hundred_failures_and_the_start_of_each(tmp_path: Path
 
     read = READERS["bitbucket"](junit(tmp_path, failing + case()))
 
-    assert [one.outcome for one in read] == ["failed"] * 100 + ["passed"]
+    assert [case.outcome for case in read] == ["failed"] * 100 + ["passed"]
     assert len(read[0].text) == 2000
 
 
 def test_bitbucket_finds_files_in_folders_of_some_names_and_not_too_deep(tmp_path: Path) -> None:
     """A file elsewhere is simply not in the Tests tab."""
-    found = ["test-results/a.xml", "a/b/test-reports/a.xml", "TestResults/a/b/c.xml"]
+    paths = ["test-results/a.xml", "a/b/test-reports/a.xml", "TestResults/a/b/c.xml"]
     for name in [
-        *found,
+        *paths,
         "a/b/c/test-results/a.xml",
         "results/a.xml",
         "a.xml",
@@ -1509,8 +1563,8 @@ def test_bitbucket_finds_files_in_folders_of_some_names_and_not_too_deep(tmp_pat
         (tmp_path / name).touch()
 
     assert {
-        str(one.relative_to(tmp_path)).replace(os.sep, "/") for one in bitbucket_finds(tmp_path)
-    } == set(found)
+        str(path.relative_to(tmp_path)).replace(os.sep, "/") for path in bitbucket_finds(tmp_path)
+    } == set(paths)
 
 
 def test_gitlab_counts_the_first_of_one_name(tmp_path: Path) -> None:
@@ -1537,7 +1591,7 @@ def test_jenkins_reads_suites_in_suites_and_an_error_of_a_whole_one(tmp_path: Pa
 
     read = jenkins(junit(tmp_path, ERROR + case() + inner))
 
-    assert [(one.classname, one.name, one.outcome, one.message) for one in read] == [
+    assert [(case.classname, case.name, case.outcome, case.message) for case in read] == [
         ("gpu", "<init>", "failed", "node lost"),
         ("tests.test_a", "test_it", "passed", ""),
         ("inner", "test_i", "failed", "node lost"),
@@ -1588,7 +1642,7 @@ def test_mikepenz_takes_results_of_one_name_for_retries(tmp_path: Path) -> None:
         junit(tmp_path, case(FAILURE, more=PLACE) + case(more=PLACE) + case(more='file="b.py"'))
     )
 
-    assert [(one.outcome, one.retries) for one in read] == [("passed", 1), ("passed", 0)]
+    assert [(case.outcome, case.retries) for case in read] == [("passed", 1), ("passed", 0)]
 
 
 @pytest.mark.parametrize("name", ["circleci", "azure", "dorny"])
@@ -1624,8 +1678,8 @@ def test_bitbuckets_page_shows_what_was_published(bitbucket: FakeBitbucket) -> N
         [an_annotation(1, path="b.py", line=2), an_annotation(2, path="a.py", link=LINK)],
     )
     bitbucket.add_comment("**two** failed <details><!-- marker -->")
-    gone = ask(bitbucket, "POST", COMMENTS, {"content": {"raw": "old"}}).body["id"]
-    ask(bitbucket, "DELETE", f"{COMMENTS}/{gone}")
+    deleted_id = ask(bitbucket, "POST", COMMENTS, {"content": {"raw": "old"}}).body["id"]
+    ask(bitbucket, "DELETE", f"{COMMENTS}/{deleted_id}")
 
     shown = page(bitbucket)
 
@@ -1704,7 +1758,7 @@ def test_gitlabs_page_shows_status_note_and_links(gitlab: FakeGitLab, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("kind", "given", "shown"),
+    ("kind", "content", "shown"),
     [
         ("BOOLEAN", True, "Yes"),
         ("DATE", 1_793_000_000_000, "26 Oct 2026, 07:33"),
@@ -1716,9 +1770,9 @@ def test_gitlabs_page_shows_status_note_and_links(gitlab: FakeGitLab, tmp_path: 
         ("", 3, "3"),
     ],
 )
-def test_a_data_field_is_shown_by_its_type(kind: str, given: Any, shown: str) -> None:
+def test_a_data_field_is_shown_by_its_type(kind: str, content: Any, shown: str) -> None:
     """A duration in seconds would look a thousand times too short here, as it would there."""
-    assert value({"type": kind, "value": given}) == shown
+    assert value({"type": kind, "value": content}) == shown
 
 
 def test_a_duration_leaves_out_what_is_zero_before_it() -> None:
@@ -1757,5 +1811,8 @@ def test_a_duration_leaves_out_what_is_zero_before_it() -> None:
     ],
 )
 def test_markdown_is_rendered_and_nothing_gets_through(text: str, expected: str) -> None:
-    """Names of tests hold every character there is; what a reviewer would see is seen here first."""
+    """Names of tests hold every character there is.
+
+    What a reviewer would see is seen here first.
+    """
     assert rendered(text, tags=True) == expected

@@ -1,4 +1,4 @@
-"""What CI hosts are told: each publisher against a host that refuses what the real one refuses."""
+"""Publishing: each publisher against a host that refuses what the real one refuses."""
 
 from __future__ import annotations
 
@@ -15,19 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_gpu_cluster.contract.model import (
-    CI,
-    NOT_TESTS,
-    Delta,
-    Problem,
-    Report,
-    Result,
-    Settings,
-)
-from pytest_gpu_cluster.publish import Publisher, comment, detect, link, publisher, reachable
-from pytest_gpu_cluster.publish.github import command
-from pytest_gpu_cluster.publish.http import Door, Sender
-from pytest_gpu_cluster.publish.sender import Courier
+from pytest_gpu_cluster.contract.model import NOT_TESTS, Delta, Problem, Report, Result, Settings
+from pytest_gpu_cluster.contract.request import CI
+from pytest_gpu_cluster.publish import Publisher, comment, detect, publisher
+from pytest_gpu_cluster.publish.exchange import Endpoint
+from pytest_gpu_cluster.publish.http import Transport
+from pytest_gpu_cluster.publish.links import link, reachable
+from pytest_gpu_cluster.publish.sender import BackgroundSender
+from pytest_gpu_cluster.publish.workflow_commands import command
 from pytest_gpu_cluster.report import render
 from tests.hosts import (
     Command,
@@ -84,13 +79,13 @@ def gitlab() -> Iterator[FakeGitLab]:
 
 
 def a_result(name: str = "test_fits", **changes: Any) -> Result:
-    known = {
+    defaults = {
         "nodeid": f"tests/test_tiles.py::{name}",
         "file": "tests/test_tiles.py",
         "line": 12,
         "classname": "tests.test_tiles",
     }
-    return Result(**{**known, "name": name, "outcome": "passed", **changes})
+    return Result(**{**defaults, "name": name, "outcome": "passed", **changes})
 
 
 def failing(
@@ -107,7 +102,7 @@ def failing(
 
 
 def report(**changes: Any) -> Report:
-    known: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "session": SESSION,
         "suite": "gpu-cluster",
         "verdict": "passed",
@@ -120,7 +115,7 @@ def report(**changes: Any) -> Report:
         "branch": "feature/tiles",
         "commit": COMMIT,
     }
-    return Report(**{**known, **changes})
+    return Report(**{**defaults, **changes})
 
 
 def as_ended(verdict: str, **changes: Any) -> Report:
@@ -135,13 +130,13 @@ def as_ended(verdict: str, **changes: Any) -> Report:
         case "passed" | "cancelled":
             return report(verdict=verdict, **changes)
         case _:
-            why = {
+            cause = {
                 "message": MACHINES_FAULT,
                 "remedy": "run it again",
                 "exit_code": 10,
                 "results": (),
             }
-            return report(verdict=verdict, **{**why, **changes})
+            return report(verdict=verdict, **{**cause, **changes})
 
 
 def on_the_way(collected: int) -> Report:
@@ -170,30 +165,33 @@ class Step:
 
     ci: CI
     publisher: Publisher
-    courier: Courier
+    sender: BackgroundSender
 
-    def start(self, told: Report | None = None) -> tuple[list[str], list[str]]:
-        return self.courier.deliver(
-            self.publisher.started(told or as_ended("running")), within_s=10
+    def start(self, final: Report | None = None) -> tuple[list[str], list[str]]:
+        return self.sender.deliver(
+            self.publisher.started(final or as_ended("running")), within_s=10
         )
 
     def finish(
-        self, told: Report | None = None, *, within_s: float = 10
+        self, final: Report | None = None, *, within_s: float = 10
     ) -> tuple[list[str], list[str]]:
-        return self.courier.deliver(self.publisher.finished(told or report()), within_s=within_s)
+        return self.sender.deliver(self.publisher.finished(final or report()), within_s=within_s)
 
 
 def step(environ: Mapping[str, str], **settings: Any) -> Step:
     ci = detect(environ)
     assert ci is not None
-    made = publisher(ci, Settings(**settings), environ)
-    assert made is not None
-    return Step(ci, made, Courier(made))
+    host_publisher = publisher(ci, Settings(**settings), environ)
+    assert host_publisher is not None
+    return Step(ci, host_publisher, BackgroundSender(host_publisher))
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What the three hosts have in common, so that one test can ask it of all. `comment` is what the sticky one is called."""
+    """The common traits of the three hosts, so that one test runs for all.
+
+    `comment` is the name of the target that is edited in place.
+    """
 
     make: Callable[[], Any]
     environ: Callable[[Any, Path], dict[str, str]]
@@ -212,7 +210,7 @@ KINDS = {
         surfaces=("Code Insights report", "commit status", "pull request comment"),
         comment="pull request comment",
         comments=lambda host: [
-            one["content"]["raw"] for one in host.comments if not one["deleted"]
+            comment["content"]["raw"] for comment in host.comments if not comment["deleted"]
         ],
         add=lambda host, text: host.add_comment(text),
         delete_last=lambda host: host.comments[-1].update(deleted=True, content={"raw": ""}),
@@ -223,7 +221,7 @@ KINDS = {
         environ=lambda host, path: dict(host.environ(path)),
         surfaces=("commit status", "check run", "pull request comment"),
         comment="pull request comment",
-        comments=lambda host: [one["body"] for one in host.comments],
+        comments=lambda host: [comment["body"] for comment in host.comments],
         add=lambda host, text: host.add_comment(text),
         delete_last=lambda host: host.comments.pop(),
         edited_by=("PATCH", r"/comments/\d+$"),
@@ -233,7 +231,7 @@ KINDS = {
         environ=lambda host, path: dict(host.environ(path)),
         surfaces=("commit status", "merge request note"),
         comment="merge request note",
-        comments=lambda host: [one["body"] for one in host.notes],
+        comments=lambda host: [note["body"] for note in host.notes],
         add=lambda host, text: host.add_note(text),
         delete_last=lambda host: host.notes.pop(),
         edited_by=("PUT", r"/notes/\d+$"),
@@ -242,9 +240,9 @@ KINDS = {
 OURS = "GPU tests"  # stands in every comment of ours, and in none that these tests add
 
 
-def kept(publisher: Publisher, told: Report, directory: Path | None = None) -> None:
+def write_files(publisher: Publisher, final: Report, directory: Path | None = None) -> None:
     """Write a publisher's files as a session does."""
-    for path, text, append in publisher.files(told, directory):
+    for path, text, append in publisher.files(final, directory):
         with path.open("a" if append else "w", encoding="utf-8") as file:
             file.write(text)
 
@@ -386,7 +384,10 @@ def pull_request(repository: str | None = "acme/aerial") -> str:
 def test_a_step_on_bitbucket_is_known_from_its_environment(
     environ: dict[str, str], expected: CI
 ) -> None:
-    """Each trigger sets other variables; a tag has no branch whose last session it could be compared with."""
+    """Each trigger sets other variables.
+
+    A tag has no branch whose last session it could be compared with.
+    """
     assert detect(environ) == expected
 
 
@@ -421,7 +422,10 @@ def test_a_step_on_bitbucket_is_known_from_its_environment(
 def test_a_step_on_github_is_known_from_its_environment_and_its_event(
     environ: dict[str, str], event: str, expected: CI
 ) -> None:
-    """GITHUB_SHA of a pull request is its merge with the target, where no reviewer looks; a fork's token may only read."""
+    """GITHUB_SHA of a pull request is its merge with the target, where no reviewer looks.
+
+    A fork's token may only read.
+    """
     assert detect(environ, lambda path: event if path == "event.json" else "") == expected
 
 
@@ -440,21 +444,21 @@ def test_a_step_on_github_is_known_from_its_environment_and_its_event(
 )
 def test_an_event_that_cannot_be_understood_makes_it_a_push(event: str) -> None:
     """Reporting is no reason to break a run, whatever the runner wrote."""
-    found = detect(PUSH, lambda _: event)
+    detected = detect(PUSH, lambda _: event)
 
-    assert found == PUSHED
+    assert detected == PUSHED
 
 
 def test_an_event_file_that_is_missing_or_no_text_makes_it_a_push(tmp_path: Path) -> None:
     """A container that does not mount the runner's files has the variable and not the file."""
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
 
-    found = [
+    detected = [
         detect({**PUSH, "GITHUB_EVENT_PATH": str(tmp_path / name)})
         for name in ("missing", "bytes", "")
     ]
 
-    assert found == [PUSHED] * 3
+    assert detected == [PUSHED] * 3
 
 
 @pytest.mark.parametrize(
@@ -486,17 +490,20 @@ def test_a_job_on_gitlab_is_known_from_its_environment(
 
 
 def test_a_merge_request_from_a_forks_own_pipeline_is_not_looked_for_in_the_fork() -> None:
-    """Its number is the other project's: in the fork, the same number may be somebody else's merge request."""
+    """Its number is the other project's.
+
+    In the fork, the same number may be somebody else's merge request.
+    """
     in_the_fork = {
         **MERGE_REQUEST,
         "CI_PROJECT_ID": "77",
         "CI_MERGE_REQUEST_SOURCE_PROJECT_ID": "77",
     }
 
-    found = detect(in_the_fork)
+    detected = detect(in_the_fork)
 
-    assert found is not None
-    assert found.fork or not found.pull_request
+    assert detected is not None
+    assert detected.fork or not detected.pull_request
 
 
 @pytest.mark.parametrize(
@@ -538,10 +545,10 @@ def test_a_host_without_a_publisher_still_has_a_page_of_the_build(
     environ: dict[str, str], commit: str, branch: str, url: str
 ) -> None:
     """The JUnit file links to it, and results are kept by branch."""
-    found = detect({"CI": "true", **environ})
+    detected = detect({"CI": "true", **environ})
 
-    assert found == CI(host="other", commit=commit, branch=branch, step_url=url, build=url)
-    assert publisher(found, Settings(), environ) is None
+    assert detected == CI(host="other", commit=commit, branch=branch, step_url=url, build=url)
+    assert publisher(detected, Settings(), environ) is None
 
 
 @pytest.mark.parametrize(
@@ -588,11 +595,11 @@ def test_no_token_is_part_of_where_this_runs(kind: str, tmp_path: Path) -> None:
             **{name: f"value-of-{name}" for name in names},
         }
 
-        found = detect(environ)
+        detected = detect(environ)
 
-    assert found is not None
-    assert "value-of" not in repr(found)
-    assert "value-of" not in json.dumps(dataclasses.asdict(found))
+    assert detected is not None
+    assert "value-of" not in repr(detected)
+    assert "value-of" not in json.dumps(dataclasses.asdict(detected))
 
 
 # 2. Links.
@@ -626,7 +633,10 @@ def test_no_token_is_part_of_where_this_runs(kind: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_link_works_on_another_machine(url: str, works: bool) -> None:
-    """Bitbucket answers a whole status with 400 for a bare host name, and a link to the runner itself helps no reviewer."""
+    """Bitbucket answers a whole status with 400 for a bare host name.
+
+    A link to the runner itself helps no reviewer.
+    """
     assert reachable(url) is works
 
 
@@ -668,26 +678,36 @@ VERDICTS = ("running", "passed", "failed", "cancelled", "request", *NOT_TESTS)
 
 @pytest.mark.parametrize("verdict", VERDICTS)
 def test_bitbucket_has_a_state_for_each_verdict(bitbucket: FakeBitbucket, verdict: str) -> None:
-    """Merge checks look at these words; a cancelled run is neither good nor bad, and a lost machine is not good."""
-    made, told = step(bitbucket.environ()), as_ended(verdict)
+    """Merge checks look at these words.
 
-    troubles = (made.start if verdict == "running" else made.finish)(told)[1]
+    A cancelled run is neither good nor bad, and a lost machine is not good.
+    """
+    ci_step, final = step(bitbucket.environ()), as_ended(verdict)
+
+    troubles = (ci_step.start if verdict == "running" else ci_step.finish)(final)[1]
 
     state, result = BITBUCKET_STATES.get(verdict, ("FAILED", "FAILED"))
-    held, shown = bitbucket.statuses[COMMIT, "gpu-cluster"], bitbucket.reports[REPORT]
-    assert (held["state"], held["url"], held["refname"]) == (state, PAGE, "feature/tiles")
+    commit_status, shown = bitbucket.statuses[COMMIT, "gpu-cluster"], bitbucket.reports[REPORT]
+    assert (commit_status["state"], commit_status["url"], commit_status["refname"]) == (
+        state,
+        PAGE,
+        "feature/tiles",
+    )
     assert (shown["result"], shown["link"], shown["report_type"]) == (result, PAGE, "TEST")
-    assert held["description"] == render.headline(told)
-    assert render.headline(told) in shown["details"]
+    assert commit_status["description"] == render.headline(final)
+    assert render.headline(final) in shown["details"]
     assert (troubles, bitbucket.refused) == ([], [])
 
 
 def test_whose_fault_it_was_is_in_bitbuckets_words(bitbucket: FakeBitbucket) -> None:
-    """Its states know no difference between a failed test and a lost machine; the reader should, at once."""
+    """Its states know no difference between a failed test and a lost machine.
+
+    The reader should, at once.
+    """
     step(bitbucket.environ()).finish(as_ended("infrastructure"))
 
-    held, shown = bitbucket.statuses[COMMIT, "gpu-cluster"], bitbucket.reports[REPORT]
-    assert held["description"] == f"not your tests (infrastructure): {MACHINES_FAULT}"
+    commit_status, shown = bitbucket.statuses[COMMIT, "gpu-cluster"], bitbucket.reports[REPORT]
+    assert commit_status["description"] == f"not your tests (infrastructure): {MACHINES_FAULT}"
     assert "Remedy: run it again" in shown["details"]
 
 
@@ -695,14 +715,14 @@ def test_without_any_credential_bitbucket_gets_a_report_through_the_proxy_and_no
     bitbucket: FakeBitbucket,
 ) -> None:
     """Zero configuration: the proxy of Pipelines takes reports and annotations alone."""
-    made = step(bitbucket.environ(token=False))
+    ci_step = step(bitbucket.environ(token=False))
 
-    started, told = made.start(), made.finish(as_ended("failed"))
+    started, finished = ci_step.start(), ci_step.finish(as_ended("failed"))
 
-    assert (started, told) == ((["Code Insights report"], []),) * 2
-    assert {one.via for one in bitbucket.requests} == {"proxy"}
-    assert [one.body["result"] for one in bitbucket.seen("PUT")] == ["PENDING", "FAILED"]
-    assert [one["summary"] for one in bitbucket.annotations(*REPORT)] == [
+    assert (started, finished) == ((["Code Insights report"], []),) * 2
+    assert {request.via for request in bitbucket.requests} == {"proxy"}
+    assert [request.body["result"] for request in bitbucket.seen("PUT")] == ["PENDING", "FAILED"]
+    assert [annotation["summary"] for annotation in bitbucket.annotations(*REPORT)] == [
         "test_breaks: assert 1 == 2"
     ]
     assert (bitbucket.statuses, bitbucket.comments, bitbucket.refused) == ({}, [], [])
@@ -710,16 +730,21 @@ def test_without_any_credential_bitbucket_gets_a_report_through_the_proxy_and_no
 
 @pytest.mark.parametrize("email", [False, True], ids=["access token", "API token and e-mail"])
 def test_with_a_token_bitbucket_gets_a_status_and_a_comment_too(email: bool) -> None:
-    """The report stays on the proxy's way; the token goes to the API alone, in the form that its kind wants."""
+    """The report stays on the proxy's way.
+
+    The token goes to the API alone, in the form that its kind wants.
+    """
     with FakeBitbucket(api_token="ATATT-of-a-user") as host:
-        told, troubles = step(host.environ(email=email)).finish()
+        updated, troubles = step(host.environ(email=email)).finish()
 
         user = base64.b64encode(b"ci@acme.example:ATATT-of-a-user").decode()
-        assert {one.headers.get("authorization") for one in host.seen(path="/reports")} == {None}
-        assert {one.headers["authorization"] for one in host.requests if one.via == "direct"} == {
-            f"Basic {user}" if email else f"Bearer {host.token}"
+        assert {request.headers.get("authorization") for request in host.seen(path="/reports")} == {
+            None
         }
-        assert told == list(KINDS["bitbucket"].surfaces)
+        assert {
+            request.headers["authorization"] for request in host.requests if request.via == "direct"
+        } == {f"Basic {user}" if email else f"Bearer {host.token}"}
+        assert updated == list(KINDS["bitbucket"].surfaces)
         assert (troubles, host.refused, len(host.comments)) == ([], [], 1)
 
 
@@ -727,21 +752,21 @@ def test_without_a_proxy_the_token_is_used_for_the_report(bitbucket: FakeBitbuck
     """A runner of one's own may have no proxy."""
     environ = bitbucket.environ() | {"BITBUCKET_PIPELINES_PROXY": CLOSED}
 
-    told, troubles = step(environ).finish(as_ended("failed"))
+    updated, troubles = step(environ).finish(as_ended("failed"))
 
-    assert "Code Insights report" in told
-    assert {one.via for one in bitbucket.seen(path="/reports")} == {"direct"}
+    assert "Code Insights report" in updated
+    assert {request.via for request in bitbucket.seen(path="/reports")} == {"direct"}
     assert len(bitbucket.annotations(*REPORT)) == 1
     assert (troubles, bitbucket.refused) == ([], [])
 
 
 def test_with_neither_proxy_nor_token_the_remedy_names_both(bitbucket: FakeBitbucket) -> None:
     """Nothing can be told, and that is said rather than hidden."""
-    told, troubles = step(
+    updated, troubles = step(
         {**bitbucket.environ(token=False), "BITBUCKET_PIPELINES_PROXY": CLOSED}
     ).finish()
 
-    assert told == []
+    assert updated == []
     assert len(troubles) == 1
     assert f"no proxy answers at {CLOSED}" in troubles[0]
     assert "remedy: run this in a Pipelines step, or set BITBUCKET_TOKEN" in troubles[0]
@@ -750,29 +775,34 @@ def test_with_neither_proxy_nor_token_the_remedy_names_both(bitbucket: FakeBitbu
 def test_neither_a_proxy_nor_an_exception_of_the_environment_changes_the_way_of_the_report(
     bitbucket: FakeBitbucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NO_PROXY often names the whole world, HTTP_PROXY a company's proxy: neither knows of the one in the step."""
+    """NO_PROXY often names the whole world, HTTP_PROXY a company's proxy.
+
+    Neither knows of the one in the step.
+    """
     monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1,.bitbucket.org")
     monkeypatch.setenv("HTTP_PROXY", CLOSED)
 
-    told, troubles = step(bitbucket.environ()).finish()
+    updated, troubles = step(bitbucket.environ()).finish()
 
-    assert (told, troubles) == (list(KINDS["bitbucket"].surfaces), [])
+    assert (updated, troubles) == (list(KINDS["bitbucket"].surfaces), [])
     assert bitbucket.seen("PUT", "/reports/")[0].via == "proxy"
 
 
 def test_a_build_of_a_branch_has_no_refname_and_no_comment(bitbucket: FakeBitbucket) -> None:
     """The name ties a status to a pull request; without one there is nothing to tie it to."""
-    told, _ = step(bitbucket.environ(pull_request=False)).finish()
+    updated, _ = step(bitbucket.environ(pull_request=False)).finish()
 
-    assert told == ["Code Insights report", "commit status"]
+    assert updated == ["Code Insights report", "commit status"]
     assert "refname" not in bitbucket.statuses[COMMIT, "gpu-cluster"]
 
 
 def test_without_a_link_bitbucket_gets_no_status(bitbucket: FakeBitbucket) -> None:
     """It takes none without an address; the report and the comment need none."""
-    told, troubles = step(bitbucket.environ()).finish(as_ended("failed", link="", own_page=False))
+    updated, troubles = step(bitbucket.environ()).finish(
+        as_ended("failed", link="", own_page=False)
+    )
 
-    assert (told, troubles, bitbucket.refused) == (
+    assert (updated, troubles, bitbucket.refused) == (
         ["Code Insights report", "pull request comment"],
         [],
         [],
@@ -795,9 +825,9 @@ def test_braces_in_a_link_stay_what_they_are(bitbucket: FakeBitbucket) -> None:
 
 def test_on_the_way_only_the_report_of_bitbucket_changes(bitbucket: FakeBitbucket) -> None:
     """A status for each half minute would use up the hourly allowance of requests."""
-    made = step(bitbucket.environ())
+    ci_step = step(bitbucket.environ())
 
-    made.courier.deliver(made.publisher.progressed(on_the_way(9)), within_s=10)
+    ci_step.sender.deliver(ci_step.publisher.progressed(on_the_way(9)), within_s=10)
 
     assert bitbucket.statuses == {}
     assert bitbucket.reports[REPORT]["result"] == "PENDING"
@@ -806,12 +836,15 @@ def test_on_the_way_only_the_report_of_bitbucket_changes(bitbucket: FakeBitbucke
 
 
 def test_figures_of_a_report_have_the_units_of_bitbucket(bitbucket: FakeBitbucket) -> None:
-    """A duration is in milliseconds, at most ten figures are shown, and unknown cost is not zero."""
+    """A duration is in milliseconds, at most ten figures are shown.
+
+    Unknown cost is not zero.
+    """
     everything = as_ended("failed", price_usd=1.5, delta=DIFFERENT)
 
     step(bitbucket.environ()).finish(everything)
 
-    shown = {one["title"]: one["value"] for one in bitbucket.reports[REPORT]["data"]}
+    shown = {entry["title"]: entry["value"] for entry in bitbucket.reports[REPORT]["data"]}
     assert len(shown) <= 10
     assert shown["Session"] == {"text": SESSION, "href": PAGE}
     assert (shown["Duration"], shown["Failed"], shown["Passed"], shown["Cost"]) == (
@@ -835,10 +868,13 @@ def test_simulated_gpus_are_called_that(bitbucket: FakeBitbucket) -> None:
 def test_an_annotation_leads_to_the_line_and_to_the_tests_part_of_the_page(
     bitbucket: FakeBitbucket,
 ) -> None:
-    """Where the assertion is, not where the test begins; a link without an anchor where the page is the step's."""
-    made = step(bitbucket.environ())
+    """The line is that of the assertion, not the first of the test.
 
-    made.finish(
+    A link without an anchor where the page is the step's.
+    """
+    ci_step = step(bitbucket.environ())
+
+    ci_step.finish(
         report(
             verdict="failed",
             results=(
@@ -848,8 +884,11 @@ def test_an_annotation_leads_to_the_line_and_to_the_tests_part_of_the_page(
             ),
         )
     )
-    with_page = {one["summary"].partition(":")[0]: one for one in bitbucket.annotations(*REPORT)}
-    made.finish(as_ended("failed", link=BITBUCKET_STEP, own_page=False))
+    with_page = {
+        annotation["summary"].partition(":")[0]: annotation
+        for annotation in bitbucket.annotations(*REPORT)
+    }
+    ci_step.finish(as_ended("failed", link=BITBUCKET_STEP, own_page=False))
 
     assert (with_page["test_breaks"]["path"], with_page["test_breaks"]["line"]) == (
         "tests/test_tiles.py",
@@ -866,7 +905,7 @@ def test_what_a_machine_did_to_a_test_is_annotated_as_that_and_last(
     bitbucket: FakeBitbucket,
 ) -> None:
     """A thousand tests without a machine must not crowd out the one that is wrong."""
-    lost = failing(
+    unfinished = failing(
         "test_lost",
         message="infrastructure: node lost",
         failure_class="infrastructure",
@@ -874,11 +913,11 @@ def test_what_a_machine_did_to_a_test_is_annotated_as_that_and_last(
     )
 
     step(bitbucket.environ()).finish(
-        report(verdict="infrastructure", message=MACHINES_FAULT, results=(lost, failing()))
+        report(verdict="infrastructure", message=MACHINES_FAULT, results=(unfinished, failing()))
     )
 
-    own, other = bitbucket.annotations(*REPORT)
-    assert (own["summary"], own["result"], own["severity"]) == (
+    failure, other = bitbucket.annotations(*REPORT)
+    assert (failure["summary"], failure["result"], failure["severity"]) == (
         "test_breaks: assert 1 == 2",
         "FAILED",
         "HIGH",
@@ -894,15 +933,15 @@ def test_three_thousand_failures_make_a_thousand_annotations_in_hundreds(
     bitbucket: FakeBitbucket,
 ) -> None:
     """Both are Bitbucket's limits, and what is not there is said."""
-    told, troubles = step(bitbucket.environ()).finish(
+    updated, troubles = step(bitbucket.environ()).finish(
         report(verdict="failed", results=failures(3000))
     )
 
-    sent = [len(one.body) for one in bitbucket.seen("POST", "/annotations")]
+    sent = [len(request.body) for request in bitbucket.seen("POST", "/annotations")]
     assert sent == [100] * 10
     assert len(bitbucket.annotations(*REPORT)) == 1000
     assert "1000 of 3000 failures are annotated" in bitbucket.reports[REPORT]["details"]
-    assert (told, troubles, bitbucket.refused) == (list(KINDS["bitbucket"].surfaces), [], [])
+    assert (updated, troubles, bitbucket.refused) == (list(KINDS["bitbucket"].surfaces), [], [])
 
 
 HOSTILE = (
@@ -927,53 +966,64 @@ HOSTILE = (
 def test_no_text_of_a_test_makes_a_host_refuse_a_report(kind: str, tmp_path: Path) -> None:
     """One annotation that is too long takes ninety-nine others with it."""
     with KINDS[kind].make() as host:
-        told, troubles = step(KINDS[kind].environ(host, tmp_path), check_run=True).finish(
+        updated, troubles = step(KINDS[kind].environ(host, tmp_path), check_run=True).finish(
             report(verdict="failed", results=HOSTILE, message="x" * 5000)
         )
 
-        assert (told, troubles, host.refused) == (list(KINDS[kind].surfaces), [], [])
+        assert (updated, troubles, host.refused) == (list(KINDS[kind].surfaces), [], [])
 
 
 @pytest.mark.parametrize("room", [200, 2, 1, 0, -1, -100, -3_000])
 def test_a_node_id_of_any_length_fits_an_annotation(bitbucket: FakeBitbucket, room: int) -> None:
-    """Parameters make node ids of thousands of characters; details have room for two thousand in all, and `room` is what is left."""
+    """Parameters make node ids of thousands of characters.
+
+    Details have room for two thousand in all, and `room` is what is left.
+    """
     nodeid = (
         "tests/test_tiles.py::test_it[".ljust(2000 - len(f"Session: {PAGE}\n\n\n") - room - 1, "p")
         + "]"
     )
 
-    told, troubles = step(bitbucket.environ(token=False)).finish(
+    updated, troubles = step(bitbucket.environ(token=False)).finish(
         report(verdict="failed", results=(failing(nodeid=nodeid, text="E   no\n" * 1000),))
     )
 
-    assert (told, troubles, bitbucket.refused) == (["Code Insights report"], [], [])
+    assert (updated, troubles, bitbucket.refused) == (["Code Insights report"], [], [])
     assert len(bitbucket.annotations(*REPORT)) == 1
 
 
 def test_a_test_that_was_collected_twice_is_annotated_once(bitbucket: FakeBitbucket) -> None:
-    """`pytest --keep-duplicates a.py a.py`: two results of one name, and Bitbucket refuses a batch with one id twice."""
-    told, troubles = step(bitbucket.environ()).finish(
+    """`pytest --keep-duplicates a.py a.py`.
+
+    Two results of one name, and Bitbucket refuses a batch with one id twice.
+    """
+    updated, troubles = step(bitbucket.environ()).finish(
         report(verdict="failed", results=(failing(), failing(), failing("test_other")))
     )
 
-    ids = [one["external_id"] for one in bitbucket.annotations(*REPORT)]
-    assert (told, troubles, bitbucket.refused) == (list(KINDS["bitbucket"].surfaces), [], [])
+    ids = [annotation["external_id"] for annotation in bitbucket.annotations(*REPORT)]
+    assert (updated, troubles, bitbucket.refused) == (list(KINDS["bitbucket"].surfaces), [], [])
     assert len(ids) == len(set(ids)) == 2
 
 
 def test_what_an_earlier_session_annotated_is_marked_as_no_longer_failing(
     bitbucket: FakeBitbucket,
 ) -> None:
-    """Replacing a report keeps its annotations, and the proxy deletes nothing: a red line for a test that passes now is a lie."""
-    step(bitbucket.environ()).finish(report(verdict="failed", results=failures(3)))
-    made = step(bitbucket.environ())
+    """Replacing a report keeps its annotations, and the proxy deletes nothing.
 
-    made.finish(report(verdict="failed", results=failures(1)))
-    made.finish(
+    A red line for a test that passes now is a lie.
+    """
+    step(bitbucket.environ()).finish(report(verdict="failed", results=failures(3)))
+    ci_step = step(bitbucket.environ())
+
+    ci_step.finish(report(verdict="failed", results=failures(1)))
+    ci_step.finish(
         report(verdict="failed", results=failures(1))
     )  # and a third session leaves it at that
 
-    shown = {one["summary"]: one["result"] for one in bitbucket.annotations(*REPORT)}
+    shown = {
+        annotation["summary"]: annotation["result"] for annotation in bitbucket.annotations(*REPORT)
+    }
     assert shown == {
         "test_0: assert 1 == 2": "FAILED",
         "no longer: test_1: assert 1 == 2": "PASSED",
@@ -985,34 +1035,45 @@ def test_what_an_earlier_session_annotated_is_marked_as_no_longer_failing(
 
 def test_an_annotation_that_fails_again_is_a_failure_again(bitbucket: FakeBitbucket) -> None:
     """Its id is the test's, whatever was said of it before."""
-    made = step(bitbucket.environ())
+    ci_step = step(bitbucket.environ())
     for results in (failures(1), (a_result("test_0"),), failures(1)):
-        made.finish(report(verdict="failed" if results[0].problems else "passed", results=results))
+        ci_step.finish(
+            report(verdict="failed" if results[0].problems else "passed", results=results)
+        )
 
-    assert [(one["summary"], one["result"]) for one in bitbucket.annotations(*REPORT)] == [
-        ("test_0: assert 1 == 2", "FAILED")
-    ]
+    assert [
+        (annotation["summary"], annotation["result"])
+        for annotation in bitbucket.annotations(*REPORT)
+    ] == [("test_0: assert 1 == 2", "FAILED")]
 
 
 def test_two_sessions_at_one_commit_never_need_more_annotations_than_there_is_room_for(
     bitbucket: FakeBitbucket,
 ) -> None:
-    """With more failures than a report holds, the next session's are partly others: the old ones keep their places."""
+    """With more failures than a report holds, the next session's are partly others.
+
+    The old ones keep their places.
+    """
     step(bitbucket.environ()).finish(report(verdict="failed", results=failures(1500)))
 
-    told, troubles = step(bitbucket.environ()).finish(
+    updated, troubles = step(bitbucket.environ()).finish(
         report(verdict="failed", results=failures(1400, first=100))
     )
 
-    shown = {one["summary"]: one["result"] for one in bitbucket.annotations(*REPORT)}
+    shown = {
+        annotation["summary"]: annotation["result"] for annotation in bitbucket.annotations(*REPORT)
+    }
     assert (troubles, bitbucket.refused) == ([], [])
-    assert "Code Insights report" in told
+    assert "Code Insights report" in updated
     assert shown["no longer: test_0: assert 1 == 2"] == "PASSED"
     assert shown["test_999: assert 1 == 2"] == "FAILED"
 
 
 def test_two_suites_at_one_commit_do_not_overwrite_each_other(bitbucket: FakeBitbucket) -> None:
-    """A step for each kind of GPU is usual; long names that begin alike stay two within Bitbucket's forty characters."""
+    """A step for each kind of GPU is usual.
+
+    Long names that begin alike stay two within Bitbucket's forty characters.
+    """
     suites = (
         "gpu-cluster",
         "nightly-of-all-accelerators-in-region-eu-1",
@@ -1041,19 +1102,22 @@ CONCLUSIONS = {
 def test_github_has_a_state_for_each_verdict(
     github: FakeGitHub, tmp_path: Path, verdict: str
 ) -> None:
-    """`failure` is the tests', `error` is everything else's; it is posted where a reviewer looks, not at the merge."""
-    made = step(github.environ(tmp_path))
+    """`failure` is the tests', `error` is everything else's.
 
-    troubles = (made.start if verdict == "running" else made.finish)(as_ended(verdict))[1]
+    It is posted where a reviewer looks, not at the merge.
+    """
+    ci_step = step(github.environ(tmp_path))
 
-    held = github.statuses[-1]
-    assert (held["state"], held["context"], held["target_url"]) == (
+    troubles = (ci_step.start if verdict == "running" else ci_step.finish)(as_ended(verdict))[1]
+
+    commit_status = github.statuses[-1]
+    assert (commit_status["state"], commit_status["context"], commit_status["target_url"]) == (
         GITHUB_STATES.get(verdict, "error"),
         "gpu-cluster",
         PAGE,
     )
-    assert held["sha"] == COMMIT != github.merge_commit
-    assert held["description"] == render.headline(as_ended(verdict))
+    assert commit_status["sha"] == COMMIT != github.merge_commit
+    assert commit_status["description"] == render.headline(as_ended(verdict))
     assert (github.check_runs, troubles, github.refused) == ([], [], [])
 
 
@@ -1062,11 +1126,11 @@ def test_a_check_run_is_opened_and_concluded_where_it_is_asked_for(
     github: FakeGitHub, tmp_path: Path, verdict: str
 ) -> None:
     """One for a session: a second one beside it would stay yellow for ever."""
-    made = step(github.environ(tmp_path), check_run=True)
-    made.start()
-    opened = [(one["status"], one["conclusion"]) for one in github.check_runs]
+    ci_step = step(github.environ(tmp_path), check_run=True)
+    ci_step.start()
+    opened = [(run["status"], run["conclusion"]) for run in github.check_runs]
 
-    told, troubles = made.finish(as_ended(verdict))
+    updated, troubles = ci_step.finish(as_ended(verdict))
 
     ended = github.check_runs[-1]
     assert opened == [("in_progress", None)]
@@ -1077,27 +1141,27 @@ def test_a_check_run_is_opened_and_concluded_where_it_is_asked_for(
     )
     assert (ended["head_sha"], ended["details_url"]) == (COMMIT, PAGE)
     assert len(ended["output"]["annotations"]) == (verdict == "failed")
-    assert (told, troubles, github.refused) == (list(KINDS["github"].surfaces), [], [])
+    assert (updated, troubles, github.refused) == (list(KINDS["github"].surfaces), [], [])
 
 
 def test_a_check_run_takes_a_thousand_annotations_in_fifties(
     github: FakeGitHub, tmp_path: Path
 ) -> None:
     """Fifty is GitHub's limit for a request; they are added to those that are there."""
-    made = step(github.environ(tmp_path), check_run=True)
-    made.start()
+    ci_step = step(github.environ(tmp_path), check_run=True)
+    ci_step.start()
 
-    told, troubles = made.finish(report(verdict="failed", results=failures(3000)))
+    updated, troubles = ci_step.finish(report(verdict="failed", results=failures(3000)))
 
-    shown = [one["title"] for one in github.check_runs[0]["output"]["annotations"]]
+    shown = [annotation["title"] for annotation in github.check_runs[0]["output"]["annotations"]]
     assert shown == [f"tests/test_tiles.py::test_{number}" for number in range(1000)]
-    assert (told, troubles, github.refused) == (list(KINDS["github"].surfaces), [], [])
+    assert (updated, troubles, github.refused) == (list(KINDS["github"].surfaces), [], [])
 
 
 def test_a_session_that_was_told_already_gets_no_second_set_of_annotations(
     github: FakeGitHub, tmp_path: Path
 ) -> None:
-    """`gpu-cluster report --publish` in a later step finds the check run of the client and leaves it as it is."""
+    """`gpu-cluster report --publish` in a later step leaves the client's check run as it is."""
     step(github.environ(tmp_path), check_run=True).finish(as_ended("failed"))
 
     step(github.environ(tmp_path), check_run=True).finish(as_ended("failed"))
@@ -1109,13 +1173,16 @@ def test_a_session_that_was_told_already_gets_no_second_set_of_annotations(
 def test_the_check_run_of_a_killed_client_is_concluded_by_another_process(
     github: FakeGitHub, tmp_path: Path
 ) -> None:
-    """It is found by its name and its session, as the process that opened it is gone; another session's is left alone."""
+    """It is found by its name and its session, as the process that opened it is gone.
+
+    Another session's is left alone.
+    """
     step(github.environ(tmp_path), check_run=True).start(as_ended("running", session="another"))
     step(github.environ(tmp_path), check_run=True).start()
 
     step(github.environ(tmp_path), check_run=True).finish(as_ended("infrastructure"))
 
-    assert [(one["external_id"], one["status"]) for one in github.check_runs] == [
+    assert [(run["external_id"], run["status"]) for run in github.check_runs] == [
         ("another", "in_progress"),
         (SESSION, "completed"),
     ]
@@ -1126,22 +1193,25 @@ def test_without_a_token_that_may_write_github_gets_files_and_commands_alone(
     github: FakeGitHub, tmp_path: Path, how: dict[str, bool]
 ) -> None:
     """Every request would be a refusal in the log of each contributor's run."""
-    made = step(github.environ(tmp_path, **how), check_run=True)
+    ci_step = step(github.environ(tmp_path, **how), check_run=True)
 
-    made.start()
-    told, troubles = made.finish(as_ended("failed"))
-    kept(made.publisher, as_ended("failed"))
+    ci_step.start()
+    updated, troubles = ci_step.finish(as_ended("failed"))
+    write_files(ci_step.publisher, as_ended("failed"))
 
-    assert (told, troubles, github.requests) == ([], [], [])
+    assert (updated, troubles, github.requests) == ([], [], [])
     assert "test_breaks" in job_summary(tmp_path / "step_summary.md")
     assert any(
-        one.name == "error"
-        for one in workflow_commands("\n".join(made.publisher.closing(as_ended("failed"))))
+        entry.name == "error"
+        for entry in workflow_commands("\n".join(ci_step.publisher.closing(as_ended("failed"))))
     )
 
 
 def test_a_description_is_cut_to_what_github_takes(github: FakeGitHub, tmp_path: Path) -> None:
-    """A status with 141 characters is refused as a whole, and with it the one thing that holds the merge."""
+    """A status with 141 characters is refused as a whole.
+
+    With it goes the one thing that holds the merge.
+    """
     step(github.environ(tmp_path)).finish(report(verdict="infrastructure", message="ö" * 5000))
 
     assert len(github.statuses[-1]["description"]) == 140
@@ -1151,9 +1221,9 @@ def test_a_description_is_cut_to_what_github_takes(github: FakeGitHub, tmp_path:
 
 def test_the_outputs_of_a_github_step_are_one_line_each(github: FakeGitHub, tmp_path: Path) -> None:
     """A later step reads them by name; a line break in a value would set another variable."""
-    made = step(github.environ(tmp_path, token=False))
+    ci_step = step(github.environ(tmp_path, token=False))
 
-    kept(made.publisher, as_ended("failed", link=f"{PAGE}\nPATH=/evil"))
+    write_files(ci_step.publisher, as_ended("failed", link=f"{PAGE}\nPATH=/evil"))
 
     assert (tmp_path / "output.txt").read_text().splitlines() == [
         f"session={SESSION}",
@@ -1172,19 +1242,26 @@ GITLAB_STATES = {"running": "running", "passed": "success", "cancelled": "cancel
 def test_gitlab_has_a_state_for_each_verdict(
     gitlab: FakeGitLab, tmp_path: Path, verdict: str
 ) -> None:
-    """It joins the pipeline that it is part of; one of its own would be a second pipeline for the same commit."""
-    made = step(gitlab.environ(tmp_path))
+    """It joins the pipeline that it is part of.
 
-    troubles = (made.start if verdict == "running" else made.finish)(as_ended(verdict))[1]
+    One of its own would be a second pipeline for the same commit.
+    """
+    ci_step = step(gitlab.environ(tmp_path))
 
-    held = gitlab.statuses[-1]
-    assert (held["status"], held["name"], held["target_url"]) == (
+    troubles = (ci_step.start if verdict == "running" else ci_step.finish)(as_ended(verdict))[1]
+
+    commit_status = gitlab.statuses[-1]
+    assert (commit_status["status"], commit_status["name"], commit_status["target_url"]) == (
         GITLAB_STATES.get(verdict, "failed"),
         "gpu-cluster",
         PAGE,
     )
-    assert (held["sha"], held["ref"], held["pipeline_id"]) == (COMMIT, "feature/tiles", PIPELINE_ID)
-    assert held["description"] == render.headline(as_ended(verdict))
+    assert (commit_status["sha"], commit_status["ref"], commit_status["pipeline_id"]) == (
+        COMMIT,
+        "feature/tiles",
+        PIPELINE_ID,
+    )
+    assert commit_status["description"] == render.headline(as_ended(verdict))
     assert (gitlab.external_pipelines, troubles, gitlab.refused) == (0, [], [])
 
 
@@ -1192,24 +1269,24 @@ def test_the_status_of_gitlab_goes_from_running_to_its_end(
     gitlab: FakeGitLab, tmp_path: Path
 ) -> None:
     """The same status, not two beside each other."""
-    made = step(gitlab.environ(tmp_path))
+    ci_step = step(gitlab.environ(tmp_path))
 
-    made.start()
-    made.finish()
+    ci_step.start()
+    ci_step.finish()
 
-    assert [one["status"] for one in gitlab.statuses] == ["success"]
+    assert [entry["status"] for entry in gitlab.statuses] == ["success"]
 
 
 def test_an_older_gitlab_may_be_told_the_same_twice(tmp_path: Path) -> None:
     """It answers 400 to a state that it knows, which is no trouble."""
     with FakeGitLab(old=True) as host:
-        made = step(host.environ(tmp_path))
-        made.start()
+        ci_step = step(host.environ(tmp_path))
+        ci_step.start()
 
-        told, troubles = made.start()
+        updated, troubles = ci_step.start()
 
-        assert [one.status for one in host.requests] == [201, 400]
-        assert (told, troubles) == (["commit status"], [])
+        assert [request.status for request in host.requests] == [201, 400]
+        assert (updated, troubles) == (["commit status"], [])
 
 
 @pytest.mark.parametrize("how", ["no token", "fork"])
@@ -1218,13 +1295,15 @@ def test_without_a_project_token_gitlab_gets_its_files_alone(
 ) -> None:
     """A job's own token may neither set a status nor write a note, so it is not tried."""
     environ = gitlab.environ(tmp_path, token=how == "fork")
-    made = step(environ | ({"CI_MERGE_REQUEST_SOURCE_PROJECT_ID": "77"} if how == "fork" else {}))
+    ci_step = step(
+        environ | ({"CI_MERGE_REQUEST_SOURCE_PROJECT_ID": "77"} if how == "fork" else {})
+    )
 
-    made.start()
-    told, troubles = made.finish(as_ended("failed"))
-    kept(made.publisher, as_ended("failed"), tmp_path)
+    ci_step.start()
+    updated, troubles = ci_step.finish(as_ended("failed"))
+    write_files(ci_step.publisher, as_ended("failed"), tmp_path)
 
-    assert (told, troubles, gitlab.requests) == ([], [], [])
+    assert (updated, troubles, gitlab.requests) == ([], [], [])
     label = f"{SESSION}: 1 failed, 1 passed in 1 min 23 s"
     assert annotations_report(tmp_path / "gpu-cluster-annotations.json") == [
         JobLink("GPU session", label, PAGE)
@@ -1235,32 +1314,32 @@ def test_a_job_of_gitlab_without_a_link_has_an_empty_annotations_report(
     gitlab: FakeGitLab, tmp_path: Path
 ) -> None:
     """The artifact is declared, so the file has to be there."""
-    made = step(gitlab.environ(tmp_path))
+    ci_step = step(gitlab.environ(tmp_path))
 
-    kept(made.publisher, report(link="", own_page=False), tmp_path)
+    write_files(ci_step.publisher, report(link="", own_page=False), tmp_path)
 
     assert annotations_report(tmp_path / "gpu-cluster-annotations.json") == []
-    assert made.publisher.files(report(), None) == []
+    assert ci_step.publisher.files(report(), None) == []
 
 
 def test_a_link_that_is_too_long_for_gitlab_does_not_cost_the_status(
     gitlab: FakeGitLab, tmp_path: Path
 ) -> None:
     """255 characters; the status holds the merge, the link only helps."""
-    told, troubles = step(gitlab.environ(tmp_path)).finish(
+    updated, troubles = step(gitlab.environ(tmp_path)).finish(
         report(link=f"https://gpu.example.com/{'x' * 300}")
     )
 
     assert "target_url" not in gitlab.statuses[-1] or gitlab.statuses[-1]["target_url"] is None
-    assert (told, troubles, gitlab.refused) == (list(KINDS["gitlab"].surfaces), [], [])
+    assert (updated, troubles, gitlab.refused) == (list(KINDS["gitlab"].surfaces), [], [])
 
 
 def test_the_link_falls_back_to_the_job_of_gitlab(gitlab: FakeGitLab, tmp_path: Path) -> None:
     """Without a public page, the log of the job is the best place."""
-    made = step(gitlab.environ(tmp_path))
-    url, own = link("", SESSION, made.ci)
+    ci_step = step(gitlab.environ(tmp_path))
+    url, is_own_page = link("", SESSION, ci_step.ci)
 
-    made.finish(report(link=url, own_page=own))
+    ci_step.finish(report(link=url, own_page=is_own_page))
 
     assert (
         gitlab.statuses[-1]["target_url"]
@@ -1268,7 +1347,7 @@ def test_the_link_falls_back_to_the_job_of_gitlab(gitlab: FakeGitLab, tmp_path: 
     )
 
 
-# 3. The sticky comment.
+# 5. The comment.
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -1277,13 +1356,17 @@ def test_the_comment_is_made_once_and_edited_in_place(kind: str, tmp_path: Path)
     of = KINDS[kind]
     with of.make() as host:
         first = step(of.environ(host, tmp_path)).finish(as_ended("failed"))
-        one = of.comments(host)
+        comments = of.comments(host)
 
         second = step(of.environ(host, tmp_path)).finish(report(session="20261102-100000-2222"))
 
         assert of.comment in first[0]
         assert of.comment in second[0]
-        assert ("❌" in one[0], "test_breaks" in one[0], SESSION in one[0]) == (True, True, True)
+        assert ("❌" in comments[0], "test_breaks" in comments[0], SESSION in comments[0]) == (
+            True,
+            True,
+            True,
+        )
         assert len(of.comments(host)) == 1
         assert ("✅" in of.comments(host)[0], "20261102-100000-2222" in of.comments(host)[0]) == (
             True,
@@ -1299,9 +1382,9 @@ def test_a_comment_that_says_it_already_is_not_written_again(kind: str, tmp_path
     with of.make() as host:
         step(of.environ(host, tmp_path)).finish()
 
-        told, troubles = step(of.environ(host, tmp_path)).finish()
+        updated, troubles = step(of.environ(host, tmp_path)).finish()
 
-        assert (of.comment in told, troubles) == (True, [])
+        assert (of.comment in updated, troubles) == (True, [])
         assert host.seen(*of.edited_by) == []
 
 
@@ -1325,9 +1408,9 @@ def test_the_comment_is_found_among_hundreds_and_no_reply_that_quotes_it_is_touc
         for text in [*replies, *(f"Another remark, number {number}." for number in range(125))]:
             of.add(host, text)
 
-        told, troubles = step(of.environ(host, tmp_path)).finish(as_ended("failed"))
+        updated, troubles = step(of.environ(host, tmp_path)).finish(as_ended("failed"))
 
-        assert (of.comment in told, troubles, host.refused) == (True, [], [])
+        assert (of.comment in updated, troubles, host.refused) == (True, [], [])
         assert len(of.comments(host)) == 254
         assert [text for text in of.comments(host) if "❌" in text and text not in replies] != []
         assert [text for text in of.comments(host) if text in replies] == replies
@@ -1342,9 +1425,9 @@ def test_a_comment_that_was_deleted_is_made_anew(kind: str, tmp_path: Path) -> N
         step(of.environ(host, tmp_path)).finish()
         of.delete_last(host)
 
-        told, troubles = step(of.environ(host, tmp_path)).finish(as_ended("failed"))
+        updated, troubles = step(of.environ(host, tmp_path)).finish(as_ended("failed"))
 
-        assert (of.comment in told, troubles, len(of.comments(host)), host.refused) == (
+        assert (of.comment in updated, troubles, len(of.comments(host)), host.refused) == (
             True,
             [],
             1,
@@ -1362,9 +1445,9 @@ def test_a_comment_that_is_deleted_while_it_is_looked_for_is_made_anew(
         step(of.environ(host, tmp_path)).finish()
         host.fault(of.edited_by, status(404))
 
-        told, troubles = step(of.environ(host, tmp_path)).finish(as_ended("failed"))
+        updated, troubles = step(of.environ(host, tmp_path)).finish(as_ended("failed"))
 
-        assert (of.comment in told, troubles) == (True, [])
+        assert (of.comment in updated, troubles) == (True, [])
         assert len(of.comments(host)) == 2  # the fake deletes nothing on its own
 
 
@@ -1372,7 +1455,10 @@ def test_a_comment_that_is_deleted_while_it_is_looked_for_is_made_anew(
 def test_a_comment_of_another_account_is_replaced_by_one_that_stays(
     kind: str, tmp_path: Path
 ) -> None:
-    """A new access token is a new account: it cannot edit what the old one wrote, and must not write a new one for each run."""
+    """A new access token is a new account.
+
+    It cannot edit what the old one wrote, and must not write a new one for each run.
+    """
     of = KINDS[kind]
     with of.make() as host:
         step(of.environ(host, tmp_path)).finish()
@@ -1385,7 +1471,9 @@ def test_a_comment_of_another_account_is_replaced_by_one_that_stays(
             for number in range(3)
         ]
 
-        assert [(of.comment in told, troubles) for told, troubles in results] == [(True, [])] * 3
+        assert [(of.comment in updated, troubles) for updated, troubles in results] == [
+            (True, [])
+        ] * 3
         assert len(of.comments(host)) == 2
         assert of.comments(host)[0] == theirs
         assert "session-2" in of.comments(host)[1]
@@ -1404,28 +1492,31 @@ DELTAS = {"nothing to compare with": None, "no difference": SAME, "different": D
 @pytest.mark.parametrize("verdict", RUNS)
 @pytest.mark.parametrize("mode", ["always", "changes", "failures", "off"])
 def test_when_a_comment_is_wanted(mode: str, verdict: str, compared: str, exists: bool) -> None:
-    """One that is there is kept up to date, as its old words would be wrong; else the mode decides."""
-    said = dataclasses.replace(RUNS[verdict], delta=DELTAS[compared])
+    """One that is there is kept up to date, as its old words would be wrong.
 
-    found = comment.wanted(mode, said, exists=exists)
+    Else the mode decides.
+    """
+    final = dataclasses.replace(RUNS[verdict], delta=DELTAS[compared])
+
+    posts = comment.should_post(mode, final, exists=exists)
 
     match mode:
         case "always":
-            assert found
+            assert posts
         case "off":
-            assert not found
+            assert not posts
         case "failures":
-            assert found == (exists or verdict != "passed")
+            assert posts == (exists or verdict != "passed")
         case "changes":
             news = compared == "different" or (
                 compared == "nothing to compare with" and verdict != "passed"
             )
-            assert found == (exists or news)
+            assert posts == (exists or news)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("mode", "runs", "left"),
+    ("mode", "runs", "icon"),
     [
         ("always", [as_ended("passed")], "✅"),
         ("off", [as_ended("failed")], ""),
@@ -1438,33 +1529,36 @@ def test_when_a_comment_is_wanted(mode: str, verdict: str, compared: str, exists
     ],
 )
 def test_a_mode_holds_at_every_host(
-    kind: str, mode: str, runs: list[Report], left: str, tmp_path: Path
+    kind: str, mode: str, runs: list[Report], icon: str, tmp_path: Path
 ) -> None:
     """The same setting in the same project file, wherever its pipelines run."""
     of = KINDS[kind]
     with of.make() as host:
-        for number, told in enumerate(runs):
+        for number, final in enumerate(runs):
             step(of.environ(host, tmp_path), comment=mode).finish(
-                dataclasses.replace(told, session=f"session-{number}")
+                dataclasses.replace(final, session=f"session-{number}")
             )
 
-        assert [left in text for text in of.comments(host)] == ([True] if left else [])
+        assert [icon in text for text in of.comments(host)] == ([True] if icon else [])
         assert host.refused == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_three_thousand_failures_fit_a_comment(kind: str, tmp_path: Path) -> None:
-    """Each host has its own limit; a comment that is too long is none. It says how many are left out."""
+    """Each host has its own limit; a comment that is too long is none.
+
+    It says how many are left out.
+    """
     of = KINDS[kind]
     many = tuple(
         failing(f"test_{number}[{'é漢' * 20}]", text="E   ü漢字\n" * 300) for number in range(3000)
     )
     with of.make() as host:
-        told, troubles = step(of.environ(host, tmp_path)).finish(
+        updated, troubles = step(of.environ(host, tmp_path)).finish(
             report(verdict="failed", results=many)
         )
 
-        assert (of.comment in told, troubles, host.refused) == (True, [], [])
+        assert (of.comment in updated, troubles, host.refused) == (True, [], [])
         (text,) = of.comments(host)
         assert "3000 failed" in text
         assert (
@@ -1478,7 +1572,10 @@ def test_three_thousand_failures_fit_a_comment(kind: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_token_is_in_no_text(kind: str, tmp_path: Path) -> None:
-    """Troubles are printed, put into comments and kept in the store; a door may be in a traceback."""
+    """Troubles are printed, put into comments and kept in the store.
+
+    A door may be in a traceback.
+    """
     of = KINDS[kind]
     with of.make() as host:
         environ = of.environ(host, tmp_path)
@@ -1490,31 +1587,32 @@ def test_a_token_is_in_no_text(kind: str, tmp_path: Path) -> None:
         environ = {
             name: "wrong-and-secret" if value == token else value for name, value in environ.items()
         }
-        made = step(environ, check_run=True)
+        ci_step = step(environ, check_run=True)
 
-        told, troubles = made.finish()
+        updated, troubles = ci_step.finish()
 
-        assert len(troubles) == len(of.surfaces) - len(told) >= 2
+        assert len(troubles) == len(of.surfaces) - len(updated) >= 2
         assert all("401" in trouble for trouble in troubles)
         texts = [
-            *told,
+            *updated,
             *troubles,
-            *made.publisher.troubles,
-            repr(made.publisher.doors),
-            repr(made.ci),
+            *ci_step.publisher.troubles,
+            repr(ci_step.publisher.endpoints),
+            repr(ci_step.ci),
         ]
         texts += [
-            text for _, text, _ in made.publisher.files(report(troubles=tuple(troubles)), tmp_path)
+            text
+            for _, text, _ in ci_step.publisher.files(report(troubles=tuple(troubles)), tmp_path)
         ]
         assert not [text for text in texts if "wrong-and-secret" in text]
 
 
 def test_a_door_shows_no_header() -> None:
     """It holds the credential."""
-    door = Door(base="https://api.example.com", headers={"Authorization": "Bearer secret"})
+    door = Endpoint(base="https://api.example.com", headers={"Authorization": "Bearer secret"})
 
-    assert repr(door) == "Door(base='https://api.example.com', proxies=())"
-    assert "secret" not in repr(vars(Sender({"token": door})))
+    assert repr(door) == "Endpoint(base='https://api.example.com', proxies=())"
+    assert "secret" not in repr(vars(Transport({"token": door})))
 
 
 @pytest.mark.parametrize(
@@ -1524,20 +1622,23 @@ def test_a_door_shows_no_header() -> None:
 def test_a_token_that_cannot_be_a_header_is_not_repeated_in_the_refusal(
     kind: str, broken: str, tmp_path: Path
 ) -> None:
-    """Pasted with a line break inside: the HTTP library says that the header is invalid, and shows it."""
+    """Pasted with a line break inside.
+
+    The HTTP library says that the header is invalid, and shows it.
+    """
     of = KINDS[kind]
     with of.make() as host:
         environ = of.environ(host, tmp_path)
         name = next(
             name for name in ("BITBUCKET_TOKEN", "GITHUB_TOKEN", "GITLAB_TOKEN") if name in environ
         )
-        made = step({**environ, name: broken})
+        ci_step = step({**environ, name: broken})
 
-        _, troubles = made.finish(within_s=3)
+        _, troubles = ci_step.finish(within_s=3)
 
-        said = "\n".join([*made.publisher.troubles, *troubles])
-        assert name in said
-        assert "half" not in said
+        text = "\n".join([*ci_step.publisher.troubles, *troubles])
+        assert name in text
+        assert "half" not in text
 
 
 @pytest.mark.parametrize(
@@ -1566,27 +1667,30 @@ def test_a_token_that_cannot_be_a_header_is_not_repeated_in_the_refusal(
 def test_an_app_password_is_refused_with_what_to_use_instead(
     bitbucket: FakeBitbucket, credentials: dict[str, str], phrase: str
 ) -> None:
-    """They were removed on 2026-07-28; tutorials still tell of them, and the API's answer says nothing of why."""
-    made = step({**bitbucket.environ(token=False), **credentials})
+    """They were removed on 2026-07-28.
 
-    told, troubles = made.finish(as_ended("failed"))
+    Tutorials still tell of them, and the API's answer says nothing of why.
+    """
+    ci_step = step({**bitbucket.environ(token=False), **credentials})
 
-    (said,) = made.publisher.troubles
-    assert phrase in said
-    assert "removed from Bitbucket on 2026-07-28; create a repository access token" in said
-    assert "secret" not in said
-    assert (told, troubles) == (["Code Insights report"], [])
-    assert {one.via for one in bitbucket.requests} == {"proxy"}
-    assert not [one for one in bitbucket.requests if "authorization" in one.headers]
+    updated, troubles = ci_step.finish(as_ended("failed"))
+
+    (trouble,) = ci_step.publisher.troubles
+    assert phrase in trouble
+    assert "removed from Bitbucket on 2026-07-28; create a repository access token" in trouble
+    assert "secret" not in trouble
+    assert (updated, troubles) == (["Code Insights report"], [])
+    assert {request.via for request in bitbucket.requests} == {"proxy"}
+    assert not [request for request in bitbucket.requests if "authorization" in request.headers]
 
 
 def test_an_app_password_beside_a_token_is_passed_over(bitbucket: FakeBitbucket) -> None:
     """Somebody who has moved on and not cleared up is not stopped."""
-    made = step({**bitbucket.environ(), "BITBUCKET_APP_PASSWORD": "ATBBsecret"})
+    ci_step = step({**bitbucket.environ(), "BITBUCKET_APP_PASSWORD": "ATBBsecret"})
 
-    told, _ = made.finish()
+    updated, _ = ci_step.finish()
 
-    assert (told, made.publisher.troubles, bitbucket.refused) == (
+    assert (updated, ci_step.publisher.troubles, bitbucket.refused) == (
         list(KINDS["bitbucket"].surfaces),
         [],
         [],
@@ -1595,42 +1699,49 @@ def test_an_app_password_beside_a_token_is_passed_over(bitbucket: FakeBitbucket)
 
 def test_an_api_token_without_its_owners_e_mail_is_asked_for_it(bitbucket: FakeBitbucket) -> None:
     """As a Bearer it is refused with words that do not say what is missing."""
-    made = step({**bitbucket.environ(token=False), "BITBUCKET_TOKEN": "ATATTsecret"})
+    ci_step = step({**bitbucket.environ(token=False), "BITBUCKET_TOKEN": "ATATTsecret"})
 
     assert [
-        "BITBUCKET_EMAIL" in said and "secret" not in said for said in made.publisher.troubles
+        "BITBUCKET_EMAIL" in trouble and "secret" not in trouble
+        for trouble in ci_step.publisher.troubles
     ] == [True]
-    assert "token" not in made.publisher.doors
+    assert "token" not in ci_step.publisher.endpoints
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_login_in_netrc_does_not_replace_the_token(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A runner's netrc is for git; a library that prefers it sends a developer's password to the API."""
+    """A runner's netrc is for git.
+
+    A library that prefers it sends a developer's password to the API.
+    """
     of, home = KINDS[kind], tmp_path / "home"
     home.mkdir()
     (home / ".netrc").write_text(
-        "machine 127.0.0.1 login ann password of-netrc\nmachine api.bitbucket.org login ann password of-netrc\n"
+        "machine 127.0.0.1 login ann password of-netrc\n"
+        "machine api.bitbucket.org login ann password of-netrc\n"
     )
     (home / ".netrc").chmod(0o600)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("NETRC", raising=False)
     with of.make() as host:
-        told, troubles = step(of.environ(host, tmp_path), check_run=True).finish()
+        updated, troubles = step(of.environ(host, tmp_path), check_run=True).finish()
 
-        assert (told, troubles, host.refused) == (list(of.surfaces), [], [])
+        assert (updated, troubles, host.refused) == (list(of.surfaces), [], [])
         assert not [
-            one for one in host.requests if one.headers.get("authorization", "").startswith("Basic")
+            request
+            for request in host.requests
+            if request.headers.get("authorization", "").startswith("Basic")
         ]
         assert all(
-            "authorization" in one.headers or "private-token" in one.headers
-            for one in host.requests
-            if one.via == "direct"
+            "authorization" in request.headers or "private-token" in request.headers
+            for request in host.requests
+            if request.via == "direct"
         )
 
 
-# 7. The courier.
+# The sender.
 
 
 def until(true: Callable[[], object]) -> None:
@@ -1646,73 +1757,83 @@ def test_a_courier_that_is_busy_with_an_old_report_tells_the_new_one_at_the_end(
 ) -> None:
     """The last word has to be the last that the host hears."""
     bitbucket.fault(("PUT", "/reports/"), slow(1))
-    made = step(bitbucket.environ())
-    made.courier.take(made.publisher.started(as_ended("running")))
+    ci_step = step(bitbucket.environ())
+    ci_step.sender.submit(ci_step.publisher.started(as_ended("running")))
     until(lambda: bitbucket._servers["proxy"]._answering)
 
-    told, troubles = made.finish()
+    updated, troubles = ci_step.finish()
 
-    assert (told, troubles, bitbucket.refused) == (list(KINDS["bitbucket"].surfaces), [], [])
-    assert [one.body["result"] for one in bitbucket.seen("PUT", "/reports/")] == [
+    assert (updated, troubles, bitbucket.refused) == (list(KINDS["bitbucket"].surfaces), [], [])
+    assert [request.body["result"] for request in bitbucket.seen("PUT", "/reports/")] == [
         "PENDING",
         "PASSED",
     ]
-    assert [one.body["state"] for one in bitbucket.seen("POST", "/statuses")][-1] == "SUCCESSFUL"
+    assert [request.body["state"] for request in bitbucket.seen("POST", "/statuses")][
+        -1
+    ] == "SUCCESSFUL"
 
 
 def test_a_courier_does_not_go_on_trying_with_an_old_report(bitbucket: FakeBitbucket) -> None:
     """It waits between tries; what is told at the end need not wait for that."""
     bitbucket.fault(("PUT", "/reports/"), status(503, retry_after=8))
-    made = step(bitbucket.environ())
-    made.courier.take(made.publisher.started(as_ended("running")))
+    ci_step = step(bitbucket.environ())
+    ci_step.sender.submit(ci_step.publisher.started(as_ended("running")))
     until(lambda: bitbucket.requests)
     began = time.monotonic()
 
-    told, troubles = made.finish()
+    updated, troubles = ci_step.finish()
 
     assert time.monotonic() - began < 3
-    assert (told, troubles) == (list(KINDS["bitbucket"].surfaces), [])
+    assert (updated, troubles) == (list(KINDS["bitbucket"].surfaces), [])
 
 
 def test_what_was_told_of_an_old_report_is_not_said_to_be_told_of_the_new_one(
     bitbucket: FakeBitbucket,
 ) -> None:
-    """The time is over while the host still answers the first report: nobody has heard of the last one."""
+    """The time is over while the host still answers the first report.
+
+    Nobody has heard of the last one.
+    """
     bitbucket.fault(("POST", "/statuses/build"), slow(5))
-    made = step(bitbucket.environ())
-    made.courier.take(made.publisher.started(as_ended("running")))
+    ci_step = step(bitbucket.environ())
+    ci_step.sender.submit(ci_step.publisher.started(as_ended("running")))
     until(lambda: bitbucket.seen("PUT", "/reports/"))
 
-    told, troubles = made.finish(within_s=1)
+    updated, troubles = ci_step.finish(within_s=1)
 
     assert bitbucket.reports[REPORT]["result"] == "PENDING"
-    assert told == []
+    assert updated == []
     assert troubles != []
 
 
 def test_of_reports_that_wait_only_the_last_is_told(bitbucket: FakeBitbucket) -> None:
     """A host that is slow need not hear of each half minute that has passed."""
     bitbucket.fault(("PUT", "/reports/"), slow(0.5))
-    made = step(bitbucket.environ())
+    ci_step = step(bitbucket.environ())
     for collected in (10, 20, 30, 40):
-        made.courier.take(made.publisher.progressed(on_the_way(collected)))
+        ci_step.sender.submit(ci_step.publisher.progressed(on_the_way(collected)))
         until(lambda: bitbucket._servers["proxy"]._answering)
     until(lambda: len(bitbucket.seen("PUT", "/reports/")) == 2)
 
-    made.finish()
+    ci_step.finish()
 
-    said = [one.body["details"].partition(",")[0] for one in bitbucket.seen("PUT", "/reports/")]
-    assert said == ["running: 2 of 10 tests", "running: 2 of 40 tests", "2 passed in 1 min 23 s"]
+    details = [
+        request.body["details"].partition(",")[0] for request in bitbucket.seen("PUT", "/reports/")
+    ]
+    assert details == ["running: 2 of 10 tests", "running: 2 of 40 tests", "2 passed in 1 min 23 s"]
 
 
 def test_a_courier_bears_a_host_that_answers_nonsense_and_goes_on(
     github: FakeGitHub, tmp_path: Path
 ) -> None:
-    """A list of nothing where a list of comments should be: the run goes on, and the next report is told."""
-    github.fault(("GET", "/comments"), Fault(code=200, body=[None], served=False))
-    made = step(github.environ(tmp_path))
+    """A list of nothing where a list of comments should be.
 
-    first, second = made.finish(as_ended("failed")), made.finish()
+    The run goes on, and the next report is told.
+    """
+    github.fault(("GET", "/comments"), Fault(code=200, body=[None], served=False))
+    ci_step = step(github.environ(tmp_path))
+
+    first, second = ci_step.finish(as_ended("failed")), ci_step.finish()
 
     assert first[0] == ["commit status"]
     assert first[1][0].startswith("GitHub: the pull request comment ")
@@ -1723,10 +1844,10 @@ def test_there_is_nothing_to_wait_for_where_there_is_nothing_to_tell(
     github: FakeGitHub, tmp_path: Path
 ) -> None:
     """A fork's run ends at once."""
-    made = step(github.environ(tmp_path, token=False))
+    ci_step = step(github.environ(tmp_path, token=False))
     began = time.monotonic()
 
-    assert made.finish() == ([], [])
+    assert ci_step.finish() == ([], [])
     assert time.monotonic() - began < 1
 
 
@@ -1754,19 +1875,22 @@ HOSTILE_LINES = [
 
 
 def test_nothing_that_a_test_prints_is_a_command(github: FakeGitHub, tmp_path: Path) -> None:
-    """It could mask a digit in the whole log, set a variable of later steps, or fake an annotation."""
+    """It could mask a digit in the whole log, or fake an annotation.
+
+    It could also set a variable of later steps.
+    """
     publisher = step(github.environ(tmp_path)).publisher
     opening = publisher.opening()
     closing = publisher.closing(as_ended("failed"))
 
-    found = workflow_commands("\n".join(["before", *opening, *HOSTILE_LINES, *closing]))
+    commands = workflow_commands("\n".join(["before", *opening, *HOSTILE_LINES, *closing]))
 
-    assert found == [
+    assert commands == [
         Command(
             "notice",
             {"title": f"gpu-cluster: session {SESSION}"},
             f"1 failed, 1 passed in 1 min 23 s {PAGE}",
-            line=found[0].line,
+            line=commands[0].line,
         ),
         Command(
             "error",
@@ -1776,7 +1900,7 @@ def test_nothing_that_a_test_prints_is_a_command(github: FakeGitHub, tmp_path: P
                 "title": "tests/test_tiles.py::test_breaks",
             },
             f"assert 1 == 2\nSession: {PAGE}",
-            line=found[1].line,
+            line=commands[1].line,
         ),
     ]
 
@@ -1787,15 +1911,18 @@ def test_the_word_that_starts_commands_again_is_another_each_time(
     """A test that knows it could end the silence itself."""
     openings = [step(github.environ(tmp_path)).publisher.opening() for _ in range(20)]
 
-    assert len({one for (one,) in openings}) == 20
-    assert all(len(one.removeprefix("::stop-commands::")) >= 32 for (one,) in openings)
+    assert len({line for (line,) in openings}) == 20
+    assert all(len(line.removeprefix("::stop-commands::")) >= 32 for (line,) in openings)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE_LINES)
 def test_what_a_test_is_called_and_says_makes_no_command_of_ours_another(
     github: FakeGitHub, tmp_path: Path, hostile: str
 ) -> None:
-    """Node ids and messages are a test's to choose, and stand in our own commands after the silence."""
+    """Node ids and messages are a test's to choose.
+
+    They stand in our own commands after the silence.
+    """
     publisher = step(github.environ(tmp_path)).publisher
     bad = failing(
         f"test_it[{hostile}]",
@@ -1808,11 +1935,14 @@ def test_what_a_test_is_called_and_says_makes_no_command_of_ours_another(
         report(verdict="infrastructure", message=hostile, remedy=hostile, results=(bad,))
     )
 
-    found = workflow_commands("\n".join(lines))
-    assert [one.name for one in found] == ["notice", "error", "error"]
-    assert [set(one.params) for one in found[1:]] == [{"title"}, {"title", "file", "line"}]
+    commands = workflow_commands("\n".join(lines))
+    assert [entry.name for entry in commands] == ["notice", "error", "error"]
+    assert [set(entry.params) for entry in commands[1:]] == [
+        {"title"},
+        {"title", "file", "line"},
+    ]
     assert (
-        found[2].params["title"]
+        commands[2].params["title"]
         == render.plain(f"tests/test_tiles.py::test_it[{hostile}]".replace("\r\n", "\n")).strip()
     )
 
@@ -1820,62 +1950,62 @@ def test_what_a_test_is_called_and_says_makes_no_command_of_ours_another(
 @given(message=st.text(max_size=60), title=st.text(max_size=60), file=st.text(max_size=30))
 def test_a_command_is_read_as_it_was_meant(message: str, title: str, file: str) -> None:
     """Whatever is in the texts: one command, of the name that we gave it, with our values."""
-    found = workflow_commands(command("error", message, file=file, title=title))
+    commands = workflow_commands(command("error", message, file=file, title=title))
 
     def meant(text: str) -> str:
         return render.plain(text.replace("\r\n", "\n"))
 
-    assert [one.name for one in found] == ["error"]
-    assert found[0].message == meant(message)
-    assert found[0].params.get("title", "") in (
+    assert [entry.name for entry in commands] == ["error"]
+    assert commands[0].message == meant(message)
+    assert commands[0].params.get("title", "") in (
         meant(title),
         meant(title).rstrip(),
     )  # the runner strips the end of the list
-    assert found[0].params.get("file", "") == meant(file)
+    assert commands[0].params.get("file", "") == meant(file)
 
 
 def test_the_runner_shows_every_command_that_is_sent(github: FakeGitHub, tmp_path: Path) -> None:
     """Ten errors a step: nine tests, and what was not the tests' fault."""
     publisher = step(github.environ(tmp_path)).publisher
 
-    found = workflow_commands(
+    commands = workflow_commands(
         "\n".join(publisher.closing(as_ended("infrastructure", results=failures(3000))))
     )
 
-    assert [one.name for one in found] == ["notice"] + ["error"] * 10
-    assert all(one.shown for one in found)
-    assert found[1].message == f"{MACHINES_FAULT}\nremedy: run it again"
+    assert [entry.name for entry in commands] == ["notice"] + ["error"] * 10
+    assert all(entry.shown for entry in commands)
+    assert commands[1].message == f"{MACHINES_FAULT}\nremedy: run it again"
 
 
 def test_the_summary_of_a_job_is_added_to_what_is_there(github: FakeGitHub, tmp_path: Path) -> None:
     """Other steps of the job write to it as well."""
-    made = step(github.environ(tmp_path))
+    ci_step = step(github.environ(tmp_path))
     (tmp_path / "step_summary.md").write_text("# Build\n\nAll built.\n\n")
 
-    kept(made.publisher, as_ended("failed"))
+    write_files(ci_step.publisher, as_ended("failed"))
 
-    said = job_summary(tmp_path / "step_summary.md")
-    assert said.startswith("# Build\n\nAll built.\n\n### ❌ GPU tests")
-    assert "E   assert 1 == 2" in said
+    text = job_summary(tmp_path / "step_summary.md")
+    assert text.startswith("# Build\n\nAll built.\n\n### ❌ GPU tests")
+    assert "E   assert 1 == 2" in text
 
 
-@pytest.mark.parametrize("there", [0, 900_000, 999_000, 999_950], ids=str)
+@pytest.mark.parametrize("size", [0, 900_000, 999_000, 999_950], ids=str)
 def test_a_summary_stays_within_a_mebibyte_of_bytes(
-    github: FakeGitHub, tmp_path: Path, there: int
+    github: FakeGitHub, tmp_path: Path, size: int
 ) -> None:
     """One byte more and GitHub uploads nothing of the step; a character may be four bytes."""
-    made = step(github.environ(tmp_path))
-    (tmp_path / "step_summary.md").write_text("x" * there)
+    ci_step = step(github.environ(tmp_path))
+    (tmp_path / "step_summary.md").write_text("x" * size)
     many = tuple(
         failing(f"test_{number}[{'漢字🦀' * 10}]", text="E   漢字🦀\n" * 150)
         for number in range(3000)
     )
 
-    kept(made.publisher, report(verdict="failed", results=many))
+    write_files(ci_step.publisher, report(verdict="failed", results=many))
 
-    said = job_summary(tmp_path / "step_summary.md")
-    assert there <= len(said.encode()) <= SUMMARY_BYTES
-    assert there > 900_000 or "3000 failed" in said
+    text = job_summary(tmp_path / "step_summary.md")
+    assert size <= len(text.encode()) <= SUMMARY_BYTES
+    assert size > 900_000 or "3000 failed" in text
 
 
 @pytest.mark.timeout(5)
@@ -1884,10 +2014,10 @@ def test_a_summary_that_is_full_is_left_as_it_is(
     github: FakeGitHub, tmp_path: Path, room: int
 ) -> None:
     """The last bytes of room are no reason to look for a shorter text for ever."""
-    made = step(github.environ(tmp_path))
-    there = 1_000_000 - room
-    (tmp_path / "step_summary.md").write_text("x" * there)
+    ci_step = step(github.environ(tmp_path))
+    size = 1_000_000 - room
+    (tmp_path / "step_summary.md").write_text("x" * size)
 
-    kept(made.publisher, as_ended("failed"))
+    write_files(ci_step.publisher, as_ended("failed"))
 
-    assert there <= (tmp_path / "step_summary.md").stat().st_size <= max(there, SUMMARY_BYTES)
+    assert size <= (tmp_path / "step_summary.md").stat().st_size <= max(size, SUMMARY_BYTES)

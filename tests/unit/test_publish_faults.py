@@ -1,4 +1,7 @@
-"""What is done when a CI host refuses, is slow, or answers nonsense: the run goes on, the rest is told, and it is said what was not."""
+"""A CI host that refuses, is slow, or answers nonsense.
+
+The run goes on, the rest is told, and a trouble names the failure.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,9 @@ from typing import Any, TypeVar
 import pytest
 
 from pytest_gpu_cluster.publish import bitbucket, github, gitlab
-from pytest_gpu_cluster.publish.http import (
-    Door,
-    PublishError,
-    Request,
-    Response,
-    Sender,
-    _retry_after,
-    refusal,
-    shown,
-)
+from pytest_gpu_cluster.publish.exchange import Endpoint, PublishError, Request, Response
+from pytest_gpu_cluster.publish.http import Transport, refusal, retry_after_s
+from pytest_gpu_cluster.publish.refusals import refusal_text
 from tests.hosts import (
     FakeBitbucket,
     Fault,
@@ -41,7 +37,7 @@ from tests.hosts import (
     trickle,
 )
 from tests.hosts.server import Answer
-from tests.hosts.server import Request as Asked
+from tests.hosts.server import Request as HostRequest
 from tests.unit.test_publish import KINDS, as_ended, step
 
 Case = TypeVar("Case")
@@ -108,13 +104,13 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @dataclass(frozen=True)
-class Told:
-    """How it went: what `deliver` said, how long it took, and what the host has of it."""
+class Published:
+    """The result of `deliver`, its duration, and the state of the host after it."""
 
     surfaces: list[str]
     troubles: list[str]
     took_s: float
-    asked: int  # requests of the place
+    requests: int  # requests of the place
     comments: list[str]
     refused: list[str]
 
@@ -133,14 +129,14 @@ class Told:
         return only
 
 
-def tell(
+def publish(
     place: Place,
     directory: Path,
     *faults: Fault,
     within_s: float = 12,
     make: Callable[[], Any] | None = None,
-) -> Told:
-    """A failed session's end is told to a host that meets the requests of this place with these faults."""
+) -> Published:
+    """Publish a failed session to a host that meets the requests of this place with `faults`."""
     of = KINDS[place.kind]
     with (make or of.make)() as host:
         host.fault(place.request, *faults)
@@ -149,11 +145,11 @@ def tell(
             place.surface == "Code Insights report"
         ):  # with both doors open a refusal at one would only lead to the other
             environ["BITBUCKET_PIPELINES_PROXY"] = NOBODY
-        made = step(environ, check_run=True)
+        ci_step = step(environ, check_run=True)
         began = time.monotonic()
-        surfaces, troubles = made.finish(as_ended("failed"), within_s=within_s)
+        surfaces, troubles = ci_step.finish(as_ended("failed"), within_s=within_s)
         took_s = time.monotonic() - began
-        return Told(
+        return Published(
             surfaces,
             troubles,
             took_s,
@@ -177,7 +173,7 @@ def tags(text: str) -> list[str]:
 
 
 def remedy(place: Place, code: int) -> str:
-    """What stands in the remedy, at least."""
+    """The part of a remedy that has to be there."""
     match place.kind, code:
         case "bitbucket", 401:
             return "create a new repository access token"
@@ -206,18 +202,21 @@ def remedy(place: Place, code: int) -> str:
 def test_a_refusal_is_said_with_its_remedy_and_hinders_no_other_surface(
     place: Place, code: int, tmp_path: Path
 ) -> None:
-    """A token without one scope still sets the status; and the reader needs the host's words, not only ours."""
+    """A token without one scope still sets the status.
+
+    And the reader needs the host's words, not only ours.
+    """
     with KINDS[place.kind].make() as host:
         body = host.error(code, WORDS).body
 
-    told = tell(place, tmp_path, Fault(code=code, body=body, served=False))
+    result = publish(place, tmp_path, Fault(code=code, body=body, served=False))
 
-    assert told.surfaces == place.others
-    assert told.trouble.startswith(
+    assert result.surfaces == place.others
+    assert result.trouble.startswith(
         f"{NAMES[place.kind]}: the {place.surface} was not taken: {code}: {WORDS}\n  remedy: "
     )
-    assert remedy(place, code) in told.trouble
-    assert (told.asked, told.refused) == (1, [])
+    assert remedy(place, code) in result.trouble
+    assert (result.requests, result.refused) == (1, [])
 
 
 @pytest.mark.parametrize("place", [place for place in PLACES if place.kind == "bitbucket"], ids=str)
@@ -251,31 +250,31 @@ def test_each_of_bitbuckets_shapes_of_an_error_is_understood(
     place: Place, body: Any, words: str, tmp_path: Path
 ) -> None:
     """Three services behind one address answer, each in its way."""
-    told = tell(place, tmp_path, Fault(code=400, body=body, served=False))
+    result = publish(place, tmp_path, Fault(code=400, body=body, served=False))
 
-    assert words in told.trouble
-    assert not re.search(r"[{}\[\]]", told.trouble)
+    assert words in result.trouble
+    assert not re.search(r"[{}\[\]]", result.trouble)
 
 
 @each_place
 @pytest.mark.parametrize("code", [400, 403])
 def test_of_an_error_page_only_the_words_are_shown(place: Place, code: int, tmp_path: Path) -> None:
     """A load balancer in front of the host answers people."""
-    told = tell(place, tmp_path, html(code))
+    result = publish(place, tmp_path, html(code))
 
-    assert f"{code}: " in told.trouble
-    assert f"({code})" in told.trouble
-    assert "remedy: " in told.trouble
-    assert tags(told.trouble) == []
-    assert told.surfaces == place.others
+    assert f"{code}: " in result.trouble
+    assert f"({code})" in result.trouble
+    assert "remedy: " in result.trouble
+    assert tags(result.trouble) == []
+    assert result.surfaces == place.others
 
 
 @each_place
 def test_where_there_is_nothing_to_read_that_is_said(place: Place, tmp_path: Path) -> None:
     """An empty answer is still an answer."""
-    told = tell(place, tmp_path, Fault(code=400, body="", served=False))
+    result = publish(place, tmp_path, Fault(code=400, body="", served=False))
 
-    assert "400: no reason was given" in told.trouble
+    assert "400: no reason was given" in result.trouble
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
@@ -283,28 +282,33 @@ def test_where_there_is_nothing_to_read_that_is_said(place: Place, tmp_path: Pat
 def test_a_redirect_is_a_trouble_and_its_target_never_sees_the_token(
     kind: str, code: int, tmp_path: Path
 ) -> None:
-    """Whoever can make the host redirect must not get the credential, and a POST that became a GET told nobody."""
+    """An attacker who can make the host redirect must not get the credential.
+
+    A POST that became a GET told nobody.
+    """
     with FakeBitbucket() as elsewhere:
         target = {"Location": f"{elsewhere.url}/2.0/taken"}
         places = [place for place in PLACES if place.kind == kind]
 
-        told = [
-            tell(place, tmp_path, Fault(code=code, headers=target, body="", served=False))
+        results = [
+            publish(place, tmp_path, Fault(code=code, headers=target, body="", served=False))
             for place in places
         ]
 
         assert elsewhere.requests == []
-    assert [one.surfaces for one in told] == [place.others for place in places]
-    assert all(f"{code}: " in one.trouble and "remedy: " in one.trouble for one in told)
+    assert [result.surfaces for result in results] == [place.others for place in places]
+    assert all(f"{code}: " in result.trouble and "remedy: " in result.trouble for result in results)
 
 
 def test_a_surface_that_cannot_be_read_first_is_a_trouble_of_its_own(tmp_path: Path) -> None:
     """Listing comments wants another scope than writing one; nothing is written blindly."""
-    told = [tell(place.read, tmp_path, status(403)) for place in COMMENTS]
+    results = [publish(place.read, tmp_path, status(403)) for place in COMMENTS]
 
-    assert [one.surfaces for one in told] == [place.others for place in COMMENTS]
-    assert all("403: Forbidden" in one.trouble and "remedy: " in one.trouble for one in told)
-    assert [one.comments for one in told] == [[], [], []]
+    assert [result.surfaces for result in results] == [place.others for place in COMMENTS]
+    assert all(
+        "403: Forbidden" in result.trouble and "remedy: " in result.trouble for result in results
+    )
+    assert [result.comments for result in results] == [[], [], []]
 
 
 def test_annotations_that_are_refused_are_said_and_the_verdict_is_there() -> None:
@@ -315,11 +319,11 @@ def test_annotations_that_are_refused_are_said_and_the_verdict_is_there() -> Non
             Fault(code=400, body={"code": 400, "message": WORDS}, served=False),
         )
 
-        told, troubles = step(host.environ(token=False)).finish(as_ended("failed"))
+        updated, troubles = step(host.environ(token=False)).finish(as_ended("failed"))
 
-        assert told == []
+        assert updated == []
         assert [f"400: {WORDS}" in trouble for trouble in troubles] == [True]
-        assert [held["result"] for held in host.reports.values()] == ["FAILED"]
+        assert [body["result"] for body in host.reports.values()] == ["FAILED"]
 
 
 @pytest.mark.parametrize(
@@ -337,9 +341,9 @@ def test_old_annotations_that_cannot_be_listed_do_not_cost_the_new_ones(fault: F
     with FakeBitbucket() as host:
         host.fault(("GET", "/annotations"), fault)
 
-        told, troubles = step(host.environ(token=False)).finish(as_ended("failed"))
+        updated, troubles = step(host.environ(token=False)).finish(as_ended("failed"))
 
-        assert (told, troubles, host.refused) == (["Code Insights report"], [], [])
+        assert (updated, troubles, host.refused) == (["Code Insights report"], [], [])
         assert len(host.annotations(host.commit, "gpu-cluster")) == 1
 
 
@@ -354,16 +358,23 @@ def test_a_host_that_is_busy_or_broken_for_a_moment_is_asked_again(tmp_path: Pat
         for fault in (status(429), status(500), html(502), status(503))
     ]
 
-    found = at_once(lambda case: tell(case[0], tmp_path, case[1]), cases)
+    results = at_once(lambda case: publish(case[0], tmp_path, case[1]), cases)
 
     assert [
-        (case, told) for case, told in found if not (told.complete_at(case[0]) and told.asked == 2)
+        (case, result)
+        for case, result in results
+        if not (result.complete_at(case[0]) and result.requests == 2)
     ] == []
-    assert [case for case, told in found if case[1].code in (429, 503) and told.took_s < 0.5] == []
+    assert [
+        case for case, result in results if case[1].code in (429, 503) and result.took_s < 0.5
+    ] == []
 
 
 def test_a_host_that_says_when_is_asked_then(tmp_path: Path) -> None:
-    """Sooner is one more request against the same limit. A date has no fractions: three seconds ahead is more than two."""
+    """Sooner is one more request against the same limit.
+
+    A date has no fractions: three seconds ahead is more than two.
+    """
     at_a_time = Fault(
         code=429, headers={"Retry-After": formatdate(time.time() + 3, usegmt=True)}, served=False
     )
@@ -371,12 +382,14 @@ def test_a_host_that_says_when_is_asked_then(tmp_path: Path) -> None:
     cases = [(place, *wait) for place in PLACES for wait in waits]
     cases += [(place, secondary_limit(1), 1.0) for place in PLACES if place.kind == "github"]
 
-    found = at_once(lambda case: tell(case[0], tmp_path, case[1]), cases)
+    results = at_once(lambda case: publish(case[0], tmp_path, case[1]), cases)
 
     assert [
-        (case, told)
-        for case, told in found
-        if not (told.complete_at(case[0]) and told.asked == 2 and case[2] < told.took_s < 5)
+        (case, result)
+        for case, result in results
+        if not (
+            result.complete_at(case[0]) and result.requests == 2 and case[2] < result.took_s < 5
+        )
     ] == []
 
 
@@ -388,53 +401,61 @@ def test_a_host_that_wants_to_be_left_alone_for_long_is_not_waited_for(
     place: Place, fault: Fault, tmp_path: Path
 ) -> None:
     """A runner is paid by the minute."""
-    told = tell(place, tmp_path, fault)
+    result = publish(place, tmp_path, fault)
 
-    assert told.took_s < 2
-    assert (told.surfaces, told.asked) == (place.others, 1)
-    assert f"{fault.code}: " in told.trouble
-    assert AGAIN in told.trouble
+    assert result.took_s < 2
+    assert (result.surfaces, result.requests) == (place.others, 1)
+    assert f"{fault.code}: " in result.trouble
+    assert AGAIN in result.trouble
 
 
 def test_how_long_a_host_wants_to_be_left_alone_is_said(tmp_path: Path) -> None:
     """That is when it is worth sending the report again."""
-    told = [tell(place, tmp_path, status(429, retry_after=600)) for place in COMMENTS]
+    results = [publish(place, tmp_path, status(429, retry_after=600)) for place in COMMENTS]
 
-    assert ["600 s" in one.trouble for one in told] == [True] * 3
+    assert ["600 s" in result.trouble for result in results] == [True] * 3
 
 
 def test_githubs_other_limit_is_not_taken_for_a_missing_permission(tmp_path: Path) -> None:
-    """It is a 403 as well, and a reader who edits the workflow's permissions for it is led astray."""
-    told = [
-        tell(place, tmp_path, secondary_limit(600)) for place in PLACES if place.kind == "github"
+    """It is a 403 as well.
+
+    A reader who edits the workflow's permissions for it is led astray.
+    """
+    results = [
+        publish(place, tmp_path, secondary_limit(600)) for place in PLACES if place.kind == "github"
     ]
 
-    assert all("secondary rate limit" in one.trouble and AGAIN in one.trouble for one in told)
-    assert not [one for one in told if "permissions" in one.trouble]
+    assert all(
+        "secondary rate limit" in result.trouble and AGAIN in result.trouble for result in results
+    )
+    assert not [result for result in results if "permissions" in result.trouble]
 
 
 def test_a_host_that_stays_broken_is_given_up_within_the_time(tmp_path: Path) -> None:
     """Tries are bounded by the clock, whatever their number."""
-    for place, told in at_once(
-        lambda place: tell(place, tmp_path, *[status(503)] * 50, within_s=3), PLACES
+    for place, result in at_once(
+        lambda place: publish(place, tmp_path, *[status(503)] * 50, within_s=3), PLACES
     ):
-        assert told.took_s < 4, place
-        assert "503: Service Unavailable" in told.trouble, place
-        assert AGAIN in told.trouble, place
-        assert 2 <= told.asked <= 4, place
-        assert told.surfaces == place.others, place
+        assert result.took_s < 4, place
+        assert "503: Service Unavailable" in result.trouble, place
+        assert AGAIN in result.trouble, place
+        assert 2 <= result.requests <= 4, place
+        assert result.surfaces == place.others, place
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_host_that_is_not_there_is_said_to_be_not_there(kind: str, tmp_path: Path) -> None:
-    """The reason is the innermost one: what libraries wrap around it repeats the address three times."""
+    """The reason is the innermost one.
+
+    What libraries wrap around it repeats the address three times.
+    """
     of = KINDS[kind]
     with of.make() as host:
-        made = step(of.environ(host, tmp_path), check_run=True)
+        ci_step = step(of.environ(host, tmp_path), check_run=True)
 
-    told, troubles = made.finish(within_s=1)
+    updated, troubles = ci_step.finish(within_s=1)
 
-    assert told == []
+    assert updated == []
     assert "no answer: ConnectionRefusedError" in troubles[0]
     assert all(
         trouble.startswith(f"{NAMES[kind]}: the ") and "remedy: " in trouble for trouble in troubles
@@ -458,23 +479,28 @@ def test_a_request_that_may_be_repeated_is_repeated_when_its_answer_is_lost(tmp_
     """The same report twice is one report."""
     cases = [(place, fault) for place in REPEATABLE for fault in CUTS]
 
-    found = at_once(lambda case: tell(case[0], tmp_path, case[1]), cases)
+    results = at_once(lambda case: publish(case[0], tmp_path, case[1]), cases)
 
     assert [
-        (case, told) for case, told in found if not (told.complete_at(case[0]) and told.asked == 2)
+        (case, result)
+        for case, result in results
+        if not (result.complete_at(case[0]) and result.requests == 2)
     ] == []
 
 
 def test_a_comment_whose_answer_was_lost_is_not_posted_twice(tmp_path: Path) -> None:
-    """It is looked for before it is sent again: two comments would both have to be deleted by hand."""
+    """It is looked for before it is sent again.
+
+    Two comments would both have to be deleted by hand.
+    """
     cases = [(place, fault) for place in COMMENTS for fault in CUTS]
 
-    found = at_once(lambda case: tell(case[0], tmp_path, case[1]), cases)
+    results = at_once(lambda case: publish(case[0], tmp_path, case[1]), cases)
 
     assert [
-        (case, told)
-        for case, told in found
-        if not (told.complete_at(case[0]) and told.asked == 2 - case[1].served)
+        (case, result)
+        for case, result in results
+        if not (result.complete_at(case[0]) and result.requests == 2 - case[1].served)
     ] == []
 
 
@@ -486,24 +512,24 @@ def test_a_comment_is_sent_again_only_once(tmp_path: Path) -> None:
         for twice in ((cut(), cut()), (cut(), cut(served=True)))
     ]
 
-    for (place, twice), told in at_once(lambda case: tell(case[0], tmp_path, *case[1]), cases):
-        assert (told.surfaces, told.asked) == (place.others, 2), (place, twice)
+    for (place, twice), result in at_once(lambda case: publish(case[0], tmp_path, *case[1]), cases):
+        assert (result.surfaces, result.requests) == (place.others, 2), (place, twice)
         assert (
-            f"{NAMES[place.kind]}: the {place.surface} was not taken: no answer: " in told.trouble
+            f"{NAMES[place.kind]}: the {place.surface} was not taken: no answer: " in result.trouble
         )
-        assert "remedy: " in told.trouble
-        assert len(told.comments) <= 1, (place, twice)
+        assert "remedy: " in result.trouble
+        assert len(result.comments) <= 1, (place, twice)
 
 
 @pytest.mark.parametrize("fault", CUTS[1:], ids=["nothing", "one byte", "ten bytes"])
 def test_a_check_run_whose_answer_was_lost_is_not_made_twice(fault: Fault, tmp_path: Path) -> None:
     """Each is a line of its own below the pull request, for ever."""
-    told = tell(CHECK_RUN, tmp_path, fault)
+    result = publish(CHECK_RUN, tmp_path, fault)
 
-    assert told.asked == 1
+    assert result.requests == 1
     assert (
-        told.complete_at(CHECK_RUN)
-        or "GitHub: the check run was not taken: no answer: " in told.trouble
+        result.complete_at(CHECK_RUN)
+        or "GitHub: the check run was not taken: no answer: " in result.trouble
     )
 
 
@@ -512,7 +538,7 @@ class ForgetfulBitbucket(FakeBitbucket):
 
     forgets = 1
 
-    def _post_comment(self, request: Asked) -> Answer:
+    def _post_comment(self, request: HostRequest) -> Answer:
         answer = super()._post_comment(request)
         self.forgets -= 1
         return answer if self.forgets < 0 else Answer(504, "<html><h1>Gateway Time-out</h1></html>")
@@ -524,9 +550,9 @@ def test_a_comment_that_a_gateway_gave_up_on_is_looked_for_before_it_is_sent_aga
     """500, 502 and 504 do not say that nothing was done."""
     place = COMMENTS[0]
 
-    told = tell(place, tmp_path, make=ForgetfulBitbucket)
+    result = publish(place, tmp_path, make=ForgetfulBitbucket)
 
-    assert told.complete_at(place)
+    assert result.complete_at(place)
 
 
 # Slow: bounded.
@@ -536,38 +562,43 @@ def test_an_answer_that_does_not_come_holds_nobody_up(tmp_path: Path) -> None:
     """Late, or a byte at a time, in which no single read ever times out."""
     cases = [(place, fault) for place in PLACES for fault in (slow(30), trickle(0.1))]
 
-    for (place, fault), told in at_once(
-        lambda case: tell(case[0], tmp_path, case[1], within_s=2), cases
+    for (place, fault), result in at_once(
+        lambda case: publish(case[0], tmp_path, case[1], within_s=2), cases
     ):
-        said = "\n".join(told.troubles)
-        assert told.took_s < 4, (place, fault)
-        assert place.surface not in told.surfaces, (place, fault)
-        assert f"{NAMES[place.kind]}: the {place.surface} " in said, (place, fault)
-        assert re.search("given up|no answer|no time left", said), (place, fault)
-        assert all("\n  remedy: " in trouble for trouble in told.troubles), (place, fault)
+        text = "\n".join(result.troubles)
+        assert result.took_s < 4, (place, fault)
+        assert place.surface not in result.surfaces, (place, fault)
+        assert f"{NAMES[place.kind]}: the {place.surface} " in text, (place, fault)
+        assert re.search("given up|no answer|no time left", text), (place, fault)
+        assert all("\n  remedy: " in trouble for trouble in result.troubles), (place, fault)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_there_was_no_time_left_for_is_named_too(kind: str, tmp_path: Path) -> None:
-    """Whoever waits for the commit status has to learn that it will not come, and not only that the report before it did not."""
+    """A reader who waits for the commit status has to learn that it will not come.
+
+    It is not enough that the report before it did not.
+    """
     first = next(place for place in PLACES if place.kind == kind)
 
-    told = tell(first, tmp_path, slow(30), within_s=1)
+    result = publish(first, tmp_path, slow(30), within_s=1)
 
-    said = "\n".join(told.troubles)
+    text = "\n".join(result.troubles)
     assert [
         surface
         for surface in KINDS[kind].surfaces
-        if surface not in told.surfaces and f"the {surface} " not in said
+        if surface not in result.surfaces and f"the {surface} " not in text
     ] == []
 
 
 def test_an_answer_that_comes_late_but_in_time_is_taken(tmp_path: Path) -> None:
     """Hosts under load answer in seconds."""
-    found = at_once(lambda place: tell(place, tmp_path, slow(1)), PLACES)
+    results = at_once(lambda place: publish(place, tmp_path, slow(1)), PLACES)
 
     assert [
-        (place, told) for place, told in found if not (told.complete_at(place) and told.asked == 1)
+        (place, result)
+        for place, result in results
+        if not (result.complete_at(place) and result.requests == 1)
     ] == []
 
 
@@ -582,24 +613,24 @@ def test_garbage_where_an_answer_should_be_takes_nothing_with_it(
     place: Place, tmp_path: Path
 ) -> None:
     """It said that it was a success: where no more is needed of it, it was one."""
-    told = tell(place, tmp_path, garbage())
+    result = publish(place, tmp_path, garbage())
 
-    assert set(told.surfaces) >= set(place.others)
-    assert len(told.surfaces) + len(told.troubles) == len(KINDS[place.kind].surfaces)
+    assert set(result.surfaces) >= set(place.others)
+    assert len(result.surfaces) + len(result.troubles) == len(KINDS[place.kind].surfaces)
 
 
 @pytest.mark.parametrize("place", READS, ids=str)
 def test_garbage_where_a_list_should_be_is_shown(place: Place, tmp_path: Path) -> None:
     """Nothing is written blindly; and whoever looks into it needs to see what came."""
-    told = tell(place, tmp_path, garbage())
+    result = publish(place, tmp_path, garbage())
 
-    assert told.surfaces == place.others
+    assert result.surfaces == place.others
     assert (
-        f"{NAMES[place.kind]}: the {place.surface} was not taken: it answered 200 with something that is no JSON: "
-        in told.trouble
+        f"{NAMES[place.kind]}: the {place.surface} was not taken: "
+        "it answered 200 with something that is no JSON: " in result.trouble
     )
-    assert "whatever this is" in told.trouble
-    assert AGAIN in told.trouble
+    assert "whatever this is" in result.trouble
+    assert AGAIN in result.trouble
 
 
 @pytest.mark.parametrize(
@@ -620,15 +651,18 @@ def test_garbage_where_a_list_should_be_is_shown(place: Place, tmp_path: Path) -
 def test_json_of_another_shape_takes_nothing_with_it(
     place: Place, body: str, tmp_path: Path
 ) -> None:
-    """An API changes, or a company's gateway answers for it: nothing at all, or a trouble that says what to do."""
-    told = tell(
+    """An API changes, or a company's gateway answers for it.
+
+    Nothing at all, or a trouble that says what to do.
+    """
+    result = publish(
         place,
         tmp_path,
         Fault(code=200, body=body, headers={"Content-Type": "application/json"}, served=False),
     )
 
-    assert [surface for surface in told.surfaces if surface != place.surface] == place.others
-    for trouble in told.troubles:
+    assert [surface for surface in result.surfaces if surface != place.surface] == place.others
+    for trouble in result.troubles:
         assert trouble.startswith(f"{NAMES[place.kind]}: the {place.surface} ")
         assert "remedy: " in trouble
 
@@ -649,8 +683,8 @@ class _Page(BaseHTTPRequestHandler):
             self.send_header("Content-Encoding", "gzip")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for at in range(0, len(content), 1000):
-            piece = content[at : at + 1000]
+        for start in range(0, len(content), 1000):
+            piece = content[start : start + 1000]
             self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
         self.wfile.write(b"0\r\n\r\n")
 
@@ -659,42 +693,45 @@ class _Page(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def sender() -> Iterator[Sender]:
+def transport() -> Iterator[Transport]:
     """For `_Page`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Page)
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     serving.start()
-    yield Sender({"token": Door(base=f"http://127.0.0.1:{server.server_port}")})
+    yield Transport({"token": Endpoint(base=f"http://127.0.0.1:{server.server_port}")})
     server.shutdown()
     serving.join()
     server.server_close()
 
 
 @pytest.mark.parametrize("path", ["/plain", "/packed"])
-def test_an_answer_in_pieces_is_put_together_and_unpacked(sender: Sender, path: str) -> None:
-    """The fakes send plain answers with their length; real hosts compress, and know no length beforehand."""
-    answer = sender(Request(method="GET", path=path))
+def test_an_answer_in_pieces_is_put_together_and_unpacked(transport: Transport, path: str) -> None:
+    """The fakes send plain answers with their length.
+
+    Real hosts compress, and know no length beforehand.
+    """
+    answer = transport(Request(method="GET", path=path))
 
     assert answer.json() == {"words": "a" * 100_000}
 
 
-def test_an_answer_without_an_end_is_not_kept_in_memory(sender: Sender) -> None:
+def test_an_answer_without_an_end_is_not_kept_in_memory(transport: Transport) -> None:
     """A few kilobytes may unpack to gigabytes."""
     with pytest.raises(PublishError, match="the answer is too long"):
-        sender(Request(method="GET", path="/long", repeatable=False))
+        transport(Request(method="GET", path="/long", repeatable=False))
 
 
-def test_a_door_that_does_not_exist_is_said(sender: Sender) -> None:
+def test_a_door_that_does_not_exist_is_said(transport: Transport) -> None:
     """A publisher without a token has only the proxy's."""
     with pytest.raises(PublishError, match="there is no credential for it"):
-        sender(Request(method="GET", path="/plain", door="proxy"))
+        transport(Request(method="GET", path="/plain", endpoint="proxy"))
 
 
 # What a refusal says.
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "expected"),
     [
         (
             '{"type":"error","error":{"message":"No","detail":"The scope is missing."}}',
@@ -725,7 +762,10 @@ def test_a_door_that_does_not_exist_is_said(sender: Sender) -> None:
         ),
         ('{"message":"<h1>Bad <b>Request</b></h1>"}', "Bad Request"),
         (
-            "<html><head><style>p {color: red}</style><script>x()</script></head><body><h1>Bad\n Gateway</h1></body></html>",
+            (
+                "<html><head><style>p {color: red}</style><script>x()</script></head>"
+                "<body><h1>Bad\n Gateway</h1></body></html>"
+            ),
             "Bad Gateway",
         ),
         ("Retry later\n", "Retry later"),
@@ -734,9 +774,9 @@ def test_a_door_that_does_not_exist_is_said(sender: Sender) -> None:
         ("\x1b[31mred\x1b[0m \x07", "red"),
     ],
 )
-def test_a_refusal_is_shown_in_the_hosts_words_alone(body: str, said: str) -> None:
+def test_a_refusal_is_shown_in_the_hosts_words_alone(body: str, expected: str) -> None:
     """One line that a person can search for: no braces of JSON, no tags, no control characters."""
-    assert shown(body) == said
+    assert refusal_text(body) == expected
 
 
 @pytest.mark.parametrize(
@@ -754,17 +794,17 @@ def test_a_refusal_is_shown_in_the_hosts_words_alone(body: str, said: str) -> No
     ],
 )
 def test_whatever_a_refusal_is_it_is_shown_in_a_line(body: str) -> None:
-    """What cannot be understood is shown as it is, cut."""
-    said = shown(body)
+    """A body that cannot be understood is shown as it is, cut."""
+    text = refusal_text(body)
 
-    assert said
-    assert "\n" not in said
-    assert len(said) <= 301
+    assert text
+    assert "\n" not in text
+    assert len(text) <= 301
 
 
 def test_a_long_refusal_is_cut() -> None:
     """A page of a proxy has a hundred lines of style."""
-    assert shown("x" * 5000) == "x" * 300 + "…"
+    assert refusal_text("x" * 5000) == "x" * 300 + "…"
 
 
 def test_a_refusal_keeps_its_status_and_its_body() -> None:
@@ -798,7 +838,7 @@ def test_a_refusal_keeps_its_status_and_its_body() -> None:
 def test_how_long_a_host_asks_to_wait(code: int, header: str, seconds: float | None) -> None:
     """In seconds or as a date; what is neither is not a wish."""
     assert (
-        _retry_after(
+        retry_after_s(
             Response(status=code, text="", headers={"retry-after": header} if header else {})
         )
         == seconds
@@ -807,14 +847,14 @@ def test_how_long_a_host_asks_to_wait(code: int, header: str, seconds: float | N
 
 def test_a_date_to_wait_for_is_counted_from_now() -> None:
     """To the second, as dates have no more."""
-    asked = _retry_after(
+    seconds = retry_after_s(
         Response(
             status=429, text="", headers={"retry-after": formatdate(time.time() + 30, usegmt=True)}
         )
     )
 
-    assert asked is not None
-    assert 28 <= asked <= 30
+    assert seconds is not None
+    assert 28 <= seconds <= 30
 
 
 # Two doors.
@@ -824,9 +864,9 @@ def test_what_the_proxy_does_not_let_pass_goes_with_the_token() -> None:
     """Nobody has promised what else the proxy refuses; whoever has set a token has a second way."""
     with KINDS["bitbucket"].make() as host:
         host.fault(("PUT", "/reports/"), status(403))
-        told, troubles = step(host.environ(), check_run=True).finish(as_ended("failed"))
+        updated, troubles = step(host.environ(), check_run=True).finish(as_ended("failed"))
 
-        assert (told, troubles) == (list(KINDS["bitbucket"].surfaces), [])
+        assert (updated, troubles) == (list(KINDS["bitbucket"].surfaces), [])
         assert [each.via for each in host.seen("PUT", "/reports/")] == ["proxy", "direct"]
 
 
@@ -834,8 +874,8 @@ def test_without_a_token_a_refusal_of_the_proxy_is_said_with_the_way_around_it()
     """A remedy that speaks of the scopes of a token that is not there helps nobody."""
     with KINDS["bitbucket"].make() as host:
         host.fault(("PUT", "/reports/"), status(403))
-        told, (trouble,) = step(host.environ(token=False)).finish(as_ended("failed"))
+        updated, (trouble,) = step(host.environ(token=False)).finish(as_ended("failed"))
 
-        assert told == []
+        assert updated == []
         assert "403" in trouble
         assert "remedy: the Pipelines proxy refused it; set BITBUCKET_TOKEN" in trouble

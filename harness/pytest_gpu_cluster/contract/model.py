@@ -67,24 +67,6 @@ class Tree:
     sent_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class CI:
-    """The pipeline step that this runs in, as its host describes it; no secret. It is part of a session's record."""
-
-    host: Literal["bitbucket", "github", "gitlab", "other"]
-    api: str = ""  # base URL of the REST API, without a slash at the end
-    repository: str = ""  # as the API names it: workspace/slug, owner/name, a project's id
-    commit: str = ""  # the one that reviewers look at: the head of a pull request, not its merge with the target
-    branch: str = ""
-    target: str = ""  # the branch that a pull request is for
-    pull_request: str = ""
-    build: str = ""  # one run of a pipeline: all its steps have it in common
-    step_url: str = ""
-    directory: str = ""  # where the repository is checked out
-    pipeline: str = ""  # the host's own number of it, where its API wants one
-    fork: bool = False  # the token can only read
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
     """What went wrong in one phase of a test, or with the machine below it. No secret in its texts."""

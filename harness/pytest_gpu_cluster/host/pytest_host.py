@@ -22,6 +22,7 @@ from pytest_gpu_cluster.contract.request import PytestFacts, ReportFacts
 from pytest_gpu_cluster.host.ending import Failure, decide
 from pytest_gpu_cluster.host.replay import Replay, Stage
 from pytest_gpu_cluster.providers import LaunchPlan
+from pytest_gpu_cluster.publish.links import link
 from pytest_gpu_cluster.report.files import write_refusal
 from pytest_gpu_cluster.report.model import ReportContext
 from pytest_gpu_cluster.report.sinks import SinkContext, Sinks
@@ -82,7 +83,7 @@ class PytestHost:
         settings, ci = self.run.settings, self._ci
         if self._quiet:  # nobody is told
             settings, ci = replace(settings, results_dir="", publish=False), None
-        link, own_page = publish.link(settings.public_url, self.run.id, ci)
+        url, own_page = link(settings.public_url, self.run.id, ci)
         return SinkContext(
             settings=settings,
             environ=os.environ,
@@ -90,7 +91,7 @@ class PytestHost:
             record=self.run.record,
             report=ReportContext(
                 suite=settings.suite,
-                link=link,
+                link=url,
                 own_page=own_page,
                 record=self.run.record.url,
                 branch=ci.branch if ci is not None else "",

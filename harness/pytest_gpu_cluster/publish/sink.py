@@ -9,7 +9,7 @@ from pathlib import Path
 from pytest_gpu_cluster.contract.events import Event
 from pytest_gpu_cluster.contract.masking import masker
 from pytest_gpu_cluster.publish import Publisher, publisher
-from pytest_gpu_cluster.publish.sender import WITHIN_S, Courier
+from pytest_gpu_cluster.publish.sender import WITHIN_S, BackgroundSender
 from pytest_gpu_cluster.report.model import Report
 from pytest_gpu_cluster.report.sinks import Closing, Current, SinkContext
 
@@ -25,7 +25,7 @@ class CIHost:
     def __init__(self, context: SinkContext, host: Publisher, current: Current) -> None:
         self._context, self._host, self._current = context, host, current
         self._mask = masker(context.environ)
-        self._sender: Courier | None = None
+        self._sender: BackgroundSender | None = None
         self._published_at = 0.0
 
     @classmethod
@@ -41,10 +41,10 @@ class CIHost:
         if self._sender is None:
             for line in self._host.opening():
                 self._context.echo(line)
-            self._sender = Courier(self._host)
-            self._sender.take(self._host.started(self._current()))
+            self._sender = BackgroundSender(self._host)
+            self._sender.submit(self._host.started(self._current()))
         elif time.monotonic() - self._published_at > PROGRESS_S:
-            self._sender.take(self._host.progressed(self._current()))
+            self._sender.submit(self._host.progressed(self._current()))
         else:
             return
         self._published_at = time.monotonic()
@@ -52,7 +52,7 @@ class CIHost:
     def finish(self, report: Report) -> Closing:
         """Publish the final report. Bounded, and never raises for a host."""
         within_s = CANCELLED_S if report.verdict == "cancelled" else WITHIN_S
-        sender = self._sender or Courier(self._host)
+        sender = self._sender or BackgroundSender(self._host)
         targets, problems = sender.deliver(self._host.finished(report), within_s=within_s)
         name = self._host.name
         troubles = tuple(self._mask(text) for text in (*self._host.troubles, *problems))
