@@ -19,18 +19,12 @@ from pytest_gpu_cluster.contract.errors import HarnessError, InfrastructureError
 from pytest_gpu_cluster.contract.journal import JournalReader
 from pytest_gpu_cluster.contract.model import CLIENT_LOST
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.waits import WAITS
 from pytest_gpu_cluster.environment import own_code
 from pytest_gpu_cluster.providers import BootScript, ClusterRef, ClusterSpec, Provider
 
 PROTOCOL = 2  # of the keeper: a warm cluster must speak it
-HEARTBEAT_S = 5.0
-DECISION_S = 4.0  # a warm cluster that has not answered by then is not waited for
 RECENT = 50  # sessions that a sweep looks at
-SILENT_S = (
-    2 * HEARTBEAT_S + 2
-)  # without a beat for so long, a client is taken for gone: one put may be slow
-SETTLE_S = 30.0  # for the agent of a session without a client to end
-GRACE_S = 45.0  # a keeper ends a local session whose client is silent for so long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +101,7 @@ def ask(
         provider.hand_over(ref, session, values)
         store.put(f"clusters/{ref.id}/inbox/{session}", session.encode())
         decision = f"clusters/{ref.id}/decision/{session}"
-        deadline = time.monotonic() + DECISION_S
+        deadline = time.monotonic() + WAITS.decision_s
         while time.monotonic() < deadline:
             if (said := store.get(decision)) is not None:
                 return taken(said)
@@ -145,7 +139,7 @@ def launch(
         "simulated_gpus": spec.simulated_gpus,
         "idle_s": spec.idle_s,
         "deadline_s": spec.deadline_s,
-        "grace_s": GRACE_S,
+        "waits": WAITS.to_json(),
     }
     ref = provider.launch(plan, BootScript(code=own_code(), spec=boot))
     provider.hand_over(ref, session, values)
@@ -165,7 +159,7 @@ def heartbeat(store: Store, session: str) -> Iterator[None]:
                 store.put(
                     f"sessions/{session}/control/heartbeat", f"{os.getpid()} {count}".encode()
                 )
-            if over.wait(HEARTBEAT_S):
+            if over.wait(WAITS.heartbeat_s):
                 return
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
@@ -218,7 +212,7 @@ def silent(store: Store, sessions: Iterable[str]) -> list[str]:
         if store.get(f"sessions/{s}/result.json") is None
     }
     if beats:
-        time.sleep(SILENT_S)
+        time.sleep(WAITS.silent_s)
     still = [
         session
         for session, beat in beats.items()
@@ -234,7 +228,7 @@ def settle(store: Store, session: str) -> bool:
     if not silent(store, [session]):
         return store.get(f"sessions/{session}/result.json") is not None
     store.put(f"sessions/{session}/control/stop", json.dumps({"why": CLIENT_LOST}).encode())
-    deadline = time.monotonic() + SETTLE_S
+    deadline = time.monotonic() + WAITS.settle_s
     while held(store, session) and not ended(store, session) and time.monotonic() < deadline:
         time.sleep(0.2 if store.is_local else 1.0)
     _close(store, session, closed_by="report")

@@ -29,13 +29,12 @@ from pytest_gpu_cluster.contract.errors import (
 from pytest_gpu_cluster.contract.journal import JournalReader
 from pytest_gpu_cluster.contract.model import RunRequest, Settings, Tree
 from pytest_gpu_cluster.contract.store import Store, prune
+from pytest_gpu_cluster.contract.waits import WAITS
 from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, provider
 
 SILENCE_S = (
     2.0  # this long without an event, the provider is asked whether the cluster is still there
 )
-STORE_PATIENCE_S = 30.0  # the store may be away for so long before the session is given up
-STOP_GRACE_S = 20.0  # for the agent to end a session that is no longer wanted
 CLUSTER_MARGIN_S = (
     600.0  # a cluster outlives the deadline of its first session by this and the idle time
 )
@@ -230,7 +229,7 @@ class Session:
             except (
                 StoreError
             ):  # away is not dead: nothing is lost, and the next poll goes on from here
-                if time.monotonic() - read > STORE_PATIENCE_S:
+                if time.monotonic() - read > WAITS.store_patience_s:
                     raise
                 events = []
             for event in events:
@@ -261,7 +260,7 @@ class Session:
                 json.dumps({"why": "the client needs no more results"}).encode(),
             )
             reader = JournalReader(self.store, f"sessions/{self.id}/events")
-            deadline = time.monotonic() + STOP_GRACE_S
+            deadline = time.monotonic() + WAITS.stop_grace_s
             while not self.over and time.monotonic() < deadline:
                 for event in reader.poll():
                     self.hear(event)

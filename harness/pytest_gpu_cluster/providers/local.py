@@ -50,8 +50,11 @@ INHERITED = (
 
 
 def base_directory() -> Path:
-    """Where the clusters of this user live: short, for a socket's path holds 107 bytes, and private."""
-    return Path(f"/tmp/gpu-cluster-{os.getuid()}")
+    """Return the directory of this user's clusters: private, and short, for a socket's path holds 107 bytes.
+
+    Our own tests give each of their processes another one, where no other's sweep looks.
+    """
+    return Path(os.environ.get("GPU_CLUSTER_INTERNAL_CLUSTERS", f"/tmp/gpu-cluster-{os.getuid()}"))
 
 
 def started(pid: int) -> str | None:
