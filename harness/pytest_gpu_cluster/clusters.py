@@ -20,6 +20,7 @@ from pytest_gpu_cluster.contract.failures import Closer
 from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
 from pytest_gpu_cluster.contract.specs import BootSpec
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.waits import WAITS
 from pytest_gpu_cluster.environment import own_code
 from pytest_gpu_cluster.liveness import close_lost, held, silent_sessions
 from pytest_gpu_cluster.providers import (
@@ -31,9 +32,7 @@ from pytest_gpu_cluster.providers import (
 )
 
 PROTOCOL = 2  # of the keeper: a warm cluster must speak it
-DECISION_S = 4.0  # a warm cluster that has not answered by then is not waited for
 RECENT = 50  # sessions that a sweep looks at
-GRACE_S = 45.0  # a keeper ends a local session whose client is silent for so long
 
 
 class Hold(Enum):
@@ -128,13 +127,13 @@ def offer_session(
 ) -> bool:
     """Ask a warm cluster to serve the session, and return its keeper's decision.
 
-    After DECISION_S seconds the offer is withdrawn, once: whoever creates the decision first has decided.
+    After `WAITS.decision_s` seconds the offer is withdrawn, once: whoever creates the decision first has decided.
     """
     with contextlib.suppress(InfrastructureError):
         record = ClusterRecord(store, ref.id)
         provider.hand_over(ref, session, values)
         record.offer(session)
-        deadline = time.monotonic() + DECISION_S
+        deadline = time.monotonic() + WAITS.decision_s
         while time.monotonic() < deadline:
             if (decision := record.decision(session)) is not None:
                 return decision
@@ -168,7 +167,7 @@ def launch(
         simulated_gpus=spec.simulated_gpus,
         idle_s=spec.idle_s,
         deadline_s=spec.deadline_s,
-        grace_s=GRACE_S,
+        waits=WAITS,
     )
     ref = provider.launch(plan, BootScript(code=own_code(), spec=boot))
     provider.hand_over(ref, session, values)

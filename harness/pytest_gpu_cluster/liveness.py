@@ -16,10 +16,7 @@ from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.store import Store
-
-HEARTBEAT_S = 5.0
-SILENT_S = 2 * HEARTBEAT_S + 2  # a client without a beat for so long is lost: one put may be slow
-SETTLE_S = 30.0  # for the agent of a session without a client to end
+from pytest_gpu_cluster.contract.waits import WAITS
 
 
 @contextlib.contextmanager
@@ -35,7 +32,7 @@ def heartbeat(record: SessionRecord) -> Iterator[None]:
                 HarnessError
             ):  # a store that is away is noticed by who needs it
                 record.beat(f"{os.getpid()} {count}")
-            if ended.wait(HEARTBEAT_S):
+            if ended.wait(WAITS.heartbeat_s):
                 return
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
@@ -50,12 +47,12 @@ def heartbeat(record: SessionRecord) -> Iterator[None]:
 def silent_sessions(store: Store, sessions: Iterable[str]) -> list[SessionRecord]:
     """Return the records that are open though no client is there to make them final.
 
-    Their heartbeats are watched for SILENT_S seconds.
+    Their heartbeats are watched for `WAITS.silent_s` seconds.
     """
     records = [SessionRecord(store, session) for session in sessions]
     beats = [(record, record.heartbeat()) for record in records if not record.is_final()]
     if beats:
-        time.sleep(SILENT_S)
+        time.sleep(WAITS.silent_s)
     silent = [record for record, beat in beats if record.heartbeat() == beat]
     return [record for record in silent if not record.is_final()]
 
@@ -63,14 +60,14 @@ def silent_sessions(store: Store, sessions: Iterable[str]) -> list[SessionRecord
 def finalize_lost_session(record: SessionRecord) -> bool:
     """Make the record final of a session whose client is lost. False while the client lives.
 
-    The agent is asked to stop and waited for, SETTLE_S seconds at most.
+    The agent is asked to stop and waited for, `WAITS.settle_s` seconds at most.
     """
     if record.is_final():
         return True
     if not silent_sessions(record.store, [record.session]):
         return record.is_final()
     record.order_stop(StopReason.CLIENT_LOST)
-    deadline = time.monotonic() + SETTLE_S
+    deadline = time.monotonic() + WAITS.settle_s
     while held(record) and not record.has_ended() and time.monotonic() < deadline:
         time.sleep(0.2 if record.store.is_local else 1.0)
     close_lost(record, by=Closer.REPORT)

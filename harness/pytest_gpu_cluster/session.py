@@ -36,13 +36,12 @@ from pytest_gpu_cluster.contract.model import RunRequest, Settings, Tree
 from pytest_gpu_cluster.contract.record import Ending, EventReader, SessionRecord
 from pytest_gpu_cluster.contract.request import Limits, PytestFacts, ReportFacts, SessionRequest
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.waits import WAITS
 from pytest_gpu_cluster.liveness import heartbeat
 from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, load_provider
 
 AGENT = "pytest_gpu_cluster.agent.main:main"  # in the code that is shipped with the session
 SILENCE_S = 2.0  # without an event for so long, the provider is asked whether the cluster is there
-STORE_PATIENCE_S = 30.0  # the store may be away for so long before the session is given up
-STOP_GRACE_S = 20.0  # for the agent to end a session that is no longer needed
 CLUSTER_MARGIN_S = (
     600.0  # a cluster outlives the deadline of its first session by this and idle-minutes
 )
@@ -180,7 +179,7 @@ class Run:
             try:
                 events, last_read = reader.poll(), time.monotonic()
             except StoreError:  # away is not dead: the next poll goes on from here
-                if time.monotonic() - last_read > STORE_PATIENCE_S:
+                if time.monotonic() - last_read > WAITS.store_patience_s:
                     raise
                 events = []
             for event in events:
@@ -198,7 +197,7 @@ class Run:
         with contextlib.suppress(HarnessError):
             self.record.order_stop(StopReason.CLIENT_DONE)
             reader = self.record.reader()
-            deadline = time.monotonic() + STOP_GRACE_S
+            deadline = time.monotonic() + WAITS.stop_grace_s
             while self.stage is not Stage.FINISHED and time.monotonic() < deadline:
                 for event in reader.poll():
                     self.on_event(event)

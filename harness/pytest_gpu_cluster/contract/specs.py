@@ -14,6 +14,7 @@ from typing import Literal
 from pytest_gpu_cluster.contract.fields import JsonValue, Noun
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.request import SessionRequest
+from pytest_gpu_cluster.contract.waits import Waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class BootSpec(Noun):
     simulated_gpus: int  # where NVML finds none
     idle_s: float  # the cluster closes after so long without a session
     deadline_s: float  # and after so long in any case
-    grace_s: float  # a session ends whose client was silent for so long
+    waits: Waits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ from pytest_gpu_cluster.contract.errors import HarnessError, InfrastructureError
 from pytest_gpu_cluster.contract.journal import JournalWriter
 from pytest_gpu_cluster.contract.model import STORE_CREDENTIALS
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.waits import Waits
 from pytest_gpu_cluster.node.forkserver import (
     PR_SET_CHILD_SUBREAPER,
     PR_SET_PDEATHSIG,
@@ -44,7 +45,6 @@ from pytest_gpu_cluster.node.forkserver import (
 from pytest_gpu_cluster.node.lease import NODE_VARIABLE, Lease
 from pytest_gpu_cluster.node.unpack import unpack
 
-HEARTBEAT_S = 5.0
 # Beside what tests import: what Ray imports in its first call, 0.3 s that every session would pay again. No pytest plugin may
 # be among them: pytest could not rewrite its assertions any more.
 PRELOADED = (
@@ -57,8 +57,6 @@ PRELOADED = (
     "pydantic.main",
     "pydantic.json_schema",
 )
-UNASKED_S = 120.0  # a new cluster whose session never comes gives up
-STORE_GONE_S = 120.0  # this long without the store, an idle cluster gives up
 
 
 def comm(pid: int) -> str:
@@ -116,6 +114,7 @@ class Session:
 class Keeper:
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
+        self.waits = Waits.from_json(spec["waits"])
         self.directory = Path(spec["directory"])
         self.cluster = str(spec["cluster"])
         self.head = bool(spec["head"])
@@ -374,8 +373,8 @@ class Keeper:
             if beat != session.heartbeat:
                 session.heartbeat, session.heard = beat, now
         if not session.why:
-            if now - session.heard > self.spec["grace_s"]:
-                session.why = f"the client's heartbeat stopped for {self.spec['grace_s']:.0f} s"
+            if now - session.heard > self.waits.grace_s:
+                session.why = f"the client's heartbeat stopped for {self.waits.grace_s:.0f} s"
             elif now - session.began > session.request["limits"]["max_s"] + 60:
                 session.why = "its agent did not stop when the session's deadline passed"
             if session.why:
@@ -481,13 +480,14 @@ class Keeper:
                 (self.tick_head if self.head else self.tick_node)()
                 self.store_seen = time.monotonic()
             except HarnessError as problem:
-                if self.session is None and time.monotonic() - self.store_seen > STORE_GONE_S:
-                    self.close(f"the store has been gone for {STORE_GONE_S:.0f} s: {problem.what}")
+                limit_s = self.waits.store_gone_s
+                if self.session is None and time.monotonic() - self.store_seen > limit_s:
+                    self.close(f"the store has been gone for {limit_s:.0f} s: {problem.what}")
         return self.closing
 
     def tick_head(self) -> None:
         now = time.monotonic()
-        if now - self.pulsed > HEARTBEAT_S:
+        if now - self.pulsed > self.waits.heartbeat_s:
             self.pulsed, self.pulse = now, self.pulse + 1
             self.store.put(f"clusters/{self.cluster}/heartbeat", str(self.pulse).encode())
             if self.session is None:
@@ -497,7 +497,7 @@ class Keeper:
         elif self.template_ready:
             self.take_session()
         if self.session is None and now - self.idle_since > (
-            self.spec["idle_s"] if self.served else UNASKED_S
+            self.spec["idle_s"] if self.served else self.waits.unasked_s
         ):
             self.close("idle for as long as it may")
         if now - self.began > self.spec["deadline_s"]:
@@ -509,12 +509,12 @@ class Keeper:
             raw = self.store.get(f"clusters/{self.cluster}/head.json")
             if raw is not None:
                 self.start_ray(json.loads(raw)["address"])
-        if now - self.pulsed > HEARTBEAT_S:
+        if now - self.pulsed > self.waits.heartbeat_s:
             self.pulsed = now
             beat = self.store.get(f"clusters/{self.cluster}/heartbeat")
             if beat != self.heartbeat_seen[0]:
                 self.heartbeat_seen = (beat, now)
-            elif now - self.heartbeat_seen[1] > self.spec["grace_s"]:
+            elif now - self.heartbeat_seen[1] > self.waits.grace_s:
                 self.close("the head's heartbeat stopped")
         if now - self.began > self.spec["deadline_s"]:
             self.close("the cluster's deadline passed")
@@ -634,7 +634,7 @@ def close_record(spec: Mapping[str, Any], session: str) -> None:
     store = Store.open(spec["store"], base=Path("/"))
     result, beat = f"sessions/{session}/result.json", f"sessions/{session}/control/heartbeat"
     before = store.get(beat)
-    time.sleep(HEARTBEAT_S * 1.5)
+    time.sleep(Waits.from_json(spec["waits"]).heartbeat_s * 1.5)
     if store.get(result) is None and store.get(beat) == before:
         said = {
             "v": 1,

@@ -68,8 +68,13 @@ class Guard(NamedTuple):
 
 
 def base_directory() -> Path:
-    """Return the parent of the clusters' directories: private, and short for paths of sockets."""
-    return Path(f"/tmp/gpu-cluster-{os.getuid()}")
+    """Return the directory of this user's clusters: private and short.
+
+    A socket's path holds 107 bytes. Our own tests give each of their processes another directory,
+    where no other's sweep looks.
+    """
+    default = f"/tmp/gpu-cluster-{os.getuid()}"
+    return Path(os.environ.get("GPU_CLUSTER_INTERNAL_CLUSTERS", default))
 
 
 def start_time(pid: int) -> str | None:
