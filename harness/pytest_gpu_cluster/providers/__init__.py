@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pytest_gpu_cluster.contract.errors import RequestError
+from pytest_gpu_cluster.contract.specs import BootSpec
 
 REGISTRY = {"local": "pytest_gpu_cluster.providers.local:LocalProvider"}
 
@@ -58,7 +59,7 @@ class BootScript:
     """What a machine needs before it can reach the store: the keeper's code, and what the keeper reads."""
 
     code: Mapping[str, Path]  # relative path -> file
-    spec: Mapping[str, Any] = field(repr=False)  # holds the Ray token
+    spec: BootSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,12 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
+from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.contract.errors import InfrastructureError, RequestError, TeardownError
 from pytest_gpu_cluster.contract.gpus import by_nvml
 from pytest_gpu_cluster.contract.model import STORE_CREDENTIALS
+from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
 from pytest_gpu_cluster.providers import (
     BootScript,
     ClusterRef,
@@ -24,6 +25,7 @@ from pytest_gpu_cluster.providers import (
     LaunchPlan,
 )
 
+GUARD = "pytest_gpu_cluster.node.guard"  # in the command lines of guard and keeper
 CLOSE_LIMIT_S = 20.0  # for a keeper that was asked to close
 KILL_LIMIT_S = 5.0  # for processes to go after SIGKILL
 # What the nodes inherit; nothing else of this shell reaches them. Store credentials stop at the keeper.
@@ -52,14 +54,6 @@ INHERITED = (
 def base_directory() -> Path:
     """Where the clusters of this user live: short, for a socket's path holds 107 bytes, and private."""
     return Path(f"/tmp/gpu-cluster-{os.getuid()}")
-
-
-def started(pid: int) -> str | None:
-    """When the process began, in the kernel's ticks; with the pid it names a process for ever. None: no such process."""
-    with contextlib.suppress(OSError):
-        state, *rest = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return None if state == b"Z" else rest[18].decode()
-    return None
 
 
 class LocalProvider:
@@ -111,7 +105,7 @@ class LocalProvider:
         for number in range(plan.spec.nodes):
             guards.append(self._start(directory, number, boot.spec, environment, plan.spec.python))
             (directory / "guards.json.new").write_text(
-                json.dumps({"store": boot.spec["store"], "guards": guards})
+                json.dumps({"store": boot.spec.store, "guards": guards})
             )
             (directory / "guards.json.new").rename(directory / "guards.json")
         return ref
@@ -120,23 +114,23 @@ class LocalProvider:
         self,
         directory: Path,
         number: int,
-        spec: Mapping[str, Any],
+        boot: BootSpec,
         environment: Mapping[str, str],
         python: str,
     ) -> tuple[int, str | None]:
         node = directory / f"n{number}"
         (node / "handoff").mkdir(parents=True, mode=0o700)
-        own = {
-            **spec,
-            "directory": str(node),
-            "ray_directory": str(directory / "r"),
-            "head": number == 0,
-            "ip": "127.0.0.1",
-        }
+        spec = KeeperSpec(
+            boot=boot,
+            directory=node,
+            ray_directory=directory / "r",
+            head=number == 0,
+            ip="127.0.0.1",
+        )
         path = node / "spec.json"
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(own, file)
-        argv = [python, "-m", "pytest_gpu_cluster.node.keeper", str(path)]
+            json.dump(spec.to_json(), file)
+        argv = [python, "-m", GUARD, str(path)]
         with open(node / "keeper.log", "ab") as log:
             process = subprocess.Popen(
                 argv,
@@ -150,7 +144,7 @@ class LocalProvider:
         process.returncode = (
             0  # it outlives this process on purpose: nothing to wait for, nothing to warn about
         )
-        return process.pid, started(process.pid)
+        return process.pid, procfs.start_time(process.pid)
 
     def hand_over(self, ref: ClusterRef, session: str, values: Mapping[str, str]) -> None:
         path = base_directory() / ref.id / "n0" / "handoff" / session
@@ -209,12 +203,7 @@ class LocalProvider:
 
     def _keepers(self, directory: Path) -> list[int]:
         """Guards and keepers, also those that have outlived the list of them."""
-        found = []
-        for pid in self._below(directory):
-            with contextlib.suppress(OSError):
-                if b"pytest_gpu_cluster.node.keeper" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(pid)
-        return found
+        return [pid for pid in self._below(directory) if GUARD.encode() in procfs.command_line(pid)]
 
     def _alive(self, ref: ClusterRef) -> list[int]:
         """Guards that run: by pid and start time, for pids come round again."""
@@ -224,18 +213,14 @@ class LocalProvider:
             ]
         except (OSError, ValueError):
             return []
-        return [pid for pid, began in recorded if began is not None and started(pid) == began]
+        return [
+            pid for pid, began in recorded if began is not None and procfs.start_time(pid) == began
+        ]
 
     @staticmethod
     def _below(directory: Path) -> list[int]:
-        """Processes that name the cluster's directory in their environment or command line: whatever a double kill left."""
-        mark, found = str(directory).encode() + b"/", []
-        for name in os.listdir("/proc"):
-            if name.isdigit() and int(name) != os.getpid():
-                with contextlib.suppress(OSError):
-                    if mark in Path(f"/proc/{name}/environ").read_bytes() and started(int(name)):
-                        found.append(int(name))
-        return found
+        """Return processes whose environment names the cluster's directory; after a double kill, all."""
+        return procfs.with_environment(f"{directory}/".encode())
 
     @staticmethod
     def _private(path: Path) -> Path:
