@@ -277,7 +277,7 @@ def test_b16_the_head_is_lost_and_the_run_is_not_green(bench: Bench) -> None:
     assert found is not None
     for line in left_of(found[1]):
         pid = line.split(" ", 1)[0]
-        if pid.isdigit() and "pytest_gpu_cluster.node.keeper" in line:
+        if pid.isdigit() and "pytest_gpu_cluster.node.guard" in line:
             os.kill(int(pid), signal.SIGKILL)
     ours = running.wait()
 

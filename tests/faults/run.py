@@ -182,7 +182,7 @@ class Run:
         return [
             (pid, parent)
             for pid, parent, line, _ in processes()
-            if "pytest_gpu_cluster.node.keeper" in line and self.cluster() in line
+            if "pytest_gpu_cluster.node.guard" in line and self.cluster() in line
         ]
 
     def guard(self) -> int | None:

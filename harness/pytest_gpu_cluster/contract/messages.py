@@ -97,6 +97,17 @@ class Exit(Message, kind="exit"):
     why: str = ""  # what is known of a lost node
 
 
+# --- from the agent to its keeper ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentFinished(Message, kind="finished"):
+    """The agent has ended its session; the keeper reads this from the lease, as `raw` and `exit`."""
+
+    clean: bool  # the cluster may serve another session
+    why: str = ""  # it may not
+
+
 # --- to a test process ----------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from pytest_gpu_cluster import environment
+from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.contract.errors import InfrastructureError, RequestError, TeardownError
 from pytest_gpu_cluster.contract.gpus import by_nvml
 from pytest_gpu_cluster.contract.model import STORE_CREDENTIALS, Settings
@@ -34,7 +35,7 @@ from pytest_gpu_cluster.providers import (
 )
 from pytest_gpu_cluster.settings_keys import Key, read_text
 
-KEEPER = "pytest_gpu_cluster.node.keeper"  # the module that a guard runs
+GUARD = "pytest_gpu_cluster.node.guard"  # in the command lines of guard and keeper
 CLOSE_LIMIT_S = 20.0  # for a keeper that was asked to close
 KILL_LIMIT_S = 5.0  # for processes to go after SIGKILL
 # Variables that the nodes inherit, and no others. Store credentials go no further than the keeper.
@@ -75,17 +76,6 @@ def base_directory() -> Path:
     """
     default = f"/tmp/gpu-cluster-{os.getuid()}"
     return Path(os.environ.get("GPU_CLUSTER_INTERNAL_CLUSTERS", default))
-
-
-def start_time(pid: int) -> str | None:
-    """Return when a process started, in ticks of the kernel, or None when there is no such process.
-
-    Pids are reused; a pid with its start time is unique.
-    """
-    with contextlib.suppress(OSError):
-        state, *rest = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return None if state == b"Z" else rest[18].decode()
-    return None
 
 
 def resolve_interpreter(value: object, root: Path, environ: Mapping[str, str]) -> str:
@@ -206,7 +196,7 @@ class LocalProvider:
         }
         with open(node / "keeper.log", "ab") as log:
             process = subprocess.Popen(
-                [python, "-m", KEEPER, str(path)],
+                [python, "-m", GUARD, str(path)],
                 cwd=node,
                 env={**environ, "PYTHONPATH": str(directory / "code")},
                 start_new_session=True,
@@ -215,7 +205,7 @@ class LocalProvider:
                 stderr=log,
             )
         process.returncode = 0  # it outlives this process on purpose: Popen must not warn
-        return Guard(process.pid, start_time(process.pid))
+        return Guard(process.pid, procfs.start_time(process.pid))
 
     def hand_over(self, ref: ClusterRef, session: str, values: Mapping[str, str]) -> None:
         """Write the values into a private file of the head. Raises InfrastructureError."""
@@ -286,18 +276,14 @@ def _running_guards(ref: ClusterRef) -> list[int]:
     return [
         guard.pid
         for guard in guards
-        if guard.started is not None and start_time(guard.pid) == guard.started
+        if guard.started is not None and procfs.start_time(guard.pid) == guard.started
     ]
 
 
 def _keepers(directory: Path) -> list[int]:
     """Return the pids of guards and keepers, also of those that `guards.json` does not have."""
-    pids = []
-    for pid in _processes_of(directory):
-        with contextlib.suppress(OSError):
-            if KEEPER.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                pids.append(pid)
-    return pids
+    name = GUARD.encode()
+    return [pid for pid in _processes_of(directory) if name in procfs.command_line(pid)]
 
 
 def _processes_of(directory: Path) -> list[int]:
@@ -305,14 +291,7 @@ def _processes_of(directory: Path) -> list[int]:
 
     This finds what outlived a guard and a keeper that were both killed.
     """
-    mark = str(directory).encode() + b"/"
-    pids = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if mark in Path(f"/proc/{name}/environ").read_bytes() and start_time(int(name)):
-                    pids.append(int(name))
-    return pids
+    return procfs.with_environment(f"{directory}/".encode())
 
 
 def _private(path: Path) -> Path:
