@@ -8,10 +8,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_gpu_cluster.contract import gpus
 from pytest_gpu_cluster.contract.cluster_record import ClusterRecord
 from pytest_gpu_cluster.contract.failures import KeeperStop
-from pytest_gpu_cluster.contract.gpus import Gpu
+from pytest_gpu_cluster.contract.gpus import Gpu, node_gpus
 from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
 
@@ -29,8 +28,10 @@ class Node:
     @classmethod
     def of(cls, spec: KeeperSpec) -> Node:
         """Open the store and count the GPUs. Raises StoreError."""
-        devices, driver = gpus.devices(
-            os.environ, wanted=spec.boot.gpus_per_node, simulated=spec.boot.simulated_gpus
+        devices, driver = node_gpus(
+            os.environ,
+            requested=spec.boot.gpus_per_node,
+            simulated=spec.boot.simulated_gpus,
         )
         return cls(
             spec=spec,

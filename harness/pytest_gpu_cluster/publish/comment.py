@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pytest_gpu_cluster.contract.model import Report
 from pytest_gpu_cluster.publish.exchange import (
     Exchange,
+    JsonObject,
     PublishError,
     Request,
     Response,
@@ -50,6 +51,14 @@ def should_post(mode: str, report: Report, *, exists: bool) -> bool:
             return exists or different or (report.delta is None and report.verdict != "passed")
         case _:
             return True
+
+
+def marked(entries: list[JsonObject], mark: str) -> list[Comment]:
+    """Return the comments whose first line is `mark`. GitHub and GitLab have the same fields."""
+    comments = [
+        Comment(id=str(entry["id"]), text=str(entry.get("body") or "")) for entry in entries
+    ]
+    return [comment for comment in comments if comment.text.startswith(f"{mark}\n")]
 
 
 def exchange(mode: str, report: Report, text: str, api: CommentApi) -> Exchange:

@@ -145,11 +145,7 @@ class GitLab(Publisher):
             entries = yield from fetch_pages(
                 lambda page: Request(method="GET", path=f"{path}?per_page=100&page={page}"), read
             )
-            ours = [
-                comment.Comment(id=str(entry["id"]), text=body)
-                for entry in entries
-                if (body := str(entry.get("body") or "")).startswith(f"{self._mark}\n")
-            ]
+            ours = comment.marked(entries, self._mark)
             return ours[0] if ours else None  # the newest comes first
 
         api = comment.CommentApi(
