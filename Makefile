@@ -33,7 +33,7 @@ test: test-own test-smoke  ## our own tests, then the smoke tests on a local clu
 
 test-own: $(STAMP)
 	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile --timeout 300 --junitxml=test-results/unit.xml
-	$(BIN)/python -m pytest tests/acceptance tests/behaviours --timeout 300 --junitxml=test-results/own.xml
+	$(BIN)/python -m pytest tests/contract tests/acceptance tests/behaviours --timeout 300 --junitxml=test-results/own.xml
 
 test-smoke: $(STAMP) | images
 	GPU_CLUSTER_RESULTS_DIR=test-results GPU_CLUSTER_SUITE=smoke $(BIN)/python -m pytest --gpu-cluster gpu_tests -m smoke

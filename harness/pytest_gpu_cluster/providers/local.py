@@ -162,6 +162,16 @@ class LocalProvider:
         directory = _private(base_directory()) / ref.id
         if directory.exists():
             return ref
+        try:
+            self._start_guards(plan, boot, directory)
+        except OSError as error:
+            raise InfrastructureError(
+                f"cluster {ref.id} cannot be started on this machine: {error}",
+                remedy="look at the disk below /tmp, and at the interpreter; then run again",
+            ) from error
+        return ref
+
+    def _start_guards(self, plan: LaunchPlan, boot: BootScript, directory: Path) -> None:
         directory.mkdir(mode=0o700)
         for relative, source in boot.code.items():
             target = directory / "code" / relative
@@ -174,7 +184,6 @@ class LocalProvider:
                 json.dumps({"store": boot.spec.store, "guards": guards})
             )
             (directory / "guards.json.new").rename(directory / "guards.json")
-        return ref
 
     def _start_guard(self, directory: Path, number: int, spec: BootSpec, python: str) -> Guard:
         node = directory / f"n{number}"
@@ -216,6 +225,11 @@ class LocalProvider:
         except FileNotFoundError as error:
             raise InfrastructureError(
                 f"cluster {ref.id} is gone", remedy="run again; a new one will be started"
+            ) from error
+        except OSError as error:
+            raise InfrastructureError(
+                f"cluster {ref.id} cannot take the variables of session {session}: {error}",
+                remedy="look at the disk below /tmp, then run again",
             ) from error
 
     def state(self, ref: ClusterRef) -> ClusterState:
