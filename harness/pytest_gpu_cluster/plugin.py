@@ -33,7 +33,7 @@ def pytest_load_initial_conftests(
     if early_config.known_args_namespace.gpu_cluster:
         from pytest_gpu_cluster.host import isolation
 
-        isolation.thin_client(early_config, parser, args)
+        isolation.ignore_user_code(early_config, parser, args)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from pytest_gpu_cluster import publish
 from pytest_gpu_cluster.contract.errors import RequestError, StoreError
-from pytest_gpu_cluster.contract.fields import JsonObject
 from pytest_gpu_cluster.contract.model import SUITE_NAME, Settings
 from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
 from pytest_gpu_cluster.contract.request import CI, SessionRequest
@@ -36,7 +35,7 @@ def report_sessions(
     session: str | None,
     publish_it: bool,
     junitxml: str | None,
-) -> list[tuple[JsonObject, str]]:
+) -> list[tuple[Mapping[str, object], str]]:
     """Return the report of each session, for machines and for people.
 
     Without `session` those of this pipeline build, or the last. Raises RequestError, StoreError.
@@ -47,7 +46,7 @@ def report_sessions(
         sessions = [
             name for name in sessions if not summaries[name] or summaries[name].get("not_reported")
         ]
-    reports = []
+    reports: list[tuple[Mapping[str, object], str]] = []
     for name in sessions:
         report, lines = report_session(
             SessionRecord(store, name),

@@ -21,7 +21,7 @@ import xmlschema
 
 from pytest_gpu_cluster.contract.codec import Event, crash_records, map_strings
 from pytest_gpu_cluster.contract.masking import masker
-from pytest_gpu_cluster.contract.model import NOT_TESTS, Delta, Problem, Report, Result
+from pytest_gpu_cluster.report.model import NOT_TESTS, Delta, Problem, Report, Result
 from pytest_gpu_cluster.report import delta, junit, render
 from pytest_gpu_cluster.report.builder import Tally
 from tests.hosts.readers import (

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pytest_gpu_cluster.contract.masking import masker
-from pytest_gpu_cluster.contract.model import NOT_TESTS, Delta, Problem, Report, Result
+from pytest_gpu_cluster.report.model import NOT_TESTS, Delta, Problem, Report, Result
 from pytest_gpu_cluster.report import delta, junit, render
 from tests.hosts.markdown import rendered
 from tests.hosts.readers import XSD

@@ -32,9 +32,7 @@ class Collection:
 
     def fill(self, session: pytest.Session, event: Collected) -> None:
         """Build the items of a final selection."""
-        items = deserialize.items(
-            session, event.collectors, event.items, made_before=self._of_reports
-        )
+        items = deserialize.items(session, event.collectors, event.items, reported=self._of_reports)
         session.items = self.items = items
         for index, item in enumerate(items):
             self._places.setdefault(item.nodeid, []).append(index)

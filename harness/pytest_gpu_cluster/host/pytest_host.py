@@ -156,9 +156,9 @@ class PytestHost:
         keys = ended.coverage if ended is not None else ()
         parts = [data for key in keys if (data := self.run.store.get(key)) is not None]
         if parts:
-            from pytest_gpu_cluster.host.coverage import bring_coverage
+            from pytest_gpu_cluster.host.coverage import write_coverage
 
-            bring_coverage(self.config, parts, self.replay.path_here)
+            write_coverage(self.config, parts, self.replay.path_here)
 
     # -- the end -----------------------------------------------------------------------------------
 

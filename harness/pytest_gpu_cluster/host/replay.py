@@ -253,12 +253,14 @@ class Replay:
                 pass  # of phases and machines: other sinks show them
 
     def _deselected(self, event: Deselected) -> None:
-        rows = [{"nodeid": nodeid, "name": nodeid} for nodeid in event.nodeids]
-        nodes = [deserialize.node(self.session, row, item=True) for row in rows]
+        nodes = [
+            deserialize.node(self.session, {"nodeid": nodeid, "name": nodeid}, item=True)
+            for nodeid in event.nodeids
+        ]
         self.config.hook.pytest_deselected(items=nodes)
 
     def _collect_report(self, event: CollectorFinished) -> None:
-        report = deserialize.report(self.config, self.terminal.paths(event.report))
+        report = deserialize.collect_report(self.config, self.terminal.paths(event.report))
         report.result = [
             deserialize.node(self.session, {"nodeid": nodeid, "name": name}, item=item)
             for item, nodeid, name in event.kids

@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from pytest_gpu_cluster.contract.model import Report, RunRequest, Settings
+from pytest_gpu_cluster.contract.model import RunRequest, Settings
 from pytest_gpu_cluster.contract.request import CI, ReportFacts
+from pytest_gpu_cluster.report.model import Report
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

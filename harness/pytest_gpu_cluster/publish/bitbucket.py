@@ -12,7 +12,7 @@ import json
 from collections.abc import Generator, Mapping
 from urllib.parse import quote
 
-from pytest_gpu_cluster.contract.model import Report, Settings
+from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.request import CI
 from pytest_gpu_cluster.publish import (
     Publisher,
@@ -39,6 +39,7 @@ from pytest_gpu_cluster.publish.exchange import (
 )
 from pytest_gpu_cluster.publish.http import token_problem
 from pytest_gpu_cluster.report import render
+from pytest_gpu_cluster.report.model import Report
 
 # From a step, and from a container in it.
 PROXIES = ("http://localhost:29418", "http://host.docker.internal:29418")

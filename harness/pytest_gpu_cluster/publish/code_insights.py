@@ -9,9 +9,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 
-from pytest_gpu_cluster.contract.model import NOT_TESTS, Report, Result
 from pytest_gpu_cluster.publish.exchange import JsonObject, JsonValue
 from pytest_gpu_cluster.report import render
+from pytest_gpu_cluster.report.model import NOT_TESTS, Report, Result
 
 TITLE_CHARS, DETAILS_CHARS = 450, 2_000
 SUMMARY_CHARS = 450

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-from pytest_gpu_cluster.contract.model import Report
 from pytest_gpu_cluster.publish.exchange import (
     Exchange,
     JsonObject,
@@ -14,6 +13,7 @@ from pytest_gpu_cluster.publish.exchange import (
     Response,
     ResponseLost,
 )
+from pytest_gpu_cluster.report.model import Report
 
 
 @dataclass(frozen=True, kw_only=True)

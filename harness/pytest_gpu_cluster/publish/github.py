@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from pytest_gpu_cluster.contract.model import NOT_TESTS, Report, Settings
+from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.request import CI
 from pytest_gpu_cluster.publish import HostFile, Publisher, ReadText, Target, comment
 from pytest_gpu_cluster.publish.exchange import (
@@ -34,6 +34,7 @@ from pytest_gpu_cluster.publish.exchange import (
 from pytest_gpu_cluster.publish.http import token_problem
 from pytest_gpu_cluster.publish.workflow_commands import commands
 from pytest_gpu_cluster.report import render
+from pytest_gpu_cluster.report.model import NOT_TESTS, Report
 
 DESCRIPTION_CHARS = 140
 COMMENT_CHARS = 65_000

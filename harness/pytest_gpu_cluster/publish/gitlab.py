@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from pytest_gpu_cluster.contract.model import Report, Settings
+from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.request import CI
 from pytest_gpu_cluster.publish import HostFile, Publisher, ReadText, Target, comment
 from pytest_gpu_cluster.publish.exchange import (
@@ -27,6 +27,7 @@ from pytest_gpu_cluster.publish.exchange import (
 )
 from pytest_gpu_cluster.publish.http import token_problem
 from pytest_gpu_cluster.report import render
+from pytest_gpu_cluster.report.model import Report
 
 TEXT_CHARS = 255
 NOTE_CHARS = 900_000

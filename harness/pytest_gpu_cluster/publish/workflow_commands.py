@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pytest_gpu_cluster.contract.model import NOT_TESTS, Report
 from pytest_gpu_cluster.report import render
+from pytest_gpu_cluster.report.model import NOT_TESTS, Report
 
 MAX_FAILURES = 9  # the runner shows 10 errors of a step; one is reserved for what was no test's
 

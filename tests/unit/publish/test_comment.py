@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpu_cluster.contract.model import Report
+from pytest_gpu_cluster.report.model import Report
 from pytest_gpu_cluster.publish import comment
 from tests.hosts import status
 from tests.unit.publish.rig import (
