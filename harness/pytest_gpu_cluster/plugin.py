@@ -40,7 +40,7 @@ def pytest_load_initial_conftests(
     if early_config.known_args_namespace.gpu_cluster:
         from pytest_gpu_cluster.host import isolation
 
-        isolation.thin_client(early_config, parser, args)
+        isolation.ignore_user_code(early_config, parser, args)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -189,9 +189,9 @@ class Host:
         keys = ended.get("coverage", []) if ended is not None else []
         parts = [data for key in keys if (data := self.session.store.get(key)) is not None]
         if parts:
-            from pytest_gpu_cluster.host.coverage import bring_coverage
+            from pytest_gpu_cluster.host.coverage import write_coverage
 
-            bring_coverage(self.config, parts, self.replay.path_here)
+            write_coverage(self.config, parts, self.replay.path_here)
 
     def guarded(self, stage: Any, session: pytest.Session) -> None:
         """A stage of the replay; what goes wrong on our side becomes the exit code that its class has."""

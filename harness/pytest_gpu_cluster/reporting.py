@@ -29,11 +29,12 @@ from pytest_gpu_cluster.contract.codec import Event
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.journal import JournalReader
 from pytest_gpu_cluster.contract.masking import masker
-from pytest_gpu_cluster.contract.model import CI, SUITE_NAME, Delta, Report, Settings
+from pytest_gpu_cluster.contract.model import CI, SUITE_NAME, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.publish.sender import WITHIN_S, Courier
 from pytest_gpu_cluster.report import delta, junit, render
-from pytest_gpu_cluster.report.builder import Tally
+from pytest_gpu_cluster.report.builder import ReportBuilder
+from pytest_gpu_cluster.report.model import Delta, Ending, Report, ReportContext
 
 PROGRESS_S = 30.0  # between two reports to the host on the way
 CANCELLED_S = 8.0  # a host that cancels a step kills it soon
@@ -66,7 +67,7 @@ class Reporting:
         self._publisher = publish.publisher(ci, settings, environ) if ci is not None else None
         self._courier: Courier | None = None
         self._link, self._own_page = publish.link(settings.public_url, asked["session"], ci)
-        self._tally = Tally(asked, mask=self._mask, prefix=asked.get("prefix", ""))
+        self._builder = ReportBuilder(asked, mask=self._mask, prefix=asked.get("prefix", ""))
         self._told_at = 0.0
         self._report: Report | None = None
         self._troubles: list[str] = []  # of our own
@@ -74,7 +75,7 @@ class Reporting:
     @property
     def report(self) -> Report:
         """At its end, else as it stands."""
-        return self._report or self._make(verdict="running")
+        return self._report or self._make()
 
     def clear(self) -> None:
         """Before anything else: no file of an earlier run may be taken for this one's, and the one that is there is no pass."""
@@ -95,7 +96,7 @@ class Reporting:
 
     def hear(self, event: Event) -> None:
         try:
-            self._tally.hear(event)
+            self._builder.add(event)
         except (
             Exception
         ) as problem:  # whatever a test or a plugin put into it: the run goes on, and this is said
@@ -108,7 +109,7 @@ class Reporting:
             and time.monotonic() - self._told_at > PROGRESS_S
         ):
             self._told_at = time.monotonic()
-            self._courier.take(self._publisher.progressed(self._make(verdict="running")))
+            self._courier.take(self._publisher.progressed(self._make()))
 
     def _trouble(self, what: str) -> None:
         if what not in self._troubles:
@@ -125,13 +126,14 @@ class Reporting:
         compared: Delta | None = None,
     ) -> Report:
         """The final report, in the JUnit file already. `compared`: what an earlier report of this session had found."""
-        report = self._make(
+        ending = Ending(
             exit_code=exitstatus,
             failure_class=failure_class,
             message=message,
             remedy=remedy,
             cancelled=cancelled,
         )
+        report = self._make(ending)
         self._report = dataclasses.replace(report, delta=compared or self._compare(report))
         self._write("xml", junit.write(self._report, strict=self._settings.junit_strict))
         return self._report
@@ -172,17 +174,17 @@ class Reporting:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _make(self, **end: Any) -> Report:
+    def _make(self, ending: Ending | None = None) -> Report:
         ci, record = self._ci, f"{self._store.url}/sessions/{self._asked['session']}"
-        return self._tally.report(
+        context = ReportContext(
             suite=self._settings.suite,
             link=self._link,
             own_page=self._own_page,
             record=record,
             branch=ci.branch if ci else "",
             commit=ci.commit if ci else "",
-            **end,
         )
+        return self._builder.report(context, ending)
 
     def _path(self, ending: str) -> Path:
         assert self.directory is not None

@@ -15,20 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_gpu_cluster.contract.model import (
-    CI,
-    NOT_TESTS,
-    Delta,
-    Problem,
-    Report,
-    Result,
-    Settings,
-)
+from pytest_gpu_cluster.contract.model import CI, Settings
 from pytest_gpu_cluster.publish import Publisher, comment, detect, link, publisher, reachable
 from pytest_gpu_cluster.publish.github import command
 from pytest_gpu_cluster.publish.http import Door, Sender
 from pytest_gpu_cluster.publish.sender import Courier
 from pytest_gpu_cluster.report import render
+from pytest_gpu_cluster.report.model import NOT_TESTS, Delta, Problem, Report, Result
 from tests.hosts import (
     Command,
     FakeBitbucket,

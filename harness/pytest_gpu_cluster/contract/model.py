@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
 
 # Variables that open the store, by how their names begin: keeper and agent have them, Ray and test processes do not.
 STORE_CREDENTIALS = ("AWS_", "AZURE_", "GOOGLE_")
@@ -83,117 +82,5 @@ class CI:
     fork: bool = False  # the token can only read
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
-    """What went wrong in one phase of a test, or with the machine below it. No secret in its texts."""
-
-    when: Literal["collect", "setup", "call", "teardown"]
-    failure_class: str  # test, crash, timeout, infrastructure, limit …
-    message: str  # one line
-    text: str  # traceback
-    line: int = 0  # 1-based, in the test's own file; 0 where it went wrong elsewhere
-    subtest: str = ""  # which of the test's subtests
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """One test, or one file that could not be collected, as it ended."""
-
-    nodeid: str
-    file: str  # relative to the repository; "" where nothing is known
-    line: int  # 1-based; 0 where nothing is known
-    classname: str
-    name: str
-    outcome: Literal["passed", "failed", "error", "skipped", "xfailed", "xpassed"]
-    duration_s: float = 0.0
-    problems: tuple[Problem, ...] = ()
-    reason: str = ""  # of a skip or an expected failure
-    output: str = ""  # captured, of a test with a problem
-    properties: tuple[tuple[str, str], ...] = ()
-    reruns: int = 0  # it failed so often before this outcome
-    attempts: int = 1  # on different machines
-
-
-@dataclass(frozen=True, kw_only=True)
-class Delta:
-    """What is different from the last session of a branch."""
-
-    branch: str
-    session: str
-    commit: str = ""
-    newly_failing: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    slower: tuple[tuple[str, float, float], ...] = ()  # node id, seconds before, seconds now
-    flaky: tuple[str, ...] = ()
-
-    @property
-    def empty(self) -> bool:
-        return not (self.newly_failing or self.fixed or self.removed or self.slower or self.flaky)
-
-
 SUITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"  # it becomes a file's name, a key at the host, a part of a key in the store
 CLIENT_LOST = "the client was lost"  # why a session was stopped, where nobody was left to want it
-NOT_TESTS = (
-    "infrastructure",
-    "environment",
-    "capacity",
-    "limit",
-    "teardown",
-)  # verdicts that are never the tests' fault
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """A session as it is told to people: at its start, on the way and at its end. No secret in any text."""
-
-    session: str
-    suite: str
-    verdict: str  # running, passed, failed, cancelled, request, or one of NOT_TESTS
-    message: str = ""  # why, where it was not the tests
-    remedy: str = ""
-    exit_code: int | None = None
-    link: str = ""  # what others can open; "" when there is nothing
-    own_page: bool = False  # the link is this session's page, which has an anchor for each test
-    record: str = ""  # where the store has it
-    started: float = 0.0  # unix seconds
-    duration_s: float = 0.0
-    collected: int | None = None  # None until the selection is known
-    deselected: int = 0
-    results: tuple[Result, ...] = ()
-    gpus: tuple[str, ...] = ()  # names, one for each
-    simulated: bool = False
-    cluster: str = ""
-    provider: str = ""
-    environment: str = ""  # digest
-    price_usd: float | None = None  # None: not known, which is not 0
-    branch: str = ""
-    commit: str = ""
-    selection: tuple[str, ...] = ()  # the arguments of pytest
-    delta: Delta | None = None
-    troubles: tuple[str, ...] = ()  # what could not be reported, and the remedy
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many tests came to each outcome; outcomes that did not occur are absent."""
-        found: dict[str, int] = {}
-        for result in self.results:
-            found[result.outcome] = found.get(result.outcome, 0) + 1
-        order = ("failed", "error", "passed", "skipped", "xfailed", "xpassed")
-        return {outcome: found[outcome] for outcome in order if outcome in found}
-
-    def link_to(self, result: Result) -> str:
-        """Where to read about one test; "" when there is no link."""
-        return (
-            f"{self.link}#{quote(result.nodeid, safe='', errors='surrogatepass')}"
-            if self.own_page
-            else self.link
-        )
-
-    @property
-    def bad(self) -> tuple[Result, ...]:
-        """Results with a problem: the tests' own first, then what machines did to them."""
-        found = [result for result in self.results if result.problems]
-        return tuple(
-            sorted(found, key=lambda result: result.problems[0].failure_class in NOT_TESTS)
-        )

@@ -282,9 +282,11 @@ class Replay:
                 yield from part["lines"]
 
     def _collect_report(self, event: Event, session: pytest.Session) -> None:
-        report = deserialize.report(self.config, self._map(event["report"]))
-        rows = [(item, {"nodeid": nodeid, "name": name}) for item, nodeid, name in event["kids"]]
-        report.result = [deserialize.node(session, row, item=item) for item, row in rows]
+        report = deserialize.collect_report(self.config, self._map(event["report"]))
+        report.result = [
+            deserialize.node(session, {"nodeid": nodeid, "name": name}, item=item)
+            for item, nodeid, name in event["kids"]
+        ]
         for node in report.result:
             if isinstance(node, deserialize.RemoteItem):
                 self._seen_items.setdefault(node.nodeid, node)
@@ -293,7 +295,7 @@ class Replay:
 
     def _collected(self, event: Event, session: pytest.Session) -> None:
         items = deserialize.items(
-            session, event["collectors"], event["items"], made_before=self._seen_items
+            session, event["collectors"], event["items"], reported=self._seen_items
         )
         session.items = self._items = items
         for index, item in enumerate(items):

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlsplit
 
-from pytest_gpu_cluster.contract.model import CI, Report, RunRequest, Settings
+from pytest_gpu_cluster.contract.model import CI, RunRequest, Settings
+from pytest_gpu_cluster.report.model import Report
 
 if TYPE_CHECKING:
     from pytest_gpu_cluster.publish.http import Door, Exchange, PublishError

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pytest_gpu_cluster.contract.model import CI, NOT_TESTS, Report, Result, Settings
+from pytest_gpu_cluster.contract.model import CI, Settings
 from pytest_gpu_cluster.publish import Surface, comment
 from pytest_gpu_cluster.publish.http import Door, Exchange, NoDoor, PublishError, Request, Response
 from pytest_gpu_cluster.report import render
+from pytest_gpu_cluster.report.model import NOT_TESTS, Report, Result
 
 PROXIES = (
     "http://localhost:29418",

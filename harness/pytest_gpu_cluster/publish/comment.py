@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any
 
-from pytest_gpu_cluster.contract.model import Report
 from pytest_gpu_cluster.publish.http import Lost, PublishError, Request, Response, shown
+from pytest_gpu_cluster.report.model import Report
 
 PAGES = 20  # of 100 comments are looked through
 

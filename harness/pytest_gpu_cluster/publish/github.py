@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pytest_gpu_cluster.contract.model import CI, NOT_TESTS, Report, Settings
+from pytest_gpu_cluster.contract.model import CI, Settings
 from pytest_gpu_cluster.publish import Surface, comment
 from pytest_gpu_cluster.publish.http import (
     Door,
@@ -24,6 +24,7 @@ from pytest_gpu_cluster.publish.http import (
     unusable,
 )
 from pytest_gpu_cluster.report import render
+from pytest_gpu_cluster.report.model import NOT_TESTS, Report
 
 DESCRIPTION_CHARS = 140
 COMMENT_CHARS = 65_000

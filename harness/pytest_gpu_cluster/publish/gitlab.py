@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pytest_gpu_cluster.contract.model import CI, Report, Settings
+from pytest_gpu_cluster.contract.model import CI, Settings
 from pytest_gpu_cluster.publish import Surface, comment
 from pytest_gpu_cluster.publish.http import (
     Door,
@@ -22,6 +22,7 @@ from pytest_gpu_cluster.publish.http import (
     unusable,
 )
 from pytest_gpu_cluster.report import render
+from pytest_gpu_cluster.report.model import Report
 
 TEXT_CHARS = 255
 NOTE_CHARS = 900_000
