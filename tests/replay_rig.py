@@ -167,7 +167,7 @@ def pytest_load_initial_conftests(
     if "RIG_FAR" in os.environ:
         from pytest_gpu_cluster.host import isolation
 
-        isolation.thin_client(early_config, parser, args)
+        isolation.ignore_user_code(early_config, parser, args)
 
 
 def pytest_configure(config: pytest.Config) -> None:
