@@ -138,7 +138,7 @@ def launched(
 
 @pytest.mark.parametrize("name", [*REGISTRY, OUTSIDE])
 def test_a_provider_goes_by_the_name_that_settings_and_records_have(name: str) -> None:
-    """The record of a cluster names its provider; by that name it must be found again to be ended."""
+    """The record of a cluster names its provider, which must be found again to end the cluster."""
     assert load_provider(name, Settings(), os.environ).name == name
 
 
@@ -181,7 +181,7 @@ def test_a_plan_says_what_it_costs_and_spends_nothing(launched: Launched) -> Non
 
 
 def test_what_was_launched_is_found_again(launched: Launched) -> None:
-    """A client that was killed leaves machines behind; the next one finds them without its memory."""
+    """A killed client leaves machines behind; the next client finds them without its memory."""
     stranger = load_provider(
         launched.ref.provider,
         Settings(provider_settings={OUTSIDE: {"folder": launched.provider.owner()}}),

@@ -46,7 +46,7 @@ def refusal(
 
 
 def test_nothing_configured_is_the_documented_default(tmp_path: Path) -> None:
-    """`pytest --gpu-cluster` works in a project that never heard of it, even one without pyproject.toml."""
+    """`pytest --gpu-cluster` works in a project without settings, even without pyproject.toml."""
     result = read_settings(tmp_path / "pyproject.toml", profile=None, environ={})
 
     assert result == Settings()
@@ -85,7 +85,7 @@ def python(tmp_path: Path) -> Path:
 
 
 def test_every_key_reaches_its_field(tmp_path: Path, python: Path) -> None:
-    """The table in the README is true; the interpreter's link is kept, as a virtual environment needs."""
+    """The README's table is true; an interpreter's link stays, as a virtual environment needs."""
     assert settings(tmp_path, EVERY_KEY) == Settings(
         provider="ours.machines:Rack",
         store="s3://bucket/prefix",
@@ -425,7 +425,7 @@ class Host:
 def request_for(
     pytester: pytest.Pytester, *args: str, environ: dict[str, str] | None = None
 ) -> RunRequest:
-    """`build_request` on a real pytest configuration, whether or not the plugin is installed beside it."""
+    """Build a request from a real pytest configuration, with or without the plugin installed."""
     pytester.plugins = [Host()]
     config = pytester.parseconfig("-p", "no:gpu_cluster", *args)
     return build_request(config, environ or {})
@@ -496,7 +496,7 @@ def test_only_named_variables_cross_and_never_pytests_own(pytester: pytest.Pytes
 def test_the_shipped_workloads_hear_their_variables_without_a_setting(
     pytester: pytest.Pytester,
 ) -> None:
-    """GPU_TESTS_MODE=gpu demands real GPUs; where it got lost, simulated ones would pass for them."""
+    """GPU_TESTS_MODE=gpu demands real GPUs; without it, simulated ones would pass for them."""
     request = request_for(pytester, environ={"GPU_TESTS_MODE": "gpu", "HF_TOKEN": "s3cr3t"})
 
     assert request.passed_env == {"GPU_TESTS_MODE": "gpu"}
