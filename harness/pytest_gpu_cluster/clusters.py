@@ -158,7 +158,14 @@ def launch(
         )
     )
     record.offer(session)
-    boot = BootSpec(
+    ref = provider.launch(plan, BootScript(code=own_code(), spec=boot_spec(store, spec)))
+    provider.hand_over(ref, session, values)
+    return ref
+
+
+def boot_spec(store: Store, spec: ClusterSpec) -> BootSpec:
+    """Return what every keeper of a new cluster is told; with a Ray token of its own."""
+    return BootSpec(
         cluster=spec.token,
         store=store.url,
         ray_token=secrets.token_hex(24),
@@ -169,9 +176,6 @@ def launch(
         deadline_s=spec.deadline_s,
         waits=WAITS,
     )
-    ref = provider.launch(plan, BootScript(code=own_code(), spec=boot))
-    provider.hand_over(ref, session, values)
-    return ref
 
 
 def sweep(store: Store | None, provider: Provider) -> list[str]:

@@ -68,7 +68,7 @@ class DirectoryProvider:
                     target = directory / relative
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(source, target)
-                (directory / "spec.json").write_text(json.dumps(dict(boot.spec)))
+                (directory / "spec.json").write_text(json.dumps(boot.spec.to_json()))
         except OSError as error:
             raise InfrastructureError(f"{directory}: {error}", remedy="run again") from error
         return ref

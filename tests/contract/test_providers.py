@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_gpu_cluster.clusters import boot_spec
+from pytest_gpu_cluster.contract.cluster_record import ClusterPhase, ClusterRecord
 from pytest_gpu_cluster.contract.errors import HarnessError, InfrastructureError, RequestError
 from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.store import Store
@@ -76,23 +78,12 @@ def new_spec(provider: Provider) -> ClusterSpec:
 
 def boot_script(spec: ClusterSpec, store: Store) -> BootScript:
     """Return the keeper's code, and a spec as `clusters.launch` writes it."""
-    boot: dict[str, object] = {
-        "cluster": spec.token,
-        "store": store.url,
-        "ray_token": secrets.token_hex(24),
-        "nodes": spec.nodes,
-        "gpus_per_node": spec.gpus_per_node,
-        "simulated_gpus": spec.simulated_gpus,
-        "idle_s": spec.idle_s,
-        "deadline_s": spec.deadline_s,
-        "grace_s": 45.0,
-    }
-    return BootScript(code=own_code(), spec=boot)
+    return BootScript(code=own_code(), spec=boot_spec(store, spec))
 
 
 def is_idle(store: Store, cluster: str) -> bool:
     """Return whether the keeper has announced that Ray is up."""
-    return b'"idle"' in (store.get(f"clusters/{cluster}/state.json") or b"")
+    return ClusterRecord(store, cluster).announcement().state is ClusterPhase.IDLE
 
 
 def processes_of(cluster: str, word: str = "") -> set[int]:

@@ -124,7 +124,7 @@ def test_every_fixture_is_in_the_table(repository: Path) -> None:
 def test_exit_codes_are_those_of_the_errors() -> None:
     """A pipeline branches on them."""
     shown = {cells[0]: int(cells[3]) for cells in rows_below("Failures and exit codes")}
-    own = {each.failure_class: each.exit_code for each in HarnessError.__subclasses__()}
+    own = {str(e.failure_class): e.failure_class.exit_code for e in HarnessError.__subclasses__()}
 
     assert {name: code for name, code in own.items() if name != "request"} == {
         n: c for n, c in shown.items() if c > 1

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_gpu_cluster.report.model import NOT_TESTS, Delta, Problem, Report, Result
 from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.request import CI
 from pytest_gpu_cluster.publish import Publisher, detect, publisher
 from pytest_gpu_cluster.publish.sender import BackgroundSender
+from pytest_gpu_cluster.report.model import NOT_TESTS, Delta, Problem, Report, Result
 from tests.hosts import FakeBitbucket, FakeGitHub, FakeGitLab
 
 COMMIT = "a" * 40

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpu_cluster.report.model import Report
 from pytest_gpu_cluster.publish import comment
+from pytest_gpu_cluster.report.model import Report
 from tests.hosts import status
 from tests.unit.publish.rig import (
     DIFFERENT,
