@@ -4,7 +4,7 @@
     gpu-cluster logs SESSION     what happened in a session, a line per event
     gpu-cluster report [SESSION] what a session came to, also when its client was killed; --publish tells the CI host
     gpu-cluster down [CLUSTER …] close clusters of this store (all of them when none is named)
-    gpu-cluster sweep            end what neither a client nor a keeper holds
+    gpu-cluster sweep            end clusters and close records that nothing manages any longer
     gpu-cluster doctor           what would go wrong, before anything is spent
 
 Each takes --json. The store is that of [tool.gpu-cluster] in the nearest pyproject.toml, or GPU_CLUSTER_STORE.
@@ -290,7 +290,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], Answer]]] = {
         report,
     ),
     "down": ("Close clusters of the store, idle or busy.", down),
-    "sweep": ("End what no client and no keeper holds any more.", sweep),
+    "sweep": ("End clusters and close records that nothing manages any longer.", sweep),
     "doctor": ("Say what would go wrong, before anything is spent.", doctor),
 }
 
