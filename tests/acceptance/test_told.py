@@ -26,8 +26,8 @@ from tests.hosts import (
     schema_errors,
     workflow_commands,
 )
+from tests.hosts.exchange import status
 from tests.hosts.readers import READERS
-from tests.hosts.server import status
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMIT = "c0ffee" + "0" * 34

@@ -13,8 +13,16 @@ from typing import Any, ClassVar
 from urllib.parse import unquote, urlencode
 
 from tests.hosts import schemas
+from tests.hosts.bitbucket_errors import (
+    annotations_error,
+    form_error,
+    insights_error,
+    proxy_error,
+    report_error,
+)
+from tests.hosts.exchange import Answer, RefusedError, Request
 from tests.hosts.schemas import Schema, Violation, violations, words
-from tests.hosts.server import Answer, Host, RefusedError, Request, Route, basic
+from tests.hosts.server import Host, Route, basic
 
 REPOSITORY_UUID = "{5d3f8c11-0a44-4b8e-9d52-7c1f2b6a9e01}"
 PIPELINE_UUID = "{8e0c1b6f-52f7-4f5b-8a39-1d6f0f6f3c02}"
@@ -48,7 +56,7 @@ class FakeBitbucket(Host):
     `proxy_deletes` lets the proxy pass DELETE on to reports, which is said nowhere to be so or not.
     """
 
-    doors: ClassVar[tuple[str, ...]] = ("direct", "proxy")
+    endpoints: ClassVar[tuple[str, ...]] = ("direct", "proxy")
 
     def __init__(
         self,
@@ -161,17 +169,17 @@ class FakeBitbucket(Host):
             self.complain(request, "credentials sent to the proxy, which adds its own")
         if request.method == "CONNECT":
             self.refuse(
-                _proxy_error(405, "CONNECT is not supported"),
+                proxy_error(405, "CONNECT is not supported"),
                 "https asked of the proxy, which takes http alone",
             )
         if not request.origin:
             self.refuse(
-                _proxy_error(400, "No absolute address"),
+                proxy_error(400, "No absolute address"),
                 "the proxy wants the whole address on the request line",
             )
         if request.origin != "http://api.bitbucket.org":
             self.refuse(
-                _proxy_error(403, f"{request.origin} is not allowed"),
+                proxy_error(403, f"{request.origin} is not allowed"),
                 f"{request.origin} asked of the proxy",
             )
         reports = (
@@ -180,12 +188,12 @@ class FakeBitbucket(Host):
         allowed = {"GET", "PUT", "POST", *(["DELETE"] if self.proxy_deletes else [])}
         if not re.fullmatch(reports, request.path) or request.method not in allowed:
             self.refuse(
-                _proxy_error(403, f"{request.method} is not allowed here"),
+                proxy_error(403, f"{request.method} is not allowed here"),
                 "not among what the proxy passes on",
             )
         if not self._is_here(*map(unquote, request.path.split("/")[3:5])):
             self.refuse(
-                _proxy_error(403, "Not this repository"), "another repository asked of the proxy"
+                proxy_error(403, "Not this repository"), "another repository asked of the proxy"
             )
 
     def _admit_with_credentials(self, request: Request) -> None:
@@ -331,7 +339,7 @@ class FakeBitbucket(Host):
     # Build statuses.
 
     def _post_status(self, request: Request, commit: str) -> Answer:
-        body = self._valid(request, schemas.BITBUCKET_STATUS, _form_error)
+        body = self._valid(request, schemas.BITBUCKET_STATUS, form_error)
         self.statuses[commit, body["key"]] = body
         return Answer(201, self._shown_status(commit, body))
 
@@ -339,10 +347,10 @@ class FakeBitbucket(Host):
         status = self._held_status(commit, key)
         body = self.loaded(request)
         merged = {**status, **body} if isinstance(body, dict) else body
-        self._check(schemas.BITBUCKET_STATUS, merged, _form_error)
+        self._check(schemas.BITBUCKET_STATUS, merged, form_error)
         if merged["key"] != key:
             self.refuse(
-                _form_error([Violation("key", "const", key, merged["key"])]),
+                form_error([Violation("key", "const", key, merged["key"])]),
                 "the key of a status cannot be changed",
             )
         self.statuses[commit, key] = merged
@@ -377,11 +385,11 @@ class FakeBitbucket(Host):
         )
 
     def _put_report(self, request: Request, commit: str, report: str) -> Answer:
-        body = self._valid(request, schemas.BITBUCKET_REPORT, _report_error)
+        body = self._valid(request, schemas.BITBUCKET_REPORT, report_error)
         others = [name for sha, name in self.reports if sha == commit and name != report]
         if len(others) >= REPORTS_A_COMMIT:
             self.refuse(
-                _insights_error(f"A commit cannot have more than {REPORTS_A_COMMIT} reports."),
+                insights_error(f"A commit cannot have more than {REPORTS_A_COMMIT} reports."),
                 f"report {report} is one more than the {REPORTS_A_COMMIT} that a commit may have",
             )
         self.reports[commit, report] = body  # its old annotations stay: nothing says that they go
@@ -398,18 +406,18 @@ class FakeBitbucket(Host):
 
     def _check_report(self, commit: str, report: str, words: str = "") -> None:
         if (commit, report) not in self.reports:
-            raise RefusedError(_insights_error(f"Report {report} was not found.", 404), words)
+            raise RefusedError(insights_error(f"Report {report} was not found.", 404), words)
 
     def _shown_report(self, commit: str, report: str) -> dict[str, Any]:
         return {"type": "report", "external_id": report, **self.reports[commit, report]}
 
     def _post_annotations(self, request: Request, commit: str, report: str) -> Answer:
         self._check_report(commit, report, f"annotations for report {report}, which is not there")
-        body = self._valid(request, schemas.BITBUCKET_ANNOTATIONS, _annotations_error)
+        body = self._valid(request, schemas.BITBUCKET_ANNOTATIONS, annotations_error)
         ids = [entry["external_id"] for entry in body]
         if twice := sorted({id_ for id_ in ids if ids.count(id_) > 1}):
             self.refuse(
-                _insights_error(f"Duplicate external_id: {twice[0]}"),
+                insights_error(f"Duplicate external_id: {twice[0]}"),
                 f"external_id {twice[0]} is twice in one request",
             )
         self._keep(commit, report, body)
@@ -422,10 +430,10 @@ class FakeBitbucket(Host):
         body = self.loaded(request)
         if isinstance(body, dict):
             body = {"external_id": annotation, **body}
-        self._check(schemas.BITBUCKET_ANNOTATION, body, _report_error)
+        self._check(schemas.BITBUCKET_ANNOTATION, body, report_error)
         if body["external_id"] != annotation:
             self.refuse(
-                _insights_error("The external_id is another one."),
+                insights_error("The external_id is another one."),
                 f"external_id {body['external_id']} at the address of {annotation}",
             )
         self._keep(commit, report, [body])
@@ -442,7 +450,7 @@ class FakeBitbucket(Host):
         }
         if len(annotations) > ANNOTATIONS_A_REPORT:
             self.refuse(
-                _insights_error(
+                insights_error(
                     f"A report cannot have more than {ANNOTATIONS_A_REPORT} annotations."
                 ),
                 f"{len(annotations)} annotations in a report, at most {ANNOTATIONS_A_REPORT}",
@@ -471,7 +479,7 @@ class FakeBitbucket(Host):
         return Answer(204)
 
     def _comment_body(self, request: Request) -> dict[str, Any]:
-        body: dict[str, Any] = self._valid(request, schemas.BITBUCKET_COMMENT, _form_error)
+        body: dict[str, Any] = self._valid(request, schemas.BITBUCKET_COMMENT, form_error)
         if len(body["content"]["raw"]) > COMMENT_CHARACTERS:
             self.refuse(
                 Answer(400, "<h1>Bad Request (400)</h1>"),
@@ -512,69 +520,3 @@ class FakeBitbucket(Host):
         if stored["deleted"]:
             self.refuse(self.error(404, f"No comment {comment}"), f"comment {comment} is deleted")
         return stored
-
-
-# The three shapes of an error body: of a form's field, of a bulk limit, of Code Insights.
-
-
-def _form_error(broken: list[Violation]) -> Answer:
-    fields: dict[str, list[str]] = {}
-    for violation in broken:
-        fields.setdefault(violation.field or "__all__", []).append(_form_words(violation))
-    name, messages = next(iter(fields.items()))
-    return Answer(
-        400, {"type": "error", "error": {"message": f"{name}: {messages[0]}", "fields": fields}}
-    )
-
-
-def _form_words(broken: Violation) -> str:
-    match broken.rule:
-        case "maxLength":
-            length = len(broken.value)
-            return f"Ensure this value has at most {broken.limit} characters (it has {length})."
-        case "required":
-            return "This field is required."
-        case "format":
-            return "Enter a valid URL."
-        case "enum":
-            return f"Select a valid choice. {broken.value} is not one of the available choices."
-        case _:
-            return "Enter a valid value."
-
-
-def _annotations_error(broken: list[Violation]) -> Answer:
-    for violation in broken:
-        if violation.field == "" and violation.rule == "maxItems":
-            return Answer(
-                400,
-                {
-                    "code": 400,
-                    "message": f"Bulk upload supports a maximum of /{violation.limit} annotations.",
-                },
-            )
-    return _report_error(broken)
-
-
-def _report_error(broken: list[Violation]) -> Answer:
-    violation = broken[0]
-    name = violation.field.rpartition(".")[2]
-    match violation.rule:
-        case "maxLength":
-            return _insights_error(
-                f"The {name} field cannot contain more than {violation.limit} characters."
-            )
-        case "required":
-            return _insights_error(f"The {name} field is required.")
-        case _:
-            return _insights_error(f"The {name or 'body'} field is not valid.")
-
-
-def _insights_error(message: str, code: int = 400) -> Answer:
-    kind = "bad-request" if code == 400 else "not-found"
-    return Answer(
-        code, {"key": f"report-service.general.{kind}", "message": message, "arguments": {}}
-    )
-
-
-def _proxy_error(code: int, message: str) -> Answer:
-    return Answer(code, {"code": code, "message": message})

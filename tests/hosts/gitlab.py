@@ -13,9 +13,10 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from tests.hosts import schemas
+from tests.hosts.exchange import Answer, RefusedError, Request
 from tests.hosts.readers import gitlab as gitlab_junit
 from tests.hosts.schemas import Schema, Violation, violations, words
-from tests.hosts.server import Answer, Host, RefusedError, Request, Route
+from tests.hosts.server import Host, Route
 
 __all__ = ["FakeGitLab", "JobLink", "annotations_report", "gitlab_junit"]
 

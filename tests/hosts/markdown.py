@@ -235,7 +235,9 @@ def inline(text: str, *, tags: bool) -> str:
         text = _TAG.sub(lambda m: keep(_tag(m)), text)
     text = re.sub(r"<(https?://[^<>\s]+)>", lambda m: keep(_anchor(m[1], escape(m[1]))), text)
     link = re.compile(
-        r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(\s*(<[^<>\n]*>|(?:[^\s()]|\([^\s()]*\))*)(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)"
+        r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]"  # the text
+        r"\(\s*(<[^<>\n]*>|(?:[^\s()]|\([^\s()]*\))*)"  # the address
+        r"(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)"  # the title
     )
     text = link.sub(
         lambda m: keep(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.hosts.bitbucket import FakeBitbucket
-from tests.hosts.github import FakeGitHub, job_summary, workflow_commands
+from tests.hosts.github import FakeGitHub
+from tests.hosts.github_runner import job_summary, workflow_commands
 from tests.hosts.gitlab import JOB_ID, PIPELINE_ID, FakeGitLab, annotations_report
 from tests.hosts.markdown import rendered
 from tests.hosts.server import Host

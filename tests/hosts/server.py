@@ -15,160 +15,22 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import html as markup
 import json
 import re
 import socket
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, NoReturn, Self, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from tests.hosts.exchange import REASONS, Answer, Fault, Recorded, RefusedError, Request
+
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT")
-REASONS = {
-    400: "Bad Request",
-    403: "Forbidden",
-    429: "Too Many Requests",
-    500: "Internal Server Error",
-    502: "Bad Gateway",
-    503: "Service Unavailable",
-}
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A request as it came, and how it was answered.
-
-    `status` 0 is a connection closed without an answer.
-    """
-
-    method: str
-    path: str  # with the query
-    headers: Mapping[str, str]  # names in lower case
-    body: Any  # parsed where it is JSON, else text
-    status: int
-    via: str  # "direct" or "proxy"
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request to be answered; `path` is as sent, without the query."""
-
-    method: str
-    path: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
-    content: bytes
-    via: str
-    origin: str = ""  # scheme and host of an absolute request line, as a proxy gets it
-
-    @property
-    def target(self) -> str:
-        return f"{self.method} {self.path}"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Status, body and headers of an answer.
-
-    A body that is not text is sent as JSON, text as a page unless a header says else.
-    """
-
-    status: int
-    body: Any = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def encoded(self) -> tuple[str, bytes]:
-        """Content type and bytes."""
-        if self.body is None:
-            return "", b""
-        if isinstance(self.body, str):
-            return "text/html; charset=utf-8", self.body.encode()
-        return "application/json; charset=utf-8", json.dumps(self.body).encode()
-
-
-class RefusedError(Exception):
-    """A request that is not served.
-
-    `words` say what is wrong with it, and are empty where nothing is.
-    """
-
-    def __init__(self, answer: Answer, words: str) -> None:
-        super().__init__(words)
-        self.answer, self.words = answer, words
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """A fault that one request meets, in place of a plain answer.
-
-    Without `code` the request is served all the same.
-    """
-
-    code: int = 0
-    body: Any = None  # as an answer's; None: the host's own error body
-    headers: Mapping[str, str] = field(default_factory=dict)
-    wait_s: float = 0  # before the answer
-    pause_s: float = 0  # before every byte of the body
-    cut_after: int | None = (
-        None  # bytes of the body until the connection is closed; -1: not even a status line
-    )
-    served: bool = True
-
-
-def status(code: int, retry_after: float | None = None) -> Fault:
-    """The host's own error body with this code; the request is not served."""
-    return Fault(
-        code=code,
-        headers={} if retry_after is None else {"Retry-After": f"{retry_after:g}"},
-        served=False,
-    )
-
-
-def html(code: int) -> Fault:
-    """An error page for people, as a load balancer gives it."""
-    title = f"{REASONS.get(code, 'Error')} ({code})"
-    return Fault(
-        code=code,
-        body=f"<!DOCTYPE html><html><body><h1>{markup.escape(title)}</h1></body></html>",
-        served=False,
-    )
-
-
-def garbage() -> Fault:
-    """A success that says it is JSON and is not."""
-    return Fault(
-        code=200,
-        body="<<<\x00 whatever this is {",
-        headers={"Content-Type": "application/json"},
-        served=False,
-    )
-
-
-def slow(seconds: float) -> Fault:
-    """The true answer, `seconds` late."""
-    return Fault(wait_s=seconds)
-
-
-def trickle(seconds: float) -> Fault:
-    """The true answer, one byte at a time with `seconds` before each.
-
-    No read times out, and the whole never ends.
-    """
-    return Fault(pause_s=seconds)
-
-
-def cut(after: int | None = None, *, served: bool = False) -> Fault:
-    """Close the connection: without an answer, or `after` so many bytes of its body.
-
-    `served`: the request has its effect all the same.
-    """
-    return Fault(cut_after=-1 if after is None else after, served=served or after is not None)
 
 
 @dataclass(frozen=True)
@@ -193,7 +55,7 @@ class Route:
 class Host(ABC):
     """Base of all hosts; each adds the requests that it serves and its words for a refusal."""
 
-    doors: ClassVar[tuple[str, ...]] = ("direct",)
+    endpoints: ClassVar[tuple[str, ...]] = ("direct",)
 
     def __init__(self) -> None:
         self.requests: list[Recorded] = []
@@ -205,10 +67,10 @@ class Host(ABC):
         self._serial = 0
 
     def start(self) -> Self:
-        """Listen on a free port for each door."""
+        """Listen on a free port for each endpoint."""
         self._closing.clear()
-        for door in self.doors:
-            server = self._servers[door] = _Server(self, door)
+        for endpoint in self.endpoints:
+            server = self._servers[endpoint] = _Server(self, endpoint)
             server.loop.start()
         return self
 
@@ -233,8 +95,8 @@ class Host(ABC):
         """The address of the server, without a slash at the end."""
         return self.address("direct")
 
-    def address(self, door: str) -> str:
-        return f"http://127.0.0.1:{self._servers[door].server_port}"
+    def address(self, endpoint: str) -> str:
+        return f"http://127.0.0.1:{self._servers[endpoint].server_port}"
 
     def fault(self, match: tuple[str | None, str], *faults: Fault) -> None:
         """Let the next requests meet these faults, one each.
@@ -401,13 +263,13 @@ def _readable(request: Request) -> Any:
 
 
 class _Server(ThreadingHTTPServer):
-    """One door of a host; knows its connections and threads, to end them all."""
+    """One endpoint of a host; knows its connections and threads, to end them all."""
 
     daemon_threads = True  # a test that forgets to close does not hang its process
     allow_reuse_address = False
 
-    def __init__(self, host: Host, door: str) -> None:
-        self.host, self.door = host, door
+    def __init__(self, host: Host, endpoint: str) -> None:
+        self.host, self.endpoint = host, endpoint
         self._open: set[socket.socket] = set()
         self._answering: list[threading.Thread] = []
         self._guard = threading.Lock()
@@ -415,7 +277,7 @@ class _Server(ThreadingHTTPServer):
         self.loop = threading.Thread(
             target=self.serve_forever,
             kwargs={"poll_interval": 0.01},
-            name=f"fake host, {door}",
+            name=f"fake host, {endpoint}",
             daemon=True,
         )
 
@@ -465,7 +327,7 @@ class _Handler(BaseHTTPRequestHandler):
             query=dict(parse_qsl(target.query, keep_blank_values=True)),
             headers=headers,
             content=self.rfile.read(int(self.headers.get("Content-Length") or 0)),
-            via=server.door,
+            via=server.endpoint,
             origin=f"{target.scheme}://{target.netloc}" if target.netloc else "",
         )
         answer, fault = server.host.respond(

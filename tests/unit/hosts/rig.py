@@ -24,22 +24,30 @@ LINK = "https://gpu.example.com/sessions/1"
 
 
 @dataclass(frozen=True)
-class Said:
+class Answered:
+    """A response of a fake host: JSON decoded, any other body as text."""
+
     status: int
     body: Any
     headers: dict[str, str]
 
 
 def ask(
-    host: Host, method: str, path: str, body: Any = None, *, door: str = "direct", **headers: str
-) -> Said:
+    host: Host,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    endpoint: str = "direct",
+    **headers: str,
+) -> Answered:
     """One request, body as JSON, credentials that are valid unless others are given.
 
     Header names are written with `_`.
     """
-    port = urlsplit(host.address(door)).port
+    port = urlsplit(host.address(endpoint)).port
     sent = {"Content-Type": "application/json", "User-Agent": "tests"}
-    if door == "direct":
+    if endpoint == "direct":
         sent["Authorization"] = f"Bearer {getattr(host, 'token', '')}"
     sent |= {name.replace("_", "-"): value for name, value in headers.items()}
     content = body if isinstance(body, str) else None if body is None else json.dumps(body)
@@ -55,13 +63,15 @@ def ask(
     decoded: Any = text
     with contextlib.suppress(ValueError):
         decoded = json.loads(text)
-    return Said(
+    return Answered(
         answer.status, decoded, {name.lower(): value for name, value in answer.getheaders()}
     )
 
 
-def through(host: FakeBitbucket, method: str, path: str, body: Any = None, **headers: str) -> Said:
-    return ask(host, method, f"http://api.bitbucket.org{path}", body, door="proxy", **headers)
+def through(
+    host: FakeBitbucket, method: str, path: str, body: Any = None, **headers: str
+) -> Answered:
+    return ask(host, method, f"http://api.bitbucket.org{path}", body, endpoint="proxy", **headers)
 
 
 def a_status(**changed: Any) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def test_the_proxy_passes_nothing_else_on(
     bitbucket: FakeBitbucket, method: str, address: str, code: int, words: str
 ) -> None:
     """A client that works with a token and no test of this has never worked without one."""
-    answer = ask(bitbucket, method, address, a_report(), door="proxy")
+    answer = ask(bitbucket, method, address, a_report(), endpoint="proxy")
 
     assert answer.status == code
     assert answer.body["message"]

@@ -165,7 +165,10 @@ def test_a_duration_leaves_out_what_is_zero_before_it() -> None:
         ("a\\|b <!-- c -->", "<p>a|b </p>"),
         (
             "| a |\n|---|\n| `x\\|y` |",
-            "<table><thead><tr><th>a</th></tr></thead><tbody><tr><td><code>x|y</code></td></tr></tbody></table>",
+            (
+                "<table><thead><tr><th>a</th></tr></thead>"
+                "<tbody><tr><td><code>x|y</code></td></tr></tbody></table>"
+            ),
         ),
         (
             "<details>\n**not bold**\n\n**bold**",

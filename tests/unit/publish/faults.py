@@ -32,15 +32,15 @@ AGAIN = "the verdict stands; send the report again with: gpu-cluster report --pu
 
 @dataclass(frozen=True)
 class Place:
-    """One surface of one host, and the request that brings it up to date."""
+    """One target of one host, and the request that brings it up to date."""
 
     kind: str
-    surface: str
+    target: str
     method: str
     path: str
 
     def __str__(self) -> str:
-        return f"{self.kind}, {self.surface}"
+        return f"{self.kind}, {self.target}"
 
     @property
     def request(self) -> tuple[str, str]:
@@ -53,7 +53,7 @@ class Place:
 
     @property
     def others(self) -> list[str]:
-        return [surface for surface in KINDS[self.kind].surfaces if surface != self.surface]
+        return [target for target in KINDS[self.kind].targets if target != self.target]
 
 
 PLACES = [
@@ -66,8 +66,8 @@ PLACES = [
     Place("gitlab", "commit status", "POST", "/statuses/"),
     Place("gitlab", "merge request note", "POST", "/notes$"),
 ]
-COMMENTS = [place for place in PLACES if place.surface == KINDS[place.kind].comment]
-(CHECK_RUN,) = [place for place in PLACES if place.surface == "check run"]
+COMMENTS = [place for place in PLACES if place.target == KINDS[place.kind].comment]
+(CHECK_RUN,) = [place for place in PLACES if place.target == "check run"]
 REPEATABLE = [place for place in PLACES if place not in (*COMMENTS, CHECK_RUN)]
 each_place = pytest.mark.parametrize("place", PLACES, ids=str)
 
@@ -76,7 +76,7 @@ each_place = pytest.mark.parametrize("place", PLACES, ids=str)
 class Published:
     """The result of `deliver`, its duration, and the state of the host after it."""
 
-    surfaces: list[str]
+    targets: list[str]
     troubles: list[str]
     took_s: float
     requests: int  # requests of the place
@@ -84,9 +84,9 @@ class Published:
     refused: list[str]
 
     def complete_at(self, place: Place) -> bool:
-        """Everything was told, once."""
-        everything = (self.surfaces, self.troubles, self.refused) == (
-            list(KINDS[place.kind].surfaces),
+        """All targets were updated, once."""
+        everything = (self.targets, self.troubles, self.refused) == (
+            list(KINDS[place.kind].targets),
             [],
             [],
         )
@@ -110,16 +110,15 @@ def publish(
     with (make or of.make)() as host:
         host.fault(place.request, *faults)
         environ = of.environ(host, Path(tempfile.mkdtemp(dir=directory)))
-        if (
-            place.surface == "Code Insights report"
-        ):  # with both doors open a refusal at one would only lead to the other
+        # With both endpoints open a refusal at one would only lead to the other.
+        if place.target == "Code Insights report":
             environ["BITBUCKET_PIPELINES_PROXY"] = NOBODY
         ci_step = step(environ, check_run=True)
         began = time.monotonic()
-        surfaces, troubles = ci_step.finish(as_ended("failed"), within_s=within_s)
+        targets, troubles = ci_step.finish(as_ended("failed"), within_s=within_s)
         took_s = time.monotonic() - began
         return Published(
-            surfaces,
+            targets,
             troubles,
             took_s,
             len(host.seen(*place.request)),
@@ -129,7 +128,7 @@ def publish(
 
 
 def at_once(run: Callable[[Case], Outcome], cases: Sequence[Case]) -> list[tuple[Case, Outcome]]:
-    """Cases that mostly wait, side by side; each with what came of it."""
+    """Cases that mostly wait, side by side; each with its outcome."""
     with ThreadPoolExecutor(len(cases)) as pool:
         return list(zip(cases, pool.map(run, cases), strict=True))
 

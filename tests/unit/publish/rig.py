@@ -20,7 +20,8 @@ PUBLIC = "https://gpu.example.com/sessions"
 PAGE = f"{PUBLIC}/{SESSION}"
 MACHINES_FAULT = "node 2 was lost"
 CLOSED = "http://127.0.0.1:1"  # nobody listens there
-BITBUCKET_STEP = "https://bitbucket.org/acme/aerial/pipelines/results/118/steps/%7Bb7a4d2e9-93c1-47aa-b1e6-0f5e8d7c6b03%7D"
+BITBUCKET_PIPELINE = "https://bitbucket.org/acme/aerial/pipelines/results/118"
+BITBUCKET_STEP = f"{BITBUCKET_PIPELINE}/steps/%7Bb7a4d2e9-93c1-47aa-b1e6-0f5e8d7c6b03%7D"
 
 
 def a_result(name: str = "test_fits", **changes: Any) -> Result:
@@ -137,7 +138,7 @@ class Kind:
 
     make: Callable[[], Any]
     environ: Callable[[Any, Path], dict[str, str]]
-    surfaces: tuple[str, ...]
+    targets: tuple[str, ...]
     comment: str
     comments: Callable[[Any], list[str]]
     add: Callable[[Any, str], Any]
@@ -149,7 +150,7 @@ KINDS = {
     "bitbucket": Kind(
         make=FakeBitbucket,
         environ=lambda host, _: dict(host.environ()),
-        surfaces=("Code Insights report", "commit status", "pull request comment"),
+        targets=("Code Insights report", "commit status", "pull request comment"),
         comment="pull request comment",
         comments=lambda host: [
             comment["content"]["raw"] for comment in host.comments if not comment["deleted"]
@@ -161,7 +162,7 @@ KINDS = {
     "github": Kind(
         make=FakeGitHub,
         environ=lambda host, path: dict(host.environ(path)),
-        surfaces=("commit status", "check run", "pull request comment"),
+        targets=("commit status", "check run", "pull request comment"),
         comment="pull request comment",
         comments=lambda host: [comment["body"] for comment in host.comments],
         add=lambda host, text: host.add_comment(text),
@@ -171,7 +172,7 @@ KINDS = {
     "gitlab": Kind(
         make=FakeGitLab,
         environ=lambda host, path: dict(host.environ(path)),
-        surfaces=("commit status", "merge request note"),
+        targets=("commit status", "merge request note"),
         comment="merge request note",
         comments=lambda host: [note["body"] for note in host.notes],
         add=lambda host, text: host.add_note(text),

@@ -99,7 +99,7 @@ def test_with_a_token_bitbucket_gets_a_status_and_a_comment_too(email: bool) -> 
         assert {
             request.headers["authorization"] for request in host.requests if request.via == "direct"
         } == {f"Basic {user}" if email else f"Bearer {host.token}"}
-        assert updated == list(KINDS["bitbucket"].surfaces)
+        assert updated == list(KINDS["bitbucket"].targets)
         assert (troubles, host.refused, len(host.comments)) == ([], [], 1)
 
 
@@ -116,7 +116,7 @@ def test_without_a_proxy_the_token_is_used_for_the_report(bitbucket: FakeBitbuck
 
 
 def test_with_neither_proxy_nor_token_the_remedy_names_both(bitbucket: FakeBitbucket) -> None:
-    """Nothing can be told, and that is said rather than hidden."""
+    """Nothing can be sent, and a trouble names it rather than hiding it."""
     updated, troubles = step(
         {**bitbucket.environ(token=False), "BITBUCKET_PIPELINES_PROXY": CLOSED}
     ).finish()
@@ -139,7 +139,7 @@ def test_neither_a_proxy_nor_an_exception_of_the_environment_changes_the_way_of_
 
     updated, troubles = step(bitbucket.environ()).finish()
 
-    assert (updated, troubles) == (list(KINDS["bitbucket"].surfaces), [])
+    assert (updated, troubles) == (list(KINDS["bitbucket"].targets), [])
     assert bitbucket.seen("PUT", "/reports/")[0].via == "proxy"
 
 

@@ -89,7 +89,7 @@ def test_what_a_machine_did_to_a_test_is_annotated_as_that_and_last(
 def test_three_thousand_failures_make_a_thousand_annotations_in_hundreds(
     bitbucket: FakeBitbucket,
 ) -> None:
-    """Both are Bitbucket's limits, and what is not there is said."""
+    """Both are Bitbucket's limits, and the report names the rest."""
     updated, troubles = step(bitbucket.environ()).finish(
         report(verdict="failed", results=failures(3000))
     )
@@ -98,7 +98,7 @@ def test_three_thousand_failures_make_a_thousand_annotations_in_hundreds(
     assert sent == [100] * 10
     assert len(bitbucket.annotations(*REPORT)) == 1000
     assert "1000 of 3000 failures are annotated" in bitbucket.reports[REPORT]["details"]
-    assert (updated, troubles, bitbucket.refused) == (list(KINDS["bitbucket"].surfaces), [], [])
+    assert (updated, troubles, bitbucket.refused) == (list(KINDS["bitbucket"].targets), [], [])
 
 
 HOSTILE = (
@@ -127,7 +127,7 @@ def test_no_text_of_a_test_makes_a_host_refuse_a_report(kind: str, tmp_path: Pat
             report(verdict="failed", results=HOSTILE, message="x" * 5000)
         )
 
-        assert (updated, troubles, host.refused) == (list(KINDS[kind].surfaces), [], [])
+        assert (updated, troubles, host.refused) == (list(KINDS[kind].targets), [], [])
 
 
 @pytest.mark.parametrize("room", [200, 2, 1, 0, -1, -100, -3_000])
@@ -159,7 +159,7 @@ def test_a_test_that_was_collected_twice_is_annotated_once(bitbucket: FakeBitbuc
     )
 
     ids = [annotation["external_id"] for annotation in bitbucket.annotations(*REPORT)]
-    assert (updated, troubles, bitbucket.refused) == (list(KINDS["bitbucket"].surfaces), [], [])
+    assert (updated, troubles, bitbucket.refused) == (list(KINDS["bitbucket"].targets), [], [])
     assert len(ids) == len(set(ids)) == 2
 
 
@@ -191,7 +191,7 @@ def test_what_an_earlier_session_annotated_is_marked_as_no_longer_failing(
 
 
 def test_an_annotation_that_fails_again_is_a_failure_again(bitbucket: FakeBitbucket) -> None:
-    """Its id is the test's, whatever was said of it before."""
+    """Its id is the test's, whatever its earlier result was."""
     ci_step = step(bitbucket.environ())
     for results in (failures(1), (a_result("test_0"),), failures(1)):
         ci_step.finish(

@@ -16,7 +16,7 @@ from tests.unit.publish.rig import KINDS, as_ended, report, step
 def test_a_token_is_in_no_text(kind: str, tmp_path: Path) -> None:
     """Troubles are printed, put into comments and kept in the store.
 
-    A door may be in a traceback.
+    A endpoint may be in a traceback.
     """
     of = KINDS[kind]
     with of.make() as host:
@@ -33,7 +33,7 @@ def test_a_token_is_in_no_text(kind: str, tmp_path: Path) -> None:
 
         updated, troubles = ci_step.finish()
 
-        assert len(troubles) == len(of.surfaces) - len(updated) >= 2
+        assert len(troubles) == len(of.targets) - len(updated) >= 2
         assert all("401" in trouble for trouble in troubles)
         texts = [
             *updated,
@@ -51,10 +51,10 @@ def test_a_token_is_in_no_text(kind: str, tmp_path: Path) -> None:
 
 def test_a_door_shows_no_header() -> None:
     """It holds the credential."""
-    door = Endpoint(base="https://api.example.com", headers={"Authorization": "Bearer secret"})
+    endpoint = Endpoint(base="https://api.example.com", headers={"Authorization": "Bearer secret"})
 
-    assert repr(door) == "Endpoint(base='https://api.example.com', proxies=())"
-    assert "secret" not in repr(vars(Transport({"token": door})))
+    assert repr(endpoint) == "Endpoint(base='https://api.example.com', proxies=())"
+    assert "secret" not in repr(vars(Transport({"token": endpoint})))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_an_app_password_beside_a_token_is_passed_over(bitbucket: FakeBitbucket)
     updated, _ = ci_step.finish()
 
     assert (updated, ci_step.publisher.troubles, bitbucket.refused) == (
-        list(KINDS["bitbucket"].surfaces),
+        list(KINDS["bitbucket"].targets),
         [],
         [],
     )
@@ -170,7 +170,7 @@ def test_a_login_in_netrc_does_not_replace_the_token(
     with of.make() as host:
         updated, troubles = step(of.environ(host, tmp_path), check_run=True).finish()
 
-        assert (updated, troubles, host.refused) == (list(of.surfaces), [], [])
+        assert (updated, troubles, host.refused) == (list(of.targets), [], [])
         assert not [
             request
             for request in host.requests

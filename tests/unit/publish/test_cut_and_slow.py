@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.hosts import FakeBitbucket, Fault, cut, slow, trickle
-from tests.hosts.server import Answer
-from tests.hosts.server import Request as HostRequest
+from tests.hosts.exchange import Answer
+from tests.hosts.exchange import Request as HostRequest
 from tests.unit.publish.faults import (
     CHECK_RUN,
     COMMENTS,
@@ -59,7 +59,7 @@ def test_a_comment_whose_answer_was_lost_is_not_posted_twice(tmp_path: Path) -> 
 
 
 def test_a_comment_is_sent_again_only_once(tmp_path: Path) -> None:
-    """After that nobody knows, and it is said."""
+    """After that nobody knows, and a trouble names it."""
     cases = [
         (place, twice)
         for place in COMMENTS
@@ -67,9 +67,9 @@ def test_a_comment_is_sent_again_only_once(tmp_path: Path) -> None:
     ]
 
     for (place, twice), result in at_once(lambda case: publish(case[0], tmp_path, *case[1]), cases):
-        assert (result.surfaces, result.requests) == (place.others, 2), (place, twice)
+        assert (result.targets, result.requests) == (place.others, 2), (place, twice)
         assert (
-            f"{NAMES[place.kind]}: the {place.surface} was not taken: no answer: " in result.trouble
+            f"{NAMES[place.kind]}: the {place.target} was not taken: no answer: " in result.trouble
         )
         assert "remedy: " in result.trouble
         assert len(result.comments) <= 1, (place, twice)
@@ -118,8 +118,8 @@ def test_an_answer_that_does_not_come_holds_nobody_up(tmp_path: Path) -> None:
     ):
         text = "\n".join(result.troubles)
         assert result.took_s < 4, (place, fault)
-        assert place.surface not in result.surfaces, (place, fault)
-        assert f"{NAMES[place.kind]}: the {place.surface} " in text, (place, fault)
+        assert place.target not in result.targets, (place, fault)
+        assert f"{NAMES[place.kind]}: the {place.target} " in text, (place, fault)
         assert re.search("given up|no answer|no time left", text), (place, fault)
         assert all("\n  remedy: " in trouble for trouble in result.troubles), (place, fault)
 
@@ -136,9 +136,9 @@ def test_what_there_was_no_time_left_for_is_named_too(kind: str, tmp_path: Path)
 
     text = "\n".join(result.troubles)
     assert [
-        surface
-        for surface in KINDS[kind].surfaces
-        if surface not in result.surfaces and f"the {surface} " not in text
+        target
+        for target in KINDS[kind].targets
+        if target not in result.targets and f"the {target} " not in text
     ] == []
 
 

@@ -12,7 +12,7 @@ def test_what_the_proxy_does_not_let_pass_goes_with_the_token() -> None:
         host.fault(("PUT", "/reports/"), status(403))
         updated, troubles = step(host.environ(), check_run=True).finish(as_ended("failed"))
 
-        assert (updated, troubles) == (list(KINDS["bitbucket"].surfaces), [])
+        assert (updated, troubles) == (list(KINDS["bitbucket"].targets), [])
         assert [each.via for each in host.seen("PUT", "/reports/")] == ["proxy", "direct"]
 
 

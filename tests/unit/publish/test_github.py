@@ -73,7 +73,7 @@ def test_a_check_run_is_opened_and_concluded_where_it_is_asked_for(
     )
     assert (ended["head_sha"], ended["details_url"]) == (COMMIT, PAGE)
     assert len(ended["output"]["annotations"]) == (verdict == "failed")
-    assert (updated, troubles, github.refused) == (list(KINDS["github"].surfaces), [], [])
+    assert (updated, troubles, github.refused) == (list(KINDS["github"].targets), [], [])
 
 
 def test_a_check_run_takes_a_thousand_annotations_in_fifties(
@@ -87,7 +87,7 @@ def test_a_check_run_takes_a_thousand_annotations_in_fifties(
 
     shown = [annotation["title"] for annotation in github.check_runs[0]["output"]["annotations"]]
     assert shown == [f"tests/test_tiles.py::test_{number}" for number in range(1000)]
-    assert (updated, troubles, github.refused) == (list(KINDS["github"].surfaces), [], [])
+    assert (updated, troubles, github.refused) == (list(KINDS["github"].targets), [], [])
 
 
 def test_a_session_that_was_told_already_gets_no_second_set_of_annotations(

@@ -118,7 +118,7 @@ def test_a_link_that_is_too_long_for_gitlab_does_not_cost_the_status(
     )
 
     assert "target_url" not in gitlab.statuses[-1] or gitlab.statuses[-1]["target_url"] is None
-    assert (updated, troubles, gitlab.refused) == (list(KINDS["gitlab"].surfaces), [], [])
+    assert (updated, troubles, gitlab.refused) == (list(KINDS["gitlab"].targets), [], [])
 
 
 def test_the_link_falls_back_to_the_job_of_gitlab(gitlab: FakeGitLab, tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ READS = [place.read for place in (*COMMENTS, CHECK_RUN)]
 def test_garbage_where_an_answer_should_be_takes_nothing_with_it(
     place: Place, tmp_path: Path
 ) -> None:
-    """It said that it was a success: where no more is needed of it, it was one."""
+    """Its status is a success: where no more is needed of it, it was one."""
     result = publish(place, tmp_path, garbage())
 
-    assert set(result.surfaces) >= set(place.others)
-    assert len(result.surfaces) + len(result.troubles) == len(KINDS[place.kind].surfaces)
+    assert set(result.targets) >= set(place.others)
+    assert len(result.targets) + len(result.troubles) == len(KINDS[place.kind].targets)
 
 
 @pytest.mark.parametrize("place", READS, ids=str)
@@ -29,9 +29,9 @@ def test_garbage_where_a_list_should_be_is_shown(place: Place, tmp_path: Path) -
     """Nothing is written blindly; and whoever looks into it needs to see what came."""
     result = publish(place, tmp_path, garbage())
 
-    assert result.surfaces == place.others
+    assert result.targets == place.others
     assert (
-        f"{NAMES[place.kind]}: the {place.surface} was not taken: "
+        f"{NAMES[place.kind]}: the {place.target} was not taken: "
         "it answered 200 with something that is no JSON: " in result.trouble
     )
     assert "whatever this is" in result.trouble
@@ -66,7 +66,7 @@ def test_json_of_another_shape_takes_nothing_with_it(
         Fault(code=200, body=body, headers={"Content-Type": "application/json"}, served=False),
     )
 
-    assert [surface for surface in result.surfaces if surface != place.surface] == place.others
+    assert [target for target in result.targets if target != place.target] == place.others
     for trouble in result.troubles:
-        assert trouble.startswith(f"{NAMES[place.kind]}: the {place.surface} ")
+        assert trouble.startswith(f"{NAMES[place.kind]}: the {place.target} ")
         assert "remedy: " in trouble

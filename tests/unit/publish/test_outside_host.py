@@ -157,7 +157,7 @@ def test_another_host_does_not_recognise_the_environment_of_others(site: Path) -
 
 
 def test_a_host_that_cannot_be_imported_is_skipped_with_a_warning(site: Path) -> None:
-    """It is said, and the run goes on: reporting is no reason to break one."""
+    """A warning names it, and the run goes on: reporting is no reason to break one."""
     install(site, BROKEN)
 
     with pytest.warns(UserWarning, match=r"acme_ci:Acme is skipped: ImportError: made for another"):

@@ -32,7 +32,7 @@ from pytest_gpu_cluster.publish.refusals import refusal_text
             "Too long.",
         ),
         (
-            '{"message":"Bad credentials","documentation_url":"https://docs.github.com/rest","status":"401"}',
+            '{"message":"Bad credentials","documentation_url":"https://a.example","status":"401"}',
             "Bad credentials",
         ),
         ('{"message":"401 Unauthorized"}', "401 Unauthorized"),

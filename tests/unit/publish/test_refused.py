@@ -40,7 +40,7 @@ def remedy(place: Place, code: int) -> str:
             return "pass ${{ github.token }} to the step"
         case "github", 403 | 404:
             right = {"commit status": "statuses: write", "check run": "checks: write"}.get(
-                place.surface, "pull-requests: write"
+                place.target, "pull-requests: write"
             )
             return f"add `{right}` to the job's `permissions`"
         case "gitlab", 401 | 403 | 404:
@@ -62,9 +62,9 @@ def test_a_refusal_is_said_with_its_remedy_and_hinders_no_other_surface(
 
     result = publish(place, tmp_path, Fault(code=code, body=body, served=False))
 
-    assert result.surfaces == place.others
+    assert result.targets == place.others
     assert result.trouble.startswith(
-        f"{NAMES[place.kind]}: the {place.surface} was not taken: {code}: {WORDS}\n  remedy: "
+        f"{NAMES[place.kind]}: the {place.target} was not taken: {code}: {WORDS}\n  remedy: "
     )
     assert remedy(place, code) in result.trouble
     assert (result.requests, result.refused) == (1, [])
@@ -117,7 +117,7 @@ def test_of_an_error_page_only_the_words_are_shown(place: Place, code: int, tmp_
     assert f"({code})" in result.trouble
     assert "remedy: " in result.trouble
     assert tags(result.trouble) == []
-    assert result.surfaces == place.others
+    assert result.targets == place.others
 
 
 @each_place
@@ -147,7 +147,7 @@ def test_a_redirect_is_a_trouble_and_its_target_never_sees_the_token(
         ]
 
         assert elsewhere.requests == []
-    assert [result.surfaces for result in results] == [place.others for place in places]
+    assert [result.targets for result in results] == [place.others for place in places]
     assert all(f"{code}: " in result.trouble and "remedy: " in result.trouble for result in results)
 
 
@@ -155,7 +155,7 @@ def test_a_surface_that_cannot_be_read_first_is_a_trouble_of_its_own(tmp_path: P
     """Listing comments wants another scope than writing one; nothing is written blindly."""
     results = [publish(place.read, tmp_path, status(403)) for place in COMMENTS]
 
-    assert [result.surfaces for result in results] == [place.others for place in COMMENTS]
+    assert [result.targets for result in results] == [place.others for place in COMMENTS]
     assert all(
         "403: Forbidden" in result.trouble and "remedy: " in result.trouble for result in results
     )

@@ -76,7 +76,7 @@ def test_a_host_that_wants_to_be_left_alone_for_long_is_not_waited_for(
     result = publish(place, tmp_path, fault)
 
     assert result.took_s < 2
-    assert (result.surfaces, result.requests) == (place.others, 1)
+    assert (result.targets, result.requests) == (place.others, 1)
     assert f"{fault.code}: " in result.trouble
     assert AGAIN in result.trouble
 
@@ -112,7 +112,7 @@ def test_a_host_that_stays_broken_is_given_up_within_the_time(tmp_path: Path) ->
         assert "503: Service Unavailable" in result.trouble, place
         assert AGAIN in result.trouble, place
         assert 2 <= result.requests <= 4, place
-        assert result.surfaces == place.others, place
+        assert result.targets == place.others, place
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,6 +132,4 @@ def test_a_host_that_is_not_there_is_said_to_be_not_there(kind: str, tmp_path: P
     assert all(
         trouble.startswith(f"{NAMES[kind]}: the ") and "remedy: " in trouble for trouble in troubles
     )
-    assert [
-        surface for surface in of.surfaces if f"the {surface} " not in "\n".join(troubles)
-    ] == []
+    assert [target for target in of.targets if f"the {target} " not in "\n".join(troubles)] == []

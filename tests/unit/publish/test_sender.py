@@ -29,7 +29,7 @@ def test_a_courier_that_is_busy_with_an_old_report_tells_the_new_one_at_the_end(
 
     updated, troubles = ci_step.finish()
 
-    assert (updated, troubles, bitbucket.refused) == (list(KINDS["bitbucket"].surfaces), [], [])
+    assert (updated, troubles, bitbucket.refused) == (list(KINDS["bitbucket"].targets), [], [])
     assert [request.body["result"] for request in bitbucket.seen("PUT", "/reports/")] == [
         "PENDING",
         "PASSED",
@@ -40,7 +40,7 @@ def test_a_courier_that_is_busy_with_an_old_report_tells_the_new_one_at_the_end(
 
 
 def test_a_courier_does_not_go_on_trying_with_an_old_report(bitbucket: FakeBitbucket) -> None:
-    """It waits between tries; what is told at the end need not wait for that."""
+    """It waits between tries; the final report need not wait for that."""
     bitbucket.fault(("PUT", "/reports/"), status(503, retry_after=8))
     ci_step = step(bitbucket.environ())
     ci_step.sender.submit(ci_step.publisher.started(as_ended("running")))
@@ -50,7 +50,7 @@ def test_a_courier_does_not_go_on_trying_with_an_old_report(bitbucket: FakeBitbu
     updated, troubles = ci_step.finish()
 
     assert time.monotonic() - began < 3
-    assert (updated, troubles) == (list(KINDS["bitbucket"].surfaces), [])
+    assert (updated, troubles) == (list(KINDS["bitbucket"].targets), [])
 
 
 def test_what_was_told_of_an_old_report_is_not_said_to_be_told_of_the_new_one(
@@ -63,7 +63,7 @@ def test_what_was_told_of_an_old_report_is_not_said_to_be_told_of_the_new_one(
     bitbucket.fault(("POST", "/statuses/build"), slow(5))
     ci_step = step(bitbucket.environ())
     ci_step.sender.submit(ci_step.publisher.started(as_ended("running")))
-    until(lambda: bitbucket.seen("PUT", "/reports/"))
+    until(lambda: bitbucket._servers["direct"]._answering)  # the commit status
 
     updated, troubles = ci_step.finish(within_s=1)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pytest_gpu_cluster.publish.workflow_commands import command
 from pytest_gpu_cluster.report import render
 from tests.hosts import Command, FakeGitHub, job_summary, workflow_commands
-from tests.hosts.github import SUMMARY_BYTES
+from tests.hosts.github_runner import SUMMARY_BYTES
 from tests.unit.publish.rig import (
     MACHINES_FAULT,
     PAGE,
