@@ -172,7 +172,7 @@ class GitHub:
             body = {
                 "state": STATES.get(report.verdict, "error"),
                 "context": self._context,
-                "description": _cut(render.headline(report), DESCRIPTION_CHARS),
+                "description": render.shorten(render.headline(report), DESCRIPTION_CHARS),
             }
             body |= {"target_url": report.link} if report.link else {}
             yield Request(
@@ -240,7 +240,7 @@ class GitHub:
             "external_id": report.session,
             "status": "in_progress" if running else "completed",
             "output": {
-                "title": _cut(render.headline(report), 255),
+                "title": render.shorten(render.headline(report), 255),
                 "summary": render.markdown(report, limit=CHECK_CHARS),
             },
         }
@@ -294,10 +294,6 @@ def _escaped(text: str) -> str:
     return kept.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
 def _annotations(report: Report) -> Iterator[dict[str, Any]]:
     for result in [result for result in report.bad if result.file][:ANNOTATIONS]:
         problem = result.problems[0]
@@ -307,7 +303,7 @@ def _annotations(report: Report) -> Iterator[dict[str, Any]]:
             "start_line": line,
             "end_line": line,
             "annotation_level": "warning" if problem.failure_class in NOT_TESTS else "failure",
-            "title": _cut(render.one_line(result.nodeid), 255),
-            "message": _cut(render.plain(problem.message) or "failed", 10_000),
-            "raw_details": _cut(render.plain(problem.text), 15_000),
+            "title": render.shorten(render.one_line(result.nodeid), 255),
+            "message": render.shorten(render.plain(problem.message) or "failed", 10_000),
+            "raw_details": render.shorten(render.plain(problem.text), 15_000),
         }
