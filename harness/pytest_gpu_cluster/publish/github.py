@@ -178,7 +178,7 @@ class GitHub(Publisher):
             body = {
                 "state": STATES.get(report.verdict, "error"),
                 "context": self._context,
-                "description": _cut(render.headline(report), DESCRIPTION_CHARS),
+                "description": render.shorten(render.headline(report), DESCRIPTION_CHARS),
             }
             body |= {"target_url": report.link} if report.link else {}
             path = f"{self._repository}/statuses/{self.ci.commit}"
@@ -297,13 +297,10 @@ def _summary(report: Report, room: int) -> str:
     return text
 
 
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
 
 def _check_output(report: Report) -> dict[str, JsonValue]:
     return {
-        "title": _cut(render.headline(report), TITLE_CHARS),
+        "title": render.shorten(render.headline(report), TITLE_CHARS),
         "summary": render.markdown(report, limit=CHECK_CHARS),
     }
 
@@ -318,7 +315,7 @@ def _annotations(report: Report) -> Iterator[JsonObject]:
             "start_line": line,
             "end_line": line,
             "annotation_level": "warning" if problem.failure_class in NOT_TESTS else "failure",
-            "title": _cut(render.one_line(result.nodeid), TITLE_CHARS),
-            "message": _cut(render.plain(problem.message) or "failed", MESSAGE_CHARS),
-            "raw_details": _cut(render.plain(problem.text), RAW_CHARS),
+            "title": render.shorten(render.one_line(result.nodeid), TITLE_CHARS),
+            "message": render.shorten(render.plain(problem.message) or "failed", MESSAGE_CHARS),
+            "raw_details": render.shorten(render.plain(problem.text), RAW_CHARS),
         }
