@@ -1,6 +1,6 @@
-"""What is installed where the tests will run, named by a digest.
+"""The environment in which tests will run: an interpreter, and a digest of what it has installed.
 
-An environment is that of an interpreter of this machine so far.
+So far it is an interpreter of this machine. `own_code` is what a cluster needs of this package.
 """
 
 from __future__ import annotations

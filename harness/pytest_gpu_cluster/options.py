@@ -124,25 +124,14 @@ def _read_pyproject(pyproject: Path, profile: str | None, keys: KeyTable) -> dic
 
     Every profile is checked, so that a typo for CI shows on the laptop.
     """
-    import tomllib  # 1.5 ms that a pytest without this plugin's flag need not pay
-
-    try:
-        document = tomllib.loads(pyproject.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        document = {}
-    except (OSError, ValueError) as error:
-        raise RequestError(
-            f"{pyproject} cannot be read: {error}", remedy=f"mend {pyproject}"
-        ) from error
-    tool = _table(document.get("tool", {}), "tool", pyproject)
+    tool = _table(_read_toml(pyproject).get("tool", {}), "tool", pyproject)
     base = dict(_table(tool.get("gpu-cluster", {}), "tool.gpu-cluster", pyproject))
     tables = _table(base.pop("profile", {}), "tool.gpu-cluster.profile", pyproject)
     values = _read_table(base, "tool.gpu-cluster", pyproject, keys)
-    profiles = {
-        name: _read_table(_table(table, path, pyproject), path, pyproject, keys)
-        for name, table in tables.items()
-        for path in (f"tool.gpu-cluster.profile.{name}",)
-    }
+    profiles: dict[str, dict[str, object]] = {}
+    for name, table in tables.items():
+        path = f"tool.gpu-cluster.profile.{name}"
+        profiles[name] = _read_table(_table(table, path, pyproject), path, pyproject, keys)
     if profile is None:
         return values
     if profile not in profiles:
@@ -155,13 +144,24 @@ def _read_pyproject(pyproject: Path, profile: str | None, keys: KeyTable) -> dic
     return values | profiles[profile]
 
 
+def _read_toml(path: Path) -> dict[str, object]:
+    import tomllib  # 1.5 ms that a pytest without this plugin's flag need not pay
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} cannot be read: {error}", remedy=f"mend {path}") from error
+
+
 def _read_table(
     table: Mapping[str, object], path: str, file: Path, keys: KeyTable
 ) -> dict[str, object]:
     """Return the checked values; those of a provider's table by `<provider>.<key>`."""
     flat: dict[str, object] = {}
     for name, value in table.items():
-        if name not in keys and keys.has_provider(name):
+        if name not in keys and keys.add_if_provider(name):
             provider_table = _table(value, f"{path}.{name}", file)
             flat |= {f"{name}.{key}": inner for key, inner in provider_table.items()}
         else:
@@ -186,7 +186,7 @@ def _read_environ(
     for name in sorted(environ):
         if not name.startswith(PREFIX) or name.startswith(_INTERNAL):
             continue
-        if name not in variables and keys.has_provider(provider):
+        if name not in variables and keys.add_if_provider(provider):
             variables = keys.variables
         if name not in variables:
             raise RequestError(

@@ -45,8 +45,8 @@ class KeyTable(dict[str, Key]):
                 {f"{name}.{key}": value for key, value in provider_class(name).keys.items()}
             )
 
-    def has_provider(self, name: object) -> bool:
-        """Return whether `name` is a provider's, and if so, have its keys."""
+    def add_if_provider(self, name: object) -> bool:
+        """Add the keys of provider `name`. Return False if there is no such provider."""
         if not isinstance(name, str) or (name not in self.providers and not provider_target(name)):
             return False
         self.add_provider(name)
@@ -54,7 +54,7 @@ class KeyTable(dict[str, Key]):
 
     @property
     def variables(self) -> dict[str, str]:
-        """The name of each key by its environment variable."""
+        """The name of each key, by its environment variable."""
         return {PREFIX + re.sub(r"\W", "_", name).upper(): name for name in self}
 
 

@@ -31,10 +31,12 @@ from pytest_gpu_cluster.providers import (
     load_provider,
     provider_class,
 )
+from pytest_gpu_cluster.providers.local import LocalProvider
 from tests.acceptance.conftest import eventually
 from tests.conftest import RunPython
 from tests.contract.directories import DirectoryProvider
 
+CLASSES: tuple[type[Provider], ...] = (LocalProvider, DirectoryProvider)  # for mypy to check
 OUTSIDE = DirectoryProvider.name
 HEAVY = ("boto3", "botocore", "obstore", "pynvml", "ray", "torch")
 START_S = 60.0  # for a node to be ready

@@ -64,7 +64,7 @@ class LaunchPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class BootScript:
-    """What a machine needs before it can reach the store: the keeper's code and its spec."""
+    """The keeper's code and its spec: all that a machine needs before it can reach the store."""
 
     code: Mapping[str, Path]  # relative path -> file
     spec: BootSpec  # what every keeper of the cluster is told

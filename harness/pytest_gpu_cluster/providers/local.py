@@ -198,16 +198,11 @@ class LocalProvider:
         path = node / "spec.json"
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump(node_spec.to_json(), file)
-        environ = {
-            name: value
-            for name, value in self._environ.items()
-            if name in INHERITED or name.startswith(("LC_", "NVIDIA_", *STORE_CREDENTIALS))
-        }
         with open(node / "keeper.log", "ab") as log:
             process = subprocess.Popen(
                 [python, "-m", GUARD, str(path)],
                 cwd=node,
-                env={**environ, "PYTHONPATH": str(directory / "code")},
+                env={**self._inherited(), "PYTHONPATH": str(directory / "code")},
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -215,6 +210,13 @@ class LocalProvider:
             )
         process.returncode = 0  # it outlives this process on purpose: Popen must not warn
         return Guard(process.pid, procfs.start_time(process.pid))
+
+    def _inherited(self) -> dict[str, str]:
+        return {
+            name: value
+            for name, value in self._environ.items()
+            if name in INHERITED or name.startswith(("LC_", "NVIDIA_", *STORE_CREDENTIALS))
+        }
 
     def hand_over(self, ref: ClusterRef, session: str, values: Mapping[str, str]) -> None:
         """Write the values into a private file of the head. Raises InfrastructureError."""

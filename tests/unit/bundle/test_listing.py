@@ -1,4 +1,4 @@
-"""Which files and links a working tree has."""
+"""The files and links of a working tree."""
 
 from __future__ import annotations
 

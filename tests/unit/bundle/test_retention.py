@@ -1,4 +1,4 @@
-"""What a local store forgets, and what stays."""
+"""Old sessions leave a local store; the newest stay, with all that they need."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_another_tree_does_not_mix_with_what_is_there(
 def test_a_bad_blob_is_named_and_sent_anew_the_next_time(
     root: Path, store: Store, shipped: Tree, tmp_path: Path, damage: str
 ) -> None:
-    """Who can write to the store must not choose what runs; and a loss heals by running again."""
+    """A writer to the store must not choose what runs; and a loss heals by running again."""
     key = f"blobs/{hashlib.sha256(B).hexdigest()}"
     bad = {
         "other bytes": b"\1" + zlib.compress(b"b = 2\n"),

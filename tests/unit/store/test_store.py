@@ -125,7 +125,7 @@ def test_a_key_that_is_no_key_is_named(store: Store) -> None:
 
 
 def test_requests_are_counted(store: Store) -> None:
-    """What an idle session costs an hour is a figure that is watched."""
+    """The cost of an idle session an hour is a figure that is watched."""
     before = store.requests
     store.put("a", b"")
     store.get("a")

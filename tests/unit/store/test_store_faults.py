@@ -1,4 +1,4 @@
-"""What goes wrong with a store has a meaning and a remedy, and gives no secret away."""
+"""Each failure of a store has a meaning and a remedy, and gives no secret away."""
 
 from __future__ import annotations
 
