@@ -22,7 +22,6 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Required, TypedDict
 
@@ -103,7 +102,8 @@ class S3Server:
         "slow" answers after `seconds`; "drop" hangs up before the request is served, "drop-after"
         when it has been.
         """
-        self._send(do="fault", kind=kind, times=times, method=method, path=path, seconds=seconds)
+        rule = FaultRule(kind=kind, times=times, method=method, path=path, seconds=seconds)
+        self._send(do="fault", rule=rule)
 
     def throttle(self, *, get_s: float = 0, put_s: float = 0) -> None:
         """Delay every GET and PUT by these seconds, which simulate the distance of a real S3."""
@@ -157,16 +157,13 @@ class Command(TypedDict, total=False):
     """
 
     do: Required[str]
-    kind: Fault
-    times: int
+    rule: FaultRule
     method: str
     path: str
-    seconds: float
     waits: dict[str, float]
 
 
-@dataclass(kw_only=True)
-class FaultRule:
+class FaultRule(TypedDict):
     """The next `times` requests of `method`, or of any, whose path contains `path` fail."""
 
     kind: Fault
@@ -174,10 +171,6 @@ class FaultRule:
     method: str
     path: str
     seconds: float
-
-    def applies(self, method: str, path: str) -> bool:
-        """Return True when the request is to fail."""
-        return self.times > 0 and self.method in ("", method) and self.path in path
 
 
 class StoredObject(Protocol):
@@ -219,15 +212,7 @@ class _Server:
         """Execute a command and return its answer."""
         match command["do"]:
             case "fault":
-                self._faults.append(
-                    FaultRule(
-                        kind=command["kind"],
-                        times=command["times"],
-                        method=command["method"],
-                        path=command["path"],
-                        seconds=command["seconds"],
-                    )
-                )
+                self._faults.append(command["rule"])
             case "heal":
                 self._faults.clear()
             case "throttle":
@@ -281,9 +266,9 @@ class _Server:
 
     def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         fault = self._next_fault(environ["REQUEST_METHOD"], environ["PATH_INFO"])
-        kind = fault.kind if fault else ""
+        kind = fault["kind"] if fault else ""
         if fault and kind == "slow":
-            time.sleep(fault.seconds)
+            time.sleep(fault["seconds"])
         if kind in ERRORS:
             return refuse_request(kind, start_response)
         answer: Iterable[bytes] = [b""]
@@ -325,8 +310,8 @@ class _Server:
             self._requests.append(f"{method} {path}")
             self._times.append(time.time())
             for fault in self._faults:
-                if fault.applies(method, path):
-                    fault.times -= 1
+                if fault["times"] > 0 and fault["method"] in ("", method) and fault["path"] in path:
+                    fault["times"] -= 1
                     return fault
         return None
 

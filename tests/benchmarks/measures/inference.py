@@ -32,15 +32,7 @@ READING = "ours, once it reads"
 
 def batch_inference(lab: Lab) -> list[Figure]:
     """Measure the seconds of each way, with and without the start of Ray's processes."""
-    times: dict[str, list[float]] = {"naive": [], "32 threads": [], "ours": [], READING: []}
-    with S3Server() as server:
-        prepare(server)
-        with ray_cluster(lab.scratch / "ray", server.env):
-            infer(configure("warm"), cuda=False)
-            for number in range(lab.rounds):
-                measure_round(server, number, times)
-        check_equal_results()
-    ways = Ways(times, unit="s", busy=lab.busy)
+    ways = Ways(measure_times(lab), unit="s", busy=lab.busy)
     note = (
         f"{TILES} tiles on loopback, a simulated {GET_S * 1000:.0f} ms each; "
         "2 model copies on simulated GPUs (CPU)"
@@ -64,6 +56,19 @@ def batch_inference(lab: Lab) -> list[Figure]:
             "(the start takes the rest)",
         ),
     ]
+
+
+def measure_times(lab: Lab) -> dict[str, list[float]]:
+    """Return the seconds of each way."""
+    times: dict[str, list[float]] = {"naive": [], "32 threads": [], "ours": [], READING: []}
+    with S3Server() as server:
+        prepare(server)
+        with ray_cluster(lab.scratch / "ray", server.env):
+            infer(configure("warm"), cuda=False)
+            for number in range(lab.rounds):
+                measure_round(server, number, times)
+        check_equal_results()
+    return times
 
 
 def prepare(server: S3Server) -> None:

@@ -45,6 +45,10 @@ TORCH = (
     "fsspec",
     "typing_extensions.py",
 )
+NOTE = (
+    f"{ROWS:,} rows × 22 columns in {FILES} files, {EPOCHS} epochs, "
+    f"a simulated step of {1000 * STEP_S:.0f} ms for {BATCH} rows"
+)
 LOADERS = {"rows": "row loader", "batched": "batched loader"}
 SCRIPT = Path(__file__).parents[1] / "petastorm_loaders.py"
 
@@ -87,10 +91,6 @@ def pipelined_ingest(lab: Lab) -> list[Figure]:
     idle = {way: [consumer.idle for consumer in each] for way, each in consumers.items()}
     pairs = zip(idle["naive"], idle["ours"], strict=True)
     ways = Ways(seconds, unit="s", busy=lab.busy)
-    note = (
-        f"{ROWS:,} rows × 22 columns in {FILES} files, {EPOCHS} epochs, "
-        f"a simulated step of {1000 * STEP_S:.0f} ms for {BATCH} rows"
-    )
     return [
         make_figure(
             "pipelined_ingest_vs_serial",
@@ -98,7 +98,7 @@ def pipelined_ingest(lab: Lab) -> list[Figure]:
             ways,
             floor=1.3,
             baseline="Ray Data's global shuffle at the start of each epoch",
-            note=note,
+            note=NOTE,
         ),
         make_figure(
             "pipelined_ingest_idle_vs_serial",
@@ -106,7 +106,7 @@ def pipelined_ingest(lab: Lab) -> list[Figure]:
             Ways(idle, unit="idle share", busy=lab.busy, steady=None),
             floor=2,
             baseline="the same; the share of time in which the trainer waits",
-            note=note,
+            note=NOTE,
         ),
     ]
 

@@ -15,7 +15,7 @@ from gpu_tests.pipelines.parcel import (
     decide_sequentially,
     specimen,
 )
-from gpu_tests.pipelines.served import decision_latency_s, serving
+from gpu_tests.pipelines.served import Client, decision_latency_s, serving
 from tests.benchmarks.measures.lab import Lab, ray_cluster, timed
 from tests.benchmarks.ratios import Figure, Ways, make_figure
 
@@ -26,7 +26,6 @@ WAITS = dict.fromkeys(MODELS, SIMULATED_S)
 def decision_latency(lab: Lab) -> list[Figure]:
     """Measure the seconds from the last upload of a case to its decision."""
     count = max(CASES, lab.rounds)
-    times: dict[str, list[float]] = {"naive": [], "eight threads": [], "ours": []}
     with (
         ray_cluster(lab.scratch / "ray", {}),
         serving(WAITS) as client,
@@ -35,16 +34,7 @@ def decision_latency(lab: Lab) -> list[Figure]:
         decide_sequentially(specimen(1), {})  # torch is imported
         decide_in_threads(specimen(1), threads)
         decision_latency_s(client, "warm", specimen(1))
-        for number in range(count):
-            uploads = specimen(number + 2)
-            seconds, plain = timed(partial(decide_sequentially, uploads, WAITS))
-            times["naive"].append(seconds)
-            times["eight threads"].append(timed(partial(decide_in_threads, uploads, threads))[0])
-            seconds, decided = decision_latency_s(client, f"case {number}", uploads)
-            times["ours"].append(seconds)
-            if decided.decision != plain:
-                raise RuntimeError("the served decision is another than the plain one")
-    ways = Ways(times, unit="s", busy=lab.busy)
+        ways = Ways(measure_cases(count, client, threads), unit="s", busy=lab.busy)
     return [
         make_figure(
             "decision_latency_vs_sequential",
@@ -56,6 +46,23 @@ def decision_latency(lab: Lab) -> list[Figure]:
             f"8 models of a simulated {1000 * SIMULATED_S:.0f} ms",
         )
     ]
+
+
+def measure_cases(
+    count: int, client: Client, threads: ThreadPoolExecutor
+) -> dict[str, list[float]]:
+    """Return the seconds of each way. Raises RuntimeError when a served decision differs."""
+    times: dict[str, list[float]] = {"naive": [], "eight threads": [], "ours": []}
+    for number in range(count):
+        uploads = specimen(number + 2)
+        seconds, plain = timed(partial(decide_sequentially, uploads, WAITS))
+        times["naive"].append(seconds)
+        times["eight threads"].append(timed(partial(decide_in_threads, uploads, threads))[0])
+        seconds, decided = decision_latency_s(client, f"case {number}", uploads)
+        times["ours"].append(seconds)
+        if decided.decision != plain:
+            raise RuntimeError("the served decision is another than the plain one")
+    return times
 
 
 def decide_in_threads(uploads: Mapping[str, Upload], threads: ThreadPoolExecutor) -> Decision:

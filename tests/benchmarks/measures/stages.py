@@ -62,19 +62,10 @@ def measure_stack(
         "threads": partial(process_in_threads, pictures, waits, copies),
         "ours": partial(stack.stream, pictures, in_flight=IN_FLIGHT),
     }
-    speeds: dict[str, list[float]] = {way: [] for way in runs}
-    for _ in range(lab.rounds):
-        results = []
-        for way, run in runs.items():
-            elapsed_s, vehicles = timed(partial(list_vehicles, run))
-            speeds[way].append(FRAMES / elapsed_s)
-            results.append(vehicles)
-        if any(vehicles != results[0] for vehicles in results):
-            raise RuntimeError("the stack and the plain loop see different things")
+    ways = Ways(measure_speeds(lab.rounds, runs), unit="frames/s", busy=lab.busy)
     stack.close()
     devices = ", ".join(f"{stage} {1000 * wait:.0f}" for stage, wait in seconds.items())
     twice = "; two copies of detect" if copies else ""
-    ways = Ways(speeds, unit="frames/s", busy=lab.busy)
     return make_figure(
         name,
         ways.ratios("ours", "naive"),
@@ -83,6 +74,22 @@ def measure_stack(
         baseline="frame by frame",
         note=f"{FRAMES} frames, simulated devices (ms): {devices}{twice}",
     )
+
+
+def measure_speeds(
+    rounds: int, runs: Mapping[str, Callable[[], Iterator[FrameResult]]]
+) -> dict[str, list[float]]:
+    """Return the frames per second of each way. Raises RuntimeError when their results differ."""
+    speeds: dict[str, list[float]] = {way: [] for way in runs}
+    for _ in range(rounds):
+        results = []
+        for way, run in runs.items():
+            seconds, vehicles = timed(partial(list_vehicles, run))
+            speeds[way].append(FRAMES / seconds)
+            results.append(vehicles)
+        if any(vehicles != results[0] for vehicles in results):
+            raise RuntimeError("the stack and the plain loop see different things")
+    return speeds
 
 
 def list_vehicles(run: Callable[[], Iterator[FrameResult]]) -> list[object]:
