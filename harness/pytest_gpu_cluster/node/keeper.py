@@ -435,7 +435,7 @@ class Keeper:
             message=why,
             tail=tail,
         )
-        writer.close()
+        writer.close(self.waits.store_patience_s)
         if "heartbeat" in why:
             result = {
                 "v": 1,
@@ -623,7 +623,7 @@ def leave_record(spec: Mapping[str, Any], status: int) -> str:
             message=why,
             tail="",
         )
-        writer.close()
+        writer.close(Waits.from_json(spec["waits"]).store_patience_s)
     if spec["head"]:
         store.delete(list(store.list(f"clusters/{spec['cluster']}/")))
     return session
