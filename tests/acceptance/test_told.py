@@ -1,4 +1,4 @@
-"""What CI hosts are told of real sessions: each request as it was sent, each page as a reviewer would see it."""
+"""Real sessions as CI hosts get them: each request as sent, each page as a reviewer sees it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 
 from pytest_gpu_cluster import options
 from pytest_gpu_cluster.reporting import Reporting, from_record
-from tests.acceptance.conftest import Project, Ran, eventually
+from tests.acceptance.processes import eventually
+from tests.acceptance.project import Project, Ran
 from tests.hosts import (
     FakeBitbucket,
     FakeGitHub,
@@ -34,6 +35,10 @@ COMMIT = "c0ffee" + "0" * 34
 WARM = {"GPU_CLUSTER_IDLE_MINUTES": "5"}  # CI is set in these runs, and the tests share a cluster
 
 GREEN = "def test_a(): pass\n\ndef test_b(): pass\n"
+GREEN_FILE = (
+    '<testsuites><testsuite name="x" tests="1">'
+    '<testcase name="a" classname="b"/></testsuite></testsuites>'
+)
 FAILURES = """
 import pytest
 
@@ -69,7 +74,8 @@ def test_many(i):
 ODD = """
 import pytest
 
-@pytest.mark.parametrize("text", ["zażółć \U0001f600", "\\x00\\x1b[31m", "a|b`c`<b>", "::error::no", "@everyone [x](http://evil.example)"])
+@pytest.mark.parametrize("text", ["zażółć \U0001f600", "\\x00\\x1b[31m", "a|b`c`<b>", \
+"::error::no", "@everyone [x](http://evil.example)"])
 def test_odd(text):
     print(text)
     assert text == "", text
@@ -89,24 +95,31 @@ def test_skips():
 SLOW = "import time\n\ndef test_quick(): pass\n\ndef test_slow():\n    time.sleep(60)\n"
 SECRET = "q7!Zk-very-secret-91"
 REFUSING = """
-from pytest_gpu_cluster.contract.errors import CapacityError, EnvironmentBuildError, InfrastructureError
+from pytest_gpu_cluster.contract import errors
 from pytest_gpu_cluster.providers.local import LocalProvider
 
 class Capacity(LocalProvider):
     name = "refusing:Capacity"
     def launch(self, plan, boot):
-        raise CapacityError("EC2 refused 1 x g6.xlarge in us-east-1a and us-east-1b: InsufficientInstanceCapacity",
-                            remedy="add instance types, or raise capacity-wait-s")
+        raise errors.CapacityError(
+            "EC2 refused 1 x g6.xlarge in us-east-1a and us-east-1b: InsufficientInstanceCapacity",
+            remedy="add instance types, or raise capacity-wait-s",
+        )
 
 class Environment(LocalProvider):
     name = "refusing:Environment"
     def launch(self, plan, boot):
-        raise EnvironmentBuildError("pip could not install torch==9.9: no such version", remedy="correct [tool.gpu-cluster.environment]")
+        raise errors.EnvironmentBuildError(
+            "pip could not install torch==9.9: no such version",
+            remedy="correct [tool.gpu-cluster.environment]",
+        )
 
 class Infrastructure(LocalProvider):
     name = "refusing:Infrastructure"
     def launch(self, plan, boot):
-        raise InfrastructureError("the head node left before Ray had started", remedy="run again")
+        raise errors.InfrastructureError(
+            "the head node left before Ray had started", remedy="run again"
+        )
 """
 
 
@@ -156,16 +169,16 @@ def played(
     tmp_path_factory: pytest.TempPathFactory, shared_store: str
 ) -> Callable[[str], tuple[Project, Ran]]:
     """Each scene once, however many hosts are told of it."""
-    done: dict[str, tuple[Project, Ran]] = {}
+    results: dict[str, tuple[Project, Ran]] = {}
 
     def get(name: str) -> tuple[Project, Ran]:
         name = "failures" if name == "fork" else name  # the same session
-        if name not in done:
+        if name not in results:
             project = Project(
                 tmp_path_factory.mktemp(name.replace("3000", "many")) / "project", shared_store
             )
-            done[name] = project, play(project, SCENES[name])
-        return done[name]
+            results[name] = project, play(project, SCENES[name])
+        return results[name]
 
     return get
 
@@ -173,7 +186,10 @@ def played(
 def tell(
     project: Project, session: str, environ: dict[str, str]
 ) -> tuple[Reporting, list[str], list[str]]:
-    """Tell a host of a session that is in the store. Returns the lines for the terminal and those for the host's runner."""
+    """Tell a host of a session that is in the store.
+
+    Returns the lines for the terminal and those for the host's runner.
+    """
     environ = {
         "PATH": os.environ["PATH"],
         "GPU_CLUSTER_STORE": project.store,
@@ -181,23 +197,25 @@ def tell(
         **environ,
     }
     settings = options.read_settings(project.root / "pyproject.toml", profile=None, environ=environ)
-    said: list[str] = []
-    made = from_record(
+    commands: list[str] = []
+    reporting = from_record(
         session,
         settings=settings,
         environ=environ,
         root=project.root,
         store=project.opened(),
         publish_it=True,
-        echo=said.append,
+        echo=commands.append,
     )
-    lines = made.tell()
-    made.close()
-    return made, lines, said
+    lines = reporting.tell()
+    reporting.close()
+    return reporting, lines, commands
 
 
 def normal(value: Any, project: Project, session: str) -> Any:
-    """Without what differs between two runs of a scene; long lists by their ends and their length."""
+    """Without what differs between two runs of a scene; long lists by their ends and their
+    length.
+    """
     if isinstance(value, dict):
         return {
             key: "N"
@@ -206,11 +224,11 @@ def normal(value: Any, project: Project, session: str) -> Any:
             for key, each in value.items()
         }
     if isinstance(value, list):
-        kept = [
+        items = [
             normal(each, project, session)
             for each in (value if len(value) <= 6 else [value[0], value[-1]])
         ]
-        return kept if len(value) <= 6 else [*kept, f"{len(value)} in all"]
+        return items if len(value) <= 6 else [*items, f"{len(value)} in all"]
     if not isinstance(value, str):
         return value
     value = (
@@ -229,10 +247,10 @@ def normal(value: Any, project: Project, session: str) -> Any:
     )
 
 
-def check(name: str, host: str, found: dict[str, Any]) -> None:
+def check(name: str, host: str, content: dict[str, Any]) -> None:
     """Against what was looked at and kept; `UPDATE_GOLDEN=1` keeps it anew."""
     path = GOLDEN / f"{name}.{host}.json"
-    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     if os.environ.get("UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
@@ -254,7 +272,9 @@ def requests_of(host: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", SCENES)
 def test_bitbucket_is_told(name: str, played: Callable[[str], tuple[Project, Ran]]) -> None:
-    """The report, the annotations, the status and the comment of each kind of end, as they were once looked at."""
+    """The report, the annotations, the status and the comment of each kind of end, as they were
+    once looked at.
+    """
     project, ran = played(name)
     with FakeBitbucket(
         workspace="acme",
@@ -263,41 +283,48 @@ def test_bitbucket_is_told(name: str, played: Callable[[str], tuple[Project, Ran
         token="bb-0123456789",
         email="ci@acme.example",
     ) as host:
-        made, lines, said = tell(
+        reporting, lines, commands = tell(
             project,
             ran.session,
             host.environ(token=not SCENES[name].fork, clone_dir=str(project.root)),
         )
-        found = {"requests": requests_of(host), "terminal": lines, "runner": said}
+        content = {"requests": requests_of(host), "terminal": lines, "runner": commands}
 
     assert host.refused == []
-    assert ran.code == SCENES[name].exitstatus == made.report.exit_code, ran.out
-    assert SECRET not in json.dumps(found)
-    assert "bb-0123456789" not in json.dumps(found)
-    check(name, "bitbucket", normal(found, project, ran.session))
+    assert ran.code == SCENES[name].exitstatus == reporting.report.exit_code, ran.out
+    assert SECRET not in json.dumps(content)
+    assert "bb-0123456789" not in json.dumps(content)
+    check(name, "bitbucket", normal(content, project, ran.session))
 
 
 @pytest.mark.parametrize("name", SCENES)
 def test_github_is_told(
     name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path
 ) -> None:
-    """Status, comment, check run, job summary, outputs and commands; of a fork only what needs no token."""
+    """Status, comment, check run, job summary, outputs and commands; of a fork only what needs no
+    token.
+    """
     project, ran = played(name)
     with FakeGitHub(repository="acme/aerial", commit=COMMIT, token="gh-0123456789") as host:
         environ = host.environ(tmp_path, fork=SCENES[name].fork) | {"GPU_CLUSTER_CHECK_RUN": "true"}
-        _, lines, said = tell(project, ran.session, environ)
+        _, lines, commands = tell(project, ran.session, environ)
         files = {
             path.name: path.read_text()
             for path in (Path(environ["GITHUB_STEP_SUMMARY"]), Path(environ["GITHUB_OUTPUT"]))
         }
-        found = {"requests": requests_of(host), "terminal": lines, "runner": said, "files": files}
+        content = {
+            "requests": requests_of(host),
+            "terminal": lines,
+            "runner": commands,
+            "files": files,
+        }
 
     assert host.refused == []
-    assert SECRET not in json.dumps(found)
-    assert "gh-0123456789" not in json.dumps(found)
+    assert SECRET not in json.dumps(content)
+    assert "gh-0123456789" not in json.dumps(content)
     assert (host.requests == []) == SCENES[name].fork
-    assert len(workflow_commands("\n".join(said))) == len(said)
-    check(name, "github", normal(found, project, ran.session))
+    assert len(workflow_commands("\n".join(commands))) == len(commands)
+    check(name, "github", normal(content, project, ran.session))
 
 
 @pytest.mark.parametrize("name", SCENES)
@@ -312,7 +339,7 @@ def test_gitlab_is_told(
         )
         _, lines, _ = tell(project, ran.session, environ)
         report = project.root / "test-results" / "gpu-cluster-annotations.json"
-        found = {
+        content = {
             "requests": requests_of(host),
             "terminal": lines,
             "files": {report.name: json.loads(report.read_text())},
@@ -320,21 +347,23 @@ def test_gitlab_is_told(
 
     assert host.refused == []
     assert len(annotations_report(report)) == 1
-    assert SECRET not in json.dumps(found)
+    assert SECRET not in json.dumps(content)
     assert (host.requests == []) == SCENES[name].fork
-    check(name, "gitlab", normal(found, project, ran.session))
+    check(name, "gitlab", normal(content, project, ran.session))
 
 
 @pytest.mark.parametrize("name", SCENES)
 def test_junit_of_each_end_is_read_right_by_every_reader(
     name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path
 ) -> None:
-    """A red run is red for each of them, a green one green; what was not the tests' fault is an error by name."""
+    """A red run is red for each of them, a green one green; what was not the tests' fault is an
+    error by name.
+    """
     project, ran = played(name)
     path = tmp_path / "junit.xml"
-    said = project.command("report", ran.session, "--junitxml", str(path))
+    finished = project.command("report", ran.session, "--junitxml", str(path))
 
-    assert said.returncode == 0, said.stderr
+    assert finished.returncode == 0, finished.stderr
     assert schema_errors(path) == []
     text = path.read_text()
     assert SECRET not in text
@@ -348,7 +377,7 @@ def test_junit_of_each_end_is_read_right_by_every_reader(
         assert "<failure" not in text
 
 
-# -- the whole way ---------------------------------------------------------------------------------------------------
+# -- the whole way ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -367,7 +396,9 @@ def bitbucket() -> Iterator[FakeBitbucket]:
 def test_a_step_at_bitbucket_shows_its_failures_where_reviewers_look(
     project: Project, bitbucket: FakeBitbucket
 ) -> None:
-    """One command, no other set-up: pending at the start, then the report with a line for each failure, status, comment, JUnit."""
+    """One command, no other set-up: pending at the start, then the report with a line for each
+    failure, status, comment, JUnit.
+    """
     project.write(tests__test_it=FAILURES)
     ran = project.run("tests", **bitbucket.environ(clone_dir=str(project.root)), **WARM)
     (report,) = bitbucket.reports.values()
@@ -400,7 +431,9 @@ def test_a_step_at_bitbucket_shows_its_failures_where_reviewers_look(
 
 
 def test_the_verdict_stands_when_the_host_refuses_everything(project: Project) -> None:
-    """A green run with a wrong token is green, and says what was not told, in the host's words, with the remedy."""
+    """A green run with a wrong token is green, and says what was not told, in the host's words,
+    with the remedy.
+    """
     project.write(tests__test_it=GREEN)
     with FakeBitbucket(
         workspace="acme",
@@ -424,7 +457,8 @@ def test_the_verdict_stands_when_the_host_refuses_everything(project: Project) -
 
     assert ran.code == 0
     assert re.search(
-        r"gpu-cluster: Bitbucket: the commit status was not taken: 401: .+\n +remedy: .*BITBUCKET_TOKEN",
+        r"gpu-cluster: Bitbucket: the commit status was not taken: 401: .+\n"
+        r" +remedy: .*BITBUCKET_TOKEN",
         ran.out,
     )
     assert len(summary["not_reported"]) == 3
@@ -469,10 +503,15 @@ def test_quarantined_tests_are_skipped_by_name(
 def test_a_pull_request_is_compared_with_its_target(
     project: Project, bitbucket: FakeBitbucket
 ) -> None:
-    """What this change broke and what it mended, first in report and comment; the target's own sessions are the measure."""
+    """Report and comment begin with the tests that this change broke and mended.
+
+    The target's own sessions are the measure.
+    """
     suite = "tests-of-deltas"  # the store is shared: a baseline of its own
     project.write(
-        tests__test_it="def test_breaks(): pass\n\ndef test_mended(): assert 0\n\ndef test_goes(): pass\n"
+        tests__test_it=(
+            "def test_breaks(): pass\n\ndef test_mended(): assert 0\n\ndef test_goes(): pass\n"
+        )
     )
     main = bitbucket.environ(pull_request=False, token=False) | {
         "BITBUCKET_BRANCH": "main",
@@ -513,13 +552,11 @@ def test_collecting_alone_is_nobodys_news(project: Project, bitbucket: FakeBitbu
 def test_a_green_file_of_an_earlier_run_does_not_survive_a_refusal(
     project: Project, bitbucket: FakeBitbucket
 ) -> None:
-    """What cannot start must not look like what passed last time."""
+    """A run that cannot start must not look like the one that passed last time."""
     project.write(tests__test_it=GREEN, refusing=REFUSING)
     results = project.root / "test-results"
     results.mkdir()
-    (results / "gpu-cluster.xml").write_text(
-        '<testsuites><testsuite name="x" tests="1"><testcase name="a" classname="b"/></testsuite></testsuites>'
-    )
+    (results / "gpu-cluster.xml").write_text(GREEN_FILE)
     project.settings('provider = "refusing:Capacity"')
     ran = project.run("tests", **bitbucket.environ(clone_dir=str(project.root)))
     (report,) = bitbucket.reports.values()
@@ -532,9 +569,15 @@ def test_a_green_file_of_an_earlier_run_does_not_survive_a_refusal(
 
 
 def test_what_a_test_prints_is_no_command_for_the_runner(project: Project, tmp_path: Path) -> None:
-    """GitHub's runner reads commands from the output: a test could set them off, or silence them."""
+    """GitHub's runner reads commands from the output: a test could set them off, or silence
+    them.
+    """
     project.write(
-        tests__test_it="def test_evil():\n    print('\\n::error::injected\\n::add-mask::x')\n    assert 0, 'boom'\n"
+        tests__test_it=(
+            "def test_evil():\n"
+            "    print('\\n::error::injected\\n::add-mask::x')\n"
+            "    assert 0, 'boom'\n"
+        )
     )
     with FakeGitHub(repository="acme/aerial", commit=COMMIT, token="gh-0123456789") as host:
         ran = project.run("tests", "-s", **host.environ(tmp_path, fork=True), **WARM)
@@ -577,29 +620,31 @@ def test_on_a_laptop_nothing_is_written_or_told(project: Project) -> None:
     assert project.get(f"sessions/{ran.session}/summary.json") == b""
 
 
-# -- what a second look found ----------------------------------------------------------------------------------------
+# -- what a second look found ----------------------------------------------------------------------
 
 
 def published(project: Project, environ: dict[str, str]) -> str:
-    done = project.command("report", "--publish", **environ)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    finished = project.command("report", "--publish", **environ)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
 
 
 def test_an_older_session_is_never_told_over_a_newer_one(
     project: Project, bitbucket: FakeBitbucket
 ) -> None:
-    """A green run whose comment was refused, then a red one of the same build: telling the first again would be a false green."""
+    """A green run whose comment was refused, then a red one of the same build: telling the first
+    again would be a false green.
+    """
     environ = bitbucket.environ() | {"GPU_CLUSTER_SUITE": "older"}
     bitbucket.fault(("POST", "/comments$"), status(403))
     project.write(tests__test_it=GREEN)
     green = project.run("tests", **environ, **WARM)
     project.write(tests__test_it="def test_a(): assert 0\n")
     red = project.run("tests", **environ, **WARM)
-    said = published(project, environ)
+    output = published(project, environ)
 
     assert (green.code, red.code) == (0, 1)
-    assert said.strip() == "nothing to report"
+    assert output.strip() == "nothing to report"
     assert [each["state"] for each in bitbucket.statuses.values()] == ["FAILED"]
     assert [each["result"] for each in bitbucket.reports.values()] == ["FAILED"]
 
@@ -629,9 +674,7 @@ def test_a_refused_setting_leaves_no_green_file(project: Project, wrong: dict[st
     project.write(tests__test_it=GREEN)
     path = project.root / "test-results" / "gpu-cluster.xml"
     path.parent.mkdir()
-    path.write_text(
-        '<testsuites><testsuite name="x" tests="1"><testcase name="a" classname="b"/></testsuite></testsuites>'
-    )
+    path.write_text(GREEN_FILE)
     ran = project.run("tests", CI="true", **wrong)
 
     assert ran.code == 4
@@ -651,10 +694,15 @@ def test_real_gpus_are_demanded_of_a_warm_cluster_too(project: Project) -> None:
 
 
 def test_a_client_that_prepares_for_long_is_not_taken_for_gone(project: Project) -> None:
-    """Its record is in the store before environment and tree are; a sweep or a report beside it must see that it lives."""
+    """Its record is in the store before environment and tree are; a sweep or a report beside it
+    must see that it lives.
+    """
     project.write(tests__test_it=GREEN)
     slow = project.root / "slow-python"
-    slow.write_text(f'#!/bin/sh\nsleep 16\nexec {sys.executable} "$@"\n')
+    go = project.root / "go"
+    slow.write_text(
+        f'#!/bin/sh\nwhile [ ! -e "{go}" ]; do sleep 0.1; done\nexec {sys.executable} "$@"\n'
+    )
     slow.chmod(0o755)
     project.settings('local.python = "slow-python"')
     running = project.start("tests")
@@ -672,6 +720,7 @@ def test_a_client_that_prepares_for_long_is_not_taken_for_gone(project: Project)
         if key.endswith("request.json") and str(project.root).encode() in project.get(key)
     ]
     results = [project.get(key.replace("request.json", "result.json")) for key in requests]
+    go.touch()
     running.process.send_signal(signal.SIGTERM)
     running.wait()
 
@@ -680,7 +729,9 @@ def test_a_client_that_prepares_for_long_is_not_taken_for_gone(project: Project)
 
 
 def test_a_report_without_a_store_has_nothing_to_tell(tmp_path: Path) -> None:
-    """A last step in a fresh container, after a run that never began: it must not turn a green pipeline red."""
+    """A last step in a fresh container, after a run that never began: it must not turn a green
+    pipeline red.
+    """
     project = Project(tmp_path / "fresh", str(tmp_path / "none"))
 
     assert (

@@ -188,13 +188,13 @@ def test_what_was_launched_is_found_again(launched: Launched) -> None:
 
 def test_launching_twice_with_one_token_is_one_cluster(launched: Launched) -> None:
     """An answer that was lost is asked for again, and must not be paid for twice."""
-    keepers = processes_of(launched.ref.id, "node.keeper")
+    keepers = processes_of(launched.ref.id, "node.guard")
 
     again = launched.provider.launch(launched.plan, launched.boot)
 
     assert again == launched.ref
     assert owned_ids(launched.provider).count(launched.ref.id) == 1
-    assert processes_of(launched.ref.id, "node.keeper") == keepers
+    assert processes_of(launched.ref.id, "node.guard") == keepers
 
 
 def test_a_cluster_takes_the_values_of_a_session(launched: Launched) -> None:

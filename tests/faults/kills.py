@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.acceptance.conftest import Project
+from tests.acceptance.project import Project
 from tests.acceptance.test_killed_client import (
     ENVIRON,
     LOST,

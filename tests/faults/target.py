@@ -113,7 +113,7 @@ class Run:
         return [
             process
             for process in list_processes()
-            if "pytest_gpu_cluster.node.keeper" in process.line and self.cluster() in process.line
+            if "pytest_gpu_cluster.node.guard" in process.line and self.cluster() in process.line
         ]
 
     def guard(self) -> int | None:

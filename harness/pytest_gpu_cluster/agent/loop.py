@@ -491,7 +491,7 @@ class Agent:
             self.unfit = self.unfit or why
             if self.unstarted > self.limits["infra_retries"]:
                 self.finish_because("infrastructure", f"no test process could be started: {why}")
-        else:
+        elif self.collected:  # before that the selection fails in the same way, and says so itself
             text = worker.refusal or crash_text(message, "before its first test")
             said = with_last_words(f"a test process did not start: {text}", message)
             self.write("internal_error", text=said, worker=worker.name)

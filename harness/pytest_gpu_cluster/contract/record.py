@@ -78,9 +78,9 @@ class EventWriter:
         """True when no new work should start: the spool is full, or the store was away too long."""
         return self._journal.stalled
 
-    def close(self) -> None:
-        """Store what was appended, and end. Raises StoreError."""
-        self._journal.close()
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Store what was appended, and end. Raises StoreError when that took longer."""
+        self._journal.close(timeout_s)
 
 
 class EventReader:
@@ -150,11 +150,14 @@ class SessionRecord:
         """Return a reader of the entries as they are stored."""
         return JournalReader(self.store, f"{self.prefix}/events")
 
-    def append_end(self, writer: str, event: SessionFinished) -> None:
-        """Say in the journal how the session ended, in the place of an agent that is lost."""
+    def append_end(self, writer: str, event: SessionFinished, *, timeout_s: float) -> None:
+        """Say in the journal how the session ended, in the place of an agent that is lost.
+
+        Raises StoreError when the store was away for `timeout_s` seconds.
+        """
         journal = self.writer(writer)
         journal.append(event)
-        journal.close()
+        journal.close(timeout_s)
 
     def has_ended(self) -> bool:
         """True when some writer has said how the session ended."""

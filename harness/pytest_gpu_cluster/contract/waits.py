@@ -25,7 +25,7 @@ class Waits(Noun):
     grace_s: float = 45.0  # of silence, after which a keeper ends the session or closes the node
     settle_s: float = 30.0  # for the agent of a session without a client to end
     decision_s: float = 4.0  # for a warm cluster to answer a client that asks for it
-    store_patience_s: float = 30.0  # without the store, after which a client gives its session up
+    store_patience_s: float = 30.0  # without the store, after which a session is given up
     stop_grace_s: float = 20.0  # for an agent to end a session that is no longer wanted
     store_gone_s: float = 120.0  # without the store, after which an idle cluster closes
     unasked_s: float = 120.0  # for the first session of a new cluster to ask for it

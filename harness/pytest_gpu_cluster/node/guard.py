@@ -105,7 +105,7 @@ def leave_record(spec: KeeperSpec, status: int) -> SessionRecord | None:
     if record is not None:
         message = f"the keeper of the head node was lost (exit {status})"
         event = SessionFinished(failure_class=FailureClass.INFRASTRUCTURE, message=message)
-        record.append_end(GUARD, event)
+        record.append_end(GUARD, event, timeout_s=spec.boot.waits.store_patience_s)
     ClusterRecord(store, spec.boot.cluster).delete()
     return record
 

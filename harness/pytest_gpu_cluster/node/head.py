@@ -103,7 +103,7 @@ class Head:
             self.session = start_session(self.node, request)
         except Exception as problem:
             message = f"the keeper could not begin it: {problem}"
-            record_lost_session(record, Stop(kind=KeeperStop.NOT_BEGUN, message=message))
+            self._record_lost(record, Stop(kind=KeeperStop.NOT_BEGUN, message=message))
             raise
         self._enter(ClusterPhase.BUSY)
 
@@ -113,7 +113,7 @@ class Head:
             try:
                 if session.report is None:
                     stop = session.cause(self.shutdown)
-                    record_lost_session(session.record, stop, tail=session.tail())
+                    self._record_lost(session.record, stop, tail=session.tail())
             finally:
                 self._release(session)
 
@@ -140,7 +140,7 @@ class Head:
         if self.served:
             self.cluster.decide(name, taken=False)
         else:
-            record_lost_session(SessionRecord(self.node.store, name), self.shutdown.stop)
+            self._record_lost(SessionRecord(self.node.store, name), self.shutdown.stop)
 
     def _enter(self, phase: ClusterPhase) -> None:
         """Announce what the cluster does now. Raises StoreError."""
@@ -155,6 +155,10 @@ class Head:
         if announcement != self.announced:
             self.announced = announcement
             self.cluster.announce(announcement)
+
+    def _record_lost(self, record: SessionRecord, stop: Stop, *, tail: str = "") -> None:
+        timeout_s = self.node.boot.waits.store_patience_s
+        record_lost_session(record, stop, tail=tail, timeout_s=timeout_s)
 
 
 def unfit_because(session: ActiveSession) -> str:

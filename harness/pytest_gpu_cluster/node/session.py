@@ -153,13 +153,15 @@ def credentials(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith(STORE_CREDENTIALS)}
 
 
-def record_lost_session(record: SessionRecord, stop: Stop, *, tail: str = "") -> None:
+def record_lost_session(
+    record: SessionRecord, stop: Stop, *, tail: str = "", timeout_s: float
+) -> None:
     """Say in a session's record why its agent will not, and close it when the client will not.
 
     Raises StoreError.
     """
     failure = stop.kind.failure_class
     event = SessionFinished(failure_class=failure, message=stop.message, tail=tail)
-    record.append_end(KEEPER, event)
+    record.append_end(KEEPER, event, timeout_s=timeout_s)
     if stop.kind.closes_record:
         record.close(Ending(failure_class=failure, message=stop.message), by=Closer.KEEPER)

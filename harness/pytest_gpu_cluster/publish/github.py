@@ -297,7 +297,6 @@ def _summary(report: Report, room: int) -> str:
     return text
 
 
-
 def _check_output(report: Report) -> dict[str, JsonValue]:
     return {
         "title": render.shorten(render.headline(report), TITLE_CHARS),
