@@ -86,7 +86,7 @@ class Selection:
         if self.stage is Stage.COLLECTING:
             self.stage = Stage.COLLECTED
         cases = cases_of(message.items, resources, state.history)
-        state.tests = cases.tests
+        state.collected, state.tests = True, cases.tests
         if not message.run:
             return
         all_refused = len(cases.refused) == len(cases.tests)
