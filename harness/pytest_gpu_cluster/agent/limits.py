@@ -9,14 +9,13 @@ from pytest_gpu_cluster.agent.state import SessionState
 from pytest_gpu_cluster.agent.worker import Stage, Worker
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.failures import StopReason
-from pytest_gpu_cluster.contract.model import CLIENT_LOST
 
 STOP_GRACE_S = 5.0  # between asking a running test to stop and killing it
 START_LIMIT_S = 300.0  # for a worker to get from fork to its first message
 CONTROL_LOCAL_S, CONTROL_REMOTE_S = 0.25, 2.0  # between two looks for the order to stop
 ORDERS = {
     StopReason.CLIENT_DONE: "the client needs no more results",
-    StopReason.CLIENT_LOST: CLIENT_LOST,
+    StopReason.CLIENT_LOST: "the client was lost",
 }
 
 
