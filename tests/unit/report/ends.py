@@ -11,6 +11,7 @@ from tests.unit.report.events import collected, finished, session
 NODEIDS = ("t.py::a", "t.py::b")
 PASSED = SessionFinished(pytest_status=0)
 EXITED = Interrupted(exit=True, text="")
+CTRL_C = Interrupted(text="KeyboardInterrupt")
 CLIENT_LOST = SessionFinished(
     pytest_status=2,
     shouldfail=False,
@@ -62,6 +63,7 @@ def all_ends() -> dict[str, list[Event]]:
         "all passed": whole,
         "0 without a result": incomplete,
         "pytest.exit": [*incomplete[:-1], EXITED, incomplete[-1]],
+        "Ctrl-C": [*incomplete[:-1], CTRL_C, incomplete[-1]],
         "client lost": without_second(session(*NODEIDS, end=CLIENT_LOST)),
         "first failure": stopped_at_first_failure(),
     }
