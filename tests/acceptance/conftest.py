@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpu_cluster.contract.journal import JournalReader
+from pytest_gpu_cluster.contract.journal_reader import JournalReader
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.providers import ClusterRef, provider
 

@@ -271,7 +271,7 @@ class Run:
             named = {case.get("name") for case in ET.parse(junit).iter("testcase")}
         for store in (self.store, self.project / "moved"):
             if store.is_dir():
-                from pytest_gpu_cluster.contract.journal import JournalReader
+                from pytest_gpu_cluster.contract.journal_reader import JournalReader
                 from pytest_gpu_cluster.contract.store import Store
 
                 opened = Store.open(str(store), base=self.project)
