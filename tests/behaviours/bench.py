@@ -314,7 +314,7 @@ class Bench:
 
     def events(self, outcome: Outcome) -> list[dict[str, Any]]:
         """Return the events in the record of a run."""
-        from pytest_gpu_cluster.contract.journal import JournalReader
+        from pytest_gpu_cluster.contract.journal_reader import JournalReader
         from pytest_gpu_cluster.contract.store import Store
 
         return [

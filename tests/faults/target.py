@@ -214,7 +214,7 @@ class Run:
 
 def recorded_tests(folder: Path) -> set[str]:
     """Return the tests that the sessions of a store report as finished."""
-    from pytest_gpu_cluster.contract.journal import JournalReader
+    from pytest_gpu_cluster.contract.journal_reader import JournalReader
     from pytest_gpu_cluster.contract.store import Store
 
     store = Store.open(str(folder), base=folder.parent)
