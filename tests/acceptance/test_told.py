@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from pytest_gpu_cluster import options
-from pytest_gpu_cluster.reporting import Reporting, from_record
+from pytest_gpu_cluster.contract.record import SessionRecord
+from pytest_gpu_cluster.report.model import Report
+from pytest_gpu_cluster.report_command import report_session
 from tests.acceptance.processes import eventually
 from tests.acceptance.project import Project, Ran
 from tests.hosts import (
@@ -185,7 +187,7 @@ def played(
 
 def tell(
     project: Project, session: str, environ: dict[str, str]
-) -> tuple[Reporting, list[str], list[str]]:
+) -> tuple[Report, list[str], list[str]]:
     """Tell a host of a session that is in the store.
 
     Returns the lines for the terminal and those for the host's runner.
@@ -197,19 +199,14 @@ def tell(
         **environ,
     }
     settings = options.read_settings(project.root / "pyproject.toml", profile=None, environ=environ)
-    commands: list[str] = []
-    reporting = from_record(
-        session,
+    report, closing = report_session(
+        SessionRecord(project.opened(), session),
         settings=settings,
         environ=environ,
         root=project.root,
-        store=project.opened(),
         publish_it=True,
-        echo=commands.append,
     )
-    lines = reporting.tell()
-    reporting.close()
-    return reporting, lines, commands
+    return report, list(closing.lines), list(closing.output)
 
 
 def normal(value: Any, project: Project, session: str) -> Any:
@@ -283,7 +280,7 @@ def test_bitbucket_is_told(name: str, played: Callable[[str], tuple[Project, Ran
         token="bb-0123456789",
         email="ci@acme.example",
     ) as host:
-        reporting, lines, commands = tell(
+        report, lines, commands = tell(
             project,
             ran.session,
             host.environ(token=not SCENES[name].fork, clone_dir=str(project.root)),
@@ -291,7 +288,7 @@ def test_bitbucket_is_told(name: str, played: Callable[[str], tuple[Project, Ran
         content = {"requests": requests_of(host), "terminal": lines, "runner": commands}
 
     assert host.refused == []
-    assert ran.code == SCENES[name].exitstatus == reporting.report.exit_code, ran.out
+    assert ran.code == SCENES[name].exitstatus == report.exit_code, ran.out
     assert SECRET not in json.dumps(content)
     assert "bb-0123456789" not in json.dumps(content)
     check(name, "bitbucket", normal(content, project, ran.session))
