@@ -23,6 +23,7 @@ from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.request import Limits, SessionRequest
 from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.waits import Waits
 
 T = TypeVar("T")
 
@@ -56,7 +57,7 @@ BOOT = BootSpec(
     simulated_gpus=2,
     idle_s=60,
     deadline_s=60,
-    grace_s=45,
+    waits=Waits(),
 )
 REQUEST = SessionRequest(
     session="s1",
@@ -124,7 +125,8 @@ def boot(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator
         agent: str, *, head: bool = True, grace_s: float = 45, deadline_s: float = 60
     ) -> Booted:
         base = tmp_path_factory.mktemp("c")
-        boot = replace(BOOT, store=f"file://{base}/store", grace_s=grace_s, deadline_s=deadline_s)
+        waits = Waits(grace_s=grace_s)
+        boot = replace(BOOT, store=f"file://{base}/store", waits=waits, deadline_s=deadline_s)
         directory = base / "c1" / "n0"
         spec = KeeperSpec(
             boot=boot, directory=directory, ray_directory=base / "r", head=head, ip="127.0.0.1"

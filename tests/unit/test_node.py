@@ -13,6 +13,7 @@ from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.waits import Waits
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
 from pytest_gpu_cluster.node.lease import NODE_VARIABLE
 from pytest_gpu_cluster.node.processes import environment
@@ -28,7 +29,7 @@ BOOT = BootSpec(
     simulated_gpus=2,
     idle_s=60,
     deadline_s=60,
-    grace_s=45,
+    waits=Waits(),
 )
 DIGEST = "0" * 64  # of a tree that is nowhere
 
@@ -41,7 +42,9 @@ def test_the_kind_of_a_stop_decides_whatever_its_text(
     """Texts are edited freely: class and finality are those of the kind."""
     record = SessionRecord(Store.open("store", base=tmp_path), "s1")
 
-    record_lost_session(record, Stop(kind=kind, message=message), tail="its last words")
+    record_lost_session(
+        record, Stop(kind=kind, message=message), tail="its last words", timeout_s=5
+    )
 
     (end,) = record.reader().poll()
     assert isinstance(end, SessionFinished)
