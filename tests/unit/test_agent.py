@@ -22,8 +22,7 @@ from pytest_gpu_cluster.agent.node_answer import NodeAnswer
 from pytest_gpu_cluster.agent.plan import Backlog, Case, Demand
 from pytest_gpu_cluster.agent.processes import Launcher
 from pytest_gpu_cluster.agent.ray_cluster import Cluster
-from pytest_gpu_cluster.agent.selection import Selection
-from pytest_gpu_cluster.agent.selection import Stage as SelectionStage
+from pytest_gpu_cluster.agent.selection import Selection, SelectionStage
 from pytest_gpu_cluster.agent.state import SessionState
 from pytest_gpu_cluster.agent.worker import Stage, Worker
 from pytest_gpu_cluster.agent.workers import Workers
