@@ -238,6 +238,18 @@ def test_a_lost_test_goes_to_another_node_than_the_one_that_lost_it() -> None:
     assert [d.devices for d in opened if isinstance(d, Open)] == [{"b": 1.0}]
 
 
+def test_a_lost_test_goes_back_where_no_other_node_has_its_devices() -> None:
+    """It would wait for ever, and every smaller test with it."""
+    burnt = replace(case(0, TWO), avoid={"a"})
+    opened = admission.decide(situation([burnt], free={"a": 2.0, "b": 1.0}))
+    waits = admission.decide(
+        situation([burnt], free={"a": 2.0, "b": 1.0}, capacity={"a": 2.0, "b": 2.0})
+    )
+
+    assert [d.devices for d in opened if isinstance(d, Open)] == [{"a": 2.0}]
+    assert waits == []
+
+
 def test_a_process_without_a_use_is_ended_before_it_is_up() -> None:
     """The session would otherwise wait for its start only to end it."""
     workers = [view("gw0", ONE, Stage.STARTING), view("gw1", ONE, Stage.IDLE)]
