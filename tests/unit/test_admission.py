@@ -207,7 +207,7 @@ def test_a_bigger_demand_is_not_starved_by_smaller_ones(small: int, gpus: int) -
 
 
 def test_draining_ends_idle_processes_and_gives_the_others_nothing() -> None:
-    """What runs may end; only then are the devices of the bigger demand free."""
+    """A running test may end; only then are the devices of the bigger demand free."""
     tests = [case(0, TWO), case(1, ONE), case(2, ONE)]
     workers = [view("gw0", ONE, Stage.IDLE), view("gw1", ONE, Stage.RUNNING, [case(3, ONE)])]
     decisions = admission.decide(situation(tests, workers, free={"a": 0.0}, capacity={"a": 2.0}))
