@@ -316,7 +316,7 @@ def test_a_process_that_is_not_up_in_time_counts_as_lost(parts: Parts) -> None:
     assert parts.state.damage == "it was not ready after 300 s"
 
 
-# --- events of a test -------------------------------------------------------------------------------
+# --- events of a test -----------------------------------------------------------------------------
 
 
 def test_a_start_is_published_once_and_before_what_the_test_writes(parts: Parts) -> None:
