@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from pytest_gpu_cluster.host.replay import Stage
 
 ROOT = Path(__file__).resolve().parent.parent
-# Plugins that no scenario asks for. The last two take half of the start of a pytest process, of
+# Plugins that no scenario asks for. The second takes a third of the start of a pytest process, of
 # which a comparison has four.
-WITHOUT = ("-p", "no:randomly", "-p", "no:hypothesispytest", "-p", "no:anyio")
+WITHOUT = ("-p", "no:randomly", "-p", "no:hypothesispytest")
 EPOCH = 1_700_000_000.0  # unix seconds; each event is written a second after the one before
 
 

@@ -152,6 +152,11 @@ SCENES = {
     "fork": Scene(FAILURES, fork=True),
 }
 
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "3000_failures" else name
+    for name in SCENES
+]
+
 
 def play(project: Project, scene: Scene) -> Ran:
     """The session, on a machine that is no CI: its record is then told to each host in turn."""
@@ -267,7 +272,7 @@ def requests_of(host: Any) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", NAMES)
 def test_bitbucket_is_told(name: str, played: Callable[[str], tuple[Project, Ran]]) -> None:
     """The report, the annotations, the status and the comment of each kind of end, as they were
     once looked at.
@@ -294,7 +299,7 @@ def test_bitbucket_is_told(name: str, played: Callable[[str], tuple[Project, Ran
     check(name, "bitbucket", normal(content, project, ran.session))
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", NAMES)
 def test_github_is_told(
     name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path
 ) -> None:
@@ -324,7 +329,7 @@ def test_github_is_told(
     check(name, "github", normal(content, project, ran.session))
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", NAMES)
 def test_gitlab_is_told(
     name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path
 ) -> None:
@@ -349,7 +354,7 @@ def test_gitlab_is_told(
     check(name, "gitlab", normal(content, project, ran.session))
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", NAMES)
 def test_junit_of_each_end_is_read_right_by_every_reader(
     name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path
 ) -> None:

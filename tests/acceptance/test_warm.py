@@ -411,6 +411,7 @@ def users_ray(tmp_path: Path) -> Iterator[UsersRay]:
     subprocess.run(["rm", "-rf", str(directory)], check=True)
 
 
+@pytest.mark.slow  # three nodes of Ray
 def test_a_users_own_ray_is_left_alone_and_a_bare_init_joins_ours(
     lone: Project, users_ray: UsersRay
 ) -> None:

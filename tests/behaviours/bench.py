@@ -258,7 +258,7 @@ class Bench:
         write(self.project, without_addresses(scenario.files))
 
     def argv(self, *args: str) -> list[str]:
-        return [sys.executable, "-m", "pytest", *WITHOUT, *args]
+        return [sys.executable, "-m", "pytest", *WITHOUT, "-p", "no:anyio", *args]
 
     def run_plain(self, scenario: Scenario, args: tuple[str, ...]) -> Outcome:
         finished = subprocess.run(
