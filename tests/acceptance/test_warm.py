@@ -327,7 +327,7 @@ import shipped
 
 def test_where():
     assert os.path.samefile(os.path.dirname(shipped.WHERE), "src/shipped"), shipped.WHERE
-    assert "gpu-cluster-" in shipped.WHERE
+    assert "/s/" in shipped.WHERE and "/tree/" in shipped.WHERE, shipped.WHERE
 """
     )
     (lone.root / "src" / "shipped").mkdir(parents=True)
