@@ -18,7 +18,7 @@ from .pipelines import health
 from .pipelines.health import Sizes
 
 if TYPE_CHECKING:
-    from pytest_gpu_cluster.fixtures import Gpu
+    from pytest_gpu_cluster.contract.gpus import Gpu
 
 # Ray Data warns of its own settings.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import ray
 import torch
 
 from .accelerators import SHARE, Accelerators
@@ -20,8 +19,8 @@ from .pipelines.search import (
     Trial,
     best_trial,
     epochs_saved,
-    loss_curve,
-    search,
+    full_grid,
+    search_tiles,
 )
 from .pipelines.tiles import Tiles, decode_table
 
@@ -47,9 +46,11 @@ def test_t3_early_termination_saves_four_fifths_and_keeps_the_best(
 ) -> None:
     """GPU hours are the cost of a search; saving them may cost the best configuration."""
     space = Space.read()
-    with ThreadPoolExecutor(1) as pool:  # the whole grid, in this process
-        future = pool.submit(compute_grid, tiles, space, cuda=accelerators.cuda)
-        costs = search_space(tiles, space, tmp_path, cuda=accelerators.cuda)
+    device = torch.device("cuda" if accelerators.cuda else "cpu")
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(full_grid, tiles, space, device)
+        storage = f"file://{tmp_path}"
+        costs = search_tiles(tiles, space, storage=storage, device=device, gpus=SHARE / 2)
         grid = future.result()
 
     share = epochs_saved(costs, space.epochs)
@@ -62,30 +63,6 @@ def test_t3_early_termination_saves_four_fifths_and_keeps_the_best(
     assert best_trial(costs).best <= lowest + REGRET, (
         f"the search ends at {best_trial(costs).best:.4f}; the grid has {lowest:.4f}"
     )
-
-
-def search_space(tiles: Tiles, space: Space, folder: Path, *, cuda: bool) -> list[Cost[Trial]]:
-    """Search the space with early termination; return the cost of each trial."""
-    device = torch.device("cuda" if cuda else "cpu")
-    reference = ray.put(tiles)  # one copy for all trials
-    return search(
-        lambda trial: loss_curve(
-            ray.get(reference), trial, seed=space.seed, epochs=space.epochs, device=device
-        ),
-        space.trials,
-        epochs=space.epochs,
-        storage=f"file://{folder}",
-        gpus=SHARE / 2,
-    )
-
-
-def compute_grid(tiles: Tiles, space: Space, *, cuda: bool) -> list[list[float]]:
-    """Return the losses of every trial with all its epochs."""
-    device = torch.device("cuda" if cuda else "cpu")
-    return [
-        list(loss_curve(tiles, trial, seed=space.seed, epochs=space.epochs, device=device))
-        for trial in space.trials
-    ]
 
 
 def check_prefixes(costs: list[Cost[Trial]], grid: list[list[float]], *, cuda: bool) -> None:

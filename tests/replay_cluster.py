@@ -12,66 +12,95 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import pytest
 
+from pytest_gpu_cluster.contract.events import (
+    Collected,
+    Event,
+    InternalError,
+    Interrupted,
+    LateRecords,
+    Message,
+    Output,
+    SessionFinished,
+    TestFinished,
+    TestStarted,
+)
+from pytest_gpu_cluster.contract.failures import FailureClass
+from pytest_gpu_cluster.contract.messages import (
+    CaptureFiles,
+    Collecting,
+    Done,
+    Exit,
+    Finished,
+    FinishSession,
+    Order,
+    PhaseStarted,
+    Ready,
+    RunTests,
+    ShowReports,
+    Started,
+    StopRunning,
+    TestOrder,
+    decode,
+    encode,
+)
+from pytest_gpu_cluster.contract.records import ItemRow, TestRecord, crash_records
+from pytest_gpu_cluster.contract.request import PytestFacts
+from pytest_gpu_cluster.contract.specs import ClusterFacts, Role, WorkerSpec
+
 ROOT = Path(__file__).resolve().parent.parent
+FACTS = ClusterFacts(id="c1", session="s1", nodes=1, store="file:///nowhere", prefix="sessions/s1")
 
 
 class Process:
     """A worker in a process of its own."""
 
-    def __init__(
-        self, name: str, spec: dict[str, Any], messages: queue.Queue[tuple[Any, dict[str, Any]]]
-    ) -> None:
-        self.name = name
-        self.channel, far = socket.socketpair()
+    def __init__(self, spec: WorkerSpec, arrivals: Arrivals) -> None:
+        self.name = spec.worker
+        self.channel, remote = socket.socketpair()
         self.queue: list[int] = []
         self.running: int | None = None
         self.when = "setup"
         self.finishing = False
-        command = [
-            sys.executable,
-            "-c",
-            f"from tests.replay_cluster import worker; worker({far.fileno()})",
-        ]
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with Path(spec["scratch"] + ".log").open("wb") as log:
+        entry = f"from tests.replay_cluster import worker; worker({remote.fileno()})"
+        with Path(spec.scratch + ".log").open("wb") as log:
             self.process = subprocess.Popen(
-                command,
-                pass_fds=[far.fileno()],
+                [sys.executable, "-c", entry],
+                pass_fds=[remote.fileno()],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=env,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
-        far.close()
+        remote.close()
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(spec).encode())
+        self.process.stdin.write(json.dumps(spec.to_json()).encode())
         self.process.stdin.close()
-        threading.Thread(target=self.pump, args=(messages,), daemon=True).start()
+        threading.Thread(target=self.pump, args=(arrivals,), daemon=True).start()
 
-    def pump(self, messages: queue.Queue[tuple[Any, dict[str, Any]]]) -> None:
-        from pytest_gpu_cluster.contract.codec import decode_line
-
+    def pump(self, arrivals: Arrivals) -> None:
         with contextlib.suppress(ConnectionResetError), self.channel.makefile("rb") as lines:
             for line in lines:
-                messages.put((self, decode_line(line)))
+                arrivals.put((self, decode(line)))
         self.channel.close()
-        messages.put((self, {"kind": "exit", "status": self.process.wait()}))
+        arrivals.put((self, Exit(status=self.process.wait())))
 
-    def send(self, **message: Any) -> None:
-        from pytest_gpu_cluster.contract.codec import encode_line
-
+    def send(self, order: Order) -> None:
         with contextlib.suppress(OSError):
-            self.channel.sendall(encode_line(message))
+            self.channel.sendall(encode(order))
+
+
+Arrivals: TypeAlias = "queue.Queue[tuple[Process, Message]]"
 
 
 def worker(descriptor: int) -> None:
-    """Entry of the subprocess."""
+    """Run a worker; the entry of the subprocess."""
     from pytest_gpu_cluster.worker.main import main
 
     spec = json.loads(sys.stdin.buffer.read())
@@ -86,144 +115,143 @@ class Cluster:
     failure.
     """
 
-    def __init__(self, config: pytest.Config, facts: dict[str, Any]) -> None:
+    def __init__(self, config: pytest.Config, facts: PytestFacts) -> None:
         from pytest_gpu_cluster.session import tree_name
 
-        self.far = Path(os.environ["RIG_FAR"])
+        self.folder = Path(os.environ["RIG_FAR"])
         self.workers = int(os.environ["RIG_WORKERS"])
-        self.messages: queue.Queue[tuple[Any, dict[str, Any]]] = queue.Queue()
+        self.arrivals: Arrivals = queue.Queue()
         self.seq = 0
         origin = config.rootpath
-        self.root = self.far / "tree" / tree_name(origin, config.invocation_params.dir)
-        shutil.rmtree(self.far, ignore_errors=True)
-        self.root.parent.mkdir(parents=True)
-        shutil.copytree(origin, self.root, symlinks=True)
-        env = {k: v for k, v in os.environ.items() if not k.startswith("RIG_")}
-        self.spec = {
-            "root": str(self.root),
-            "origin": str(origin),
-            "cwd": str(self.root / os.path.relpath(config.invocation_params.dir, origin)),
-            "args": list(own_arguments(config.invocation_params.args)),
-            "env": env,
-            "workers": self.workers,
-            "testrun": "run1",
-            "cluster": {},
-            "gpus": [],
-            "ray": None,
-            **facts,
-        }
-        self.tests: list[dict[str, Any]] = []
+        root = self.folder / "tree" / tree_name(origin, config.invocation_params.dir)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        root.parent.mkdir(parents=True)
+        shutil.copytree(origin, root, symlinks=True)
+        self.spec = WorkerSpec(
+            role=Role.SELECT,
+            root=str(root),
+            origin=str(origin),
+            cwd=str(root / os.path.relpath(config.invocation_params.dir, origin)),
+            args=tuple(own_arguments(tuple(map(str, config.invocation_params.args)))),
+            env={k: v for k, v in os.environ.items() if not k.startswith("RIG_")},
+            worker="main",
+            workers=self.workers,
+            testrun="run1",
+            scratch="",
+            cache=facts.cache,
+            color=facts.color,
+            columns=facts.columns,
+            gpus=(),
+            ray=None,
+            cluster=FACTS,
+            seed=facts.seed,
+            crashed_files={},
+            sys_path=facts.sys_path,
+            plugins=facts.plugins,
+            quarantined=(),
+        )
+        self.tests: Sequence[ItemRow] = ()
         self.pending: list[int] = []
         self.processes: list[Process] = []
+        self.selector: Process | None = None
         self.stopping = False
         self.failures = 0
         self.maxfail = 0
-        self.records: list[Any] = []
+        self.records: list[Sequence[TestRecord]] = []
 
-    def process(self, role: str, name: str) -> Process:
-        self.far.mkdir(parents=True, exist_ok=True)
-        return Process(
-            name,
-            {**self.spec, "role": role, "worker": name, "scratch": str(self.far / name)},
-            self.messages,
-        )
+    def start(self, role: Role, name: str) -> Process:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        scratch = str(self.folder / name)
+        return Process(replace(self.spec, role=role, worker=name, scratch=scratch), self.arrivals)
 
-    def event(self, kind: str, **data: Any) -> Any:
-        from pytest_gpu_cluster.contract.codec import Event
-
+    def stamp(self, event: Event) -> Event:
+        """Return an event as the journal would give it back."""
         self.seq += 1
-        data = json.loads(json.dumps(data))
-        data.pop("kind", None)
-        return Event.of({**data, "kind": kind, "v": 1, "seq": self.seq, "writer": "agent"})
+        entry = json.loads(json.dumps(event.to_message()))
+        return Event.of({**entry, "v": 1, "seq": self.seq, "writer": "agent"})
 
-    def events(self) -> Iterator[Any]:
-        self.selector: Process | None = self.process("select", "main")
-        collected = False
-        ending: dict[str, Any] = {}
+    def events(self) -> Iterator[Event]:
+        for event in self.raw_events():
+            yield self.stamp(event)
+
+    def raw_events(self) -> Iterator[Event]:
+        self.selector = self.start(Role.SELECT, "main")
+        waiting = False  # for the tests to end
+        ending: Done | None = None
         try:
             while self.selector is not None:
-                source, message = self.messages.get(timeout=40)
-                if source is self.selector:
-                    if message["kind"] == "exit":
-                        self.selector = None
-                    elif message["kind"] == "done":
-                        ending = message
-                    elif message["kind"] not in ("collecting", "ready", "capture_fds"):
-                        yield self.event(**message)
-                    if message["kind"] == "collected":
-                        self.collected(message)
-                        collected = True
-                else:
-                    yield from self.hear(source, message)
-                if (
-                    collected
-                    and not self.pending
-                    and not self.processes
-                    and self.selector
-                    and not ending
-                ):
-                    collected = False
-                    failed = (
-                        f"stopping after {self.failures} failures"
-                        if self.maxfail and self.failures >= self.maxfail
-                        else ""
-                    )
-                    self.selector.send(reports=self.records)
-                    self.selector.send(
-                        finish={
-                            "shouldfail": failed,
-                            "shouldstop": "",
-                            "testsfailed": self.failures,
-                        }
-                    )
-            fields = {name: ending.get(name) for name in ("exitstatus", "shouldfail", "shouldstop")}
-            yield self.event("session_finished", **fields, failure_class=None, message="")
-        finally:
-            for process in [*self.processes, *([self.selector] if self.selector else [])]:
-                process.process.kill()
-                process.process.wait()
-
-    def collected(self, message: dict[str, Any]) -> None:
-        self.tests = message["items"]
-        self.maxfail = message["options"]["maxfail"] or 0
-        if message["run"] and self.tests:
-            self.pending = list(range(len(self.tests)))
-            self.processes = [self.process("run", f"gw{number}") for number in range(self.workers)]
-
-    def hear(self, process: Process, message: dict[str, Any]) -> Iterator[Any]:
-        kind = message["kind"]
-        if kind == "ready":
-            self.feed(process)
-        elif kind == "started":
-            process.running, process.when = process.queue[0], "setup"
-            yield self.event(
-                "test_started",
-                nodeid=message["nodeid"],
-                index=process.running,
-                attempt=0,
-                worker=process.name,
+                process, message = self.arrivals.get(timeout=40)
+                if process is not self.selector:
+                    yield from self.on_worker(process, message)
+                elif isinstance(message, Exit):
+                    self.selector = None
+                elif isinstance(message, Done):
+                    ending = message
+                elif not isinstance(message, Collecting | Ready | CaptureFiles):
+                    assert isinstance(message, Event)
+                    yield message
+                    if isinstance(message, Collected):
+                        self.on_collected(message)
+                        waiting = True
+                busy = self.pending or self.processes
+                if waiting and not busy and self.selector is not None and ending is None:
+                    waiting = False
+                    self.finish_selection(self.selector)
+            end = ending if ending is not None else Done(exitstatus=None)
+            yield SessionFinished(
+                pytest_status=end.exitstatus,
+                shouldfail=end.shouldfail,
+                shouldstop=end.shouldstop,
             )
-        elif kind == "phase":
-            process.when = message["when"]
-        elif kind == "finished":
-            index = process.queue.pop(0)
-            process.running = None
-            yield from self.commit(index, message["records"], process, None)
-            self.feed(process)
-        elif kind in ("late", "output", "interrupted", "internal_error"):
-            yield self.event(**{**message, "worker": process.name})
-            if kind == "late":
-                self.failures += failures(message["records"])
-            if kind in ("interrupted", "internal_error"):
+        finally:
+            for each in [*self.processes, *([self.selector] if self.selector else [])]:
+                each.process.kill()
+                each.process.wait()
+
+    def finish_selection(self, selector: Process) -> None:
+        limited = self.maxfail and self.failures >= self.maxfail
+        selector.send(ShowReports(tests=self.records))
+        selector.send(
+            FinishSession(
+                shouldfail=f"stopping after {self.failures} failures" if limited else "",
+                testsfailed=self.failures,
+            )
+        )
+
+    def on_collected(self, message: Collected) -> None:
+        self.tests = message.items
+        self.maxfail = message.options.maxfail or 0
+        if message.run and self.tests:
+            self.pending = list(range(len(self.tests)))
+            self.processes = [self.start(Role.RUN, f"gw{n}") for n in range(self.workers)]
+
+    def on_worker(self, process: Process, message: Message) -> Iterator[Event]:
+        match message:
+            case Ready():
+                self.feed(process)
+            case Started():
+                process.running, process.when = process.queue[0], "setup"
+                yield TestStarted(nodeid=message.nodeid, attempt=0, worker=process.name)
+            case PhaseStarted():
+                process.when = message.when
+            case Finished():
+                index = process.queue.pop(0)
+                process.running = None
+                yield from self.commit(index, message.records, process, None)
+                self.feed(process)
+            case LateRecords() | Output():
+                yield replace(message, worker=process.name)
+                if isinstance(message, LateRecords):
+                    self.failures += failures(message.records)
+            case Interrupted() | InternalError():
+                yield replace(message, worker=process.name)
                 self.stop()
-        elif kind == "exit":
-            self.processes.remove(process)
-            if process.queue and not self.stopping:
-                yield from self.crashed(process, message["status"])
+            case Exit():
+                self.processes.remove(process)
+                if process.queue and not self.stopping:
+                    yield from self.on_crash(process, message.status or 0)
 
-    def crashed(self, process: Process, status: int) -> Iterator[Any]:
-        from pytest_gpu_cluster.contract.codec import crash_records
-
+    def on_crash(self, process: Process, status: int) -> Iterator[Event]:
         index = process.queue.pop(0)
         test = self.tests[index]
         name = signal.Signals(-status).name if status < 0 else f"exit {status}"
@@ -234,26 +262,26 @@ class Cluster:
             text=f"crash: {name}",
             duration_s=0.1,
         )
-        yield from self.commit(index, records, process, "crash")
+        yield from self.commit(index, records, process, FailureClass.CRASH)
         self.pending[:0] = process.queue
         if self.pending and not self.stopping:
-            self.processes.append(self.process("run", f"{process.name}b"))
+            self.processes.append(self.start(Role.RUN, f"{process.name}b"))
 
     def commit(
-        self, index: int, records: list[Any], process: Process, class_: str | None
-    ) -> Iterator[Any]:
+        self,
+        index: int,
+        records: Sequence[TestRecord],
+        process: Process,
+        failure_class: FailureClass | None,
+    ) -> Iterator[Event]:
         if self.stopping:
             return
-        nodeid = self.tests[index]["nodeid"]
-        yield self.event(
-            "test_finished",
-            nodeid=nodeid,
+        yield TestFinished(
+            nodeid=self.tests[index]["nodeid"],
             index=index,
-            attempt=0,
             worker=process.name,
             records=records,
-            duration_s=0.0,
-            failure_class=class_,
+            failure_class=failure_class,
         )
         self.records.append(records)
         self.failures += failures(records)
@@ -264,36 +292,33 @@ class Cluster:
         self.stopping, self.pending = True, []
         for process in self.processes:
             if process.running is not None:
-                process.send(stop={})
+                process.send(StopRunning())
                 process.process.send_signal(signal.SIGINT)
-            process.send(finish={})
+            process.send(FinishSession())
 
     def feed(self, process: Process) -> None:
         if process.finishing or process.queue:
             return
         if not self.pending:
             process.finishing = True
-            process.send(finish={})
+            process.send(FinishSession())
             return
         count = len(self.pending) if self.workers == 1 else 1
         process.queue, self.pending = self.pending[:count], self.pending[count:]
         occurrences: dict[str, int] = {}
-        tests = []
+        orders = []
         for index in process.queue:
-            nodeid = self.tests[index]["nodeid"]
-            tests.append(
-                {
-                    "nodeid": nodeid,
-                    "attempt": 0,
-                    "occurrence": occurrences.get(nodeid, 0),
-                    "outside": self.tests[index]["outside"],
-                }
+            row = self.tests[index]
+            nodeid = row["nodeid"]
+            outside = tuple(row["outside"] or ())
+            orders.append(
+                TestOrder(nodeid=nodeid, occurrence=occurrences.get(nodeid, 0), outside=outside)
             )
             occurrences[nodeid] = occurrences.get(nodeid, 0) + 1
-        process.send(run=tests, last=self.workers == 1)
+        process.send(RunTests(tests=tuple(orders), last=self.workers == 1))
 
 
-def failures(records: list[Any]) -> int:
+def failures(records: Sequence[TestRecord]) -> int:
     return sum(
         record["kind"] == "report" and record["report"]["outcome"] == "failed" for record in records
     )

@@ -16,14 +16,18 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from pytest_gpu_cluster.contract.events import Event
+    from pytest_gpu_cluster.host.replay import Stage
+
 ROOT = Path(__file__).resolve().parent.parent
-# Plugins that no scenario asks for. The last two take half of the start of a pytest process, of
+# Plugins that no scenario asks for. The second takes a third of the start of a pytest process, of
 # which a comparison has four.
-WITHOUT = ("-p", "no:randomly", "-p", "no:hypothesispytest", "-p", "no:anyio")
+WITHOUT = ("-p", "no:randomly", "-p", "no:hypothesispytest")
 EPOCH = 1_700_000_000.0  # unix seconds; each event is written a second after the one before
 
 
@@ -188,9 +192,9 @@ class Host:
         self.replay = Replay(config)
         if "RIG_ALONE" in os.environ:
             print(f"RIG_PID={os.getpid()}")
-        self.events: Iterator[Any] = Cluster(config, self.replay.facts()).events()
+        self.events: Iterator[Event] = Cluster(config, self.replay.facts()).events()
 
-    def stream(self) -> Iterator[Any]:
+    def stream(self) -> Iterator[Event]:
         """The events, without the first of the kind that RIG_CUT names; each is a line of the file
         that RIG_EVENTS names.
         """
@@ -200,8 +204,8 @@ class Host:
                 continue
             if "RIG_EVENTS" in os.environ:
                 line = {
-                    "kind": event.kind,
-                    "data": event.data,
+                    **event.to_message(),
+                    "v": 1,
                     "seq": event.seq,
                     "writer": event.writer,
                     "t": EPOCH + event.seq,
@@ -210,15 +214,32 @@ class Host:
                     file.write(json.dumps(line) + "\n")
             yield event
 
+    def follow(self, stage: Stage) -> None:
+        """Replay events until the replay has come to `stage`, as the real host does."""
+        from pytest_gpu_cluster.host.replay import Stage
+
+        stream = self.stream()
+        while self.replay.stage < stage and (event := next(stream, None)) is not None:
+            self.replay.event(event)
+        if stage is Stage.ENDED:
+            self.replay.conclude()
+        elif self.replay.must_end:
+            self.follow(Stage.ENDED)
+
     def pytest_collection(self, session: pytest.Session) -> bool:
-        self.replay.collect(self.stream(), session)
+        from pytest_gpu_cluster.host.replay import Stage
+
+        self.replay.begin(session)
+        self.follow(Stage.RUNNING)
         return True
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        self.replay.run(self.stream(), session)
+        from pytest_gpu_cluster.host.replay import Stage
+
+        self.follow(Stage.ENDED)
         return True
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         self.events.close()  # type: ignore[attr-defined]
-        self.replay.finish(session)
+        self.replay.finalize(session)

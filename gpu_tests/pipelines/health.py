@@ -52,6 +52,7 @@ def product_error(dtype: torch.dtype, side: int, device: torch.device, *, seed: 
 
 
 def product_tflops(dtype: torch.dtype, side: int, device: torch.device) -> float:
+    """Return the speed of a product of two matrices of this side, in 10^12 operations a second."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / seconds(lambda: a @ b, device) / 1e12
 

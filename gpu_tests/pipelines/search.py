@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import ray
 import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -209,6 +210,30 @@ def trial_costs(trials: Sequence[Config], grid: tune.ResultGrid) -> list[Cost[Co
             seconds=float(table["time_total_s"].iloc[-1]),
         )
     return [costs[index] for index in range(len(trials))]
+
+
+def search_tiles(
+    tiles: Tiles, space: Space, *, storage: str, device: torch.device, gpus: float = 0.5
+) -> list[Cost[Trial]]:
+    """Search the space by the losses on these tiles; return the cost of each trial, in order."""
+    reference = ray.put(tiles)  # one copy for all trials
+    return search(
+        lambda trial: loss_curve(
+            ray.get(reference), trial, seed=space.seed, epochs=space.epochs, device=device
+        ),
+        space.trials,
+        epochs=space.epochs,
+        storage=storage,
+        gpus=gpus,
+    )
+
+
+def full_grid(tiles: Tiles, space: Space, device: torch.device) -> list[list[float]]:
+    """Return the losses of every trial with all its epochs, computed in this process."""
+    return [
+        list(loss_curve(tiles, trial, seed=space.seed, epochs=space.epochs, device=device))
+        for trial in space.trials
+    ]
 
 
 def best_trial(costs: Sequence[Cost[Config]]) -> Cost[Config]:

@@ -21,7 +21,7 @@ from pytest_gpu_cluster.publish.links import link
 from pytest_gpu_cluster.report import junit, render
 from pytest_gpu_cluster.report.from_record import RecordedEvents, recorded_delta
 from pytest_gpu_cluster.report.model import Report, ReportContext
-from pytest_gpu_cluster.report.sinks import SinkContext, Sinks
+from pytest_gpu_cluster.report.sinks import Closing, SinkContext, Sinks
 
 RECENT = 300  # sessions that are looked through for those of a build …
 RECENT_S = 86_400.0  # … and not older than this
@@ -48,16 +48,21 @@ def report_sessions(
         ]
     reports: list[tuple[Mapping[str, object], str]] = []
     for name in sessions:
-        report, lines = report_session(
+        report, closing = report_session(
             SessionRecord(store, name),
             settings=settings,
             environ=os.environ,
             root=root,
             publish_it=publish_it,
         )
+        for line in closing.output:
+            _to_stderr(line)  # a host reads both streams, and the answer is on the other
         if junitxml:
             _write_junit(Path(junitxml), report, strict=settings.junit_strict)
-        text = [render.markdown(report, limit=1_000_000), *(f"gpu-cluster: {x}" for x in lines)]
+        text = [
+            render.markdown(report, limit=1_000_000),
+            *(f"gpu-cluster: {x}" for x in closing.lines),
+        ]
         reports.append((render.as_json(report), "\n".join(text)))
     return reports
 
@@ -69,8 +74,8 @@ def report_session(
     environ: Mapping[str, str],
     root: Path,
     publish_it: bool,
-) -> tuple[Report, tuple[str, ...]]:
-    """Return the report of a session as far as the store has it, and lines for the terminal.
+) -> tuple[Report, Closing]:
+    """Return the report of a session as far as the store has it, and what its sinks said.
 
     `publish_it`: with the files and requests that its client would have made; without, nothing is written or sent.
     """
@@ -88,15 +93,13 @@ def report_session(
     for event in events:
         sinks.event(event)
     if not final:
-        return sinks.current(), ()
+        return sinks.current(), Closing()
     ending, compared = events.ending(), recorded_delta(summary)
     report = sinks.report(ending, compared=compared)
     if not publish_it:
-        return report, ()
+        return report, Closing()
     closing = sinks.finish(ending, compared=compared)
-    for line in closing.output:
-        print(line, file=sys.stderr)  # a host reads both streams, and the answer is on the other
-    return replace(report, troubles=closing.troubles), closing.lines
+    return replace(report, troubles=closing.troubles), closing
 
 
 def _context(

@@ -91,7 +91,7 @@ def agent_of(cluster: str) -> int:
 
 def keeper_of(cluster: str) -> int:
     """The child of the guard: both have the same command line."""
-    guard = pid_of(cluster, "pytest_gpu_cluster.node.keeper")
+    guard = pid_of(cluster, "pytest_gpu_cluster.node.guard")
     return next(
         int(pid) for pid in Path(f"/proc/{guard}/task/{guard}/children").read_text().split()
     )

@@ -12,7 +12,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_gpu_cluster.contract.journal import JournalReader
+from pytest_gpu_cluster.contract.journal_reader import JournalReader
 from pytest_gpu_cluster.contract.store import Store
 from tests.acceptance.processes import INTERNAL, eventually
 from tests.replay_rig import WITHOUT

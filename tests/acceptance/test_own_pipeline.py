@@ -60,6 +60,20 @@ def step_with(command: str, repository: Path) -> dict[str, Any]:
     return dict(step)
 
 
+def test_every_night_runs_what_a_change_leaves_out(repository: Path) -> None:
+    """A slow test that no pipeline runs is a test that fails for months."""
+    pipelines = yaml.safe_load((repository / "bitbucket-pipelines.yml").read_text())["pipelines"]
+    makefile = (repository / "Makefile").read_text()
+    own, full = (
+        re.findall(rf"^{target}:.*\n\t(.+)$", makefile, re.MULTILINE)
+        for target in ("test-own", "test-full")
+    )
+
+    (nightly,) = [entry["step"]["script"] for entry in pipelines["custom"]["nightly"]]
+    assert nightly == ["make test-full"]
+    assert own == [f"{full[0]} -m 'not slow'"]
+
+
 def run(lines: list[str], clone: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """As Pipelines runs them: one shell, which ends with the first command that fails."""
     return subprocess.run(
@@ -74,6 +88,7 @@ def run(lines: list[str], clone: Path, environ: dict[str, str]) -> subprocess.Co
     )
 
 
+@pytest.mark.slow  # it makes the smoke tests of `make test` a second time
 def test_the_smoke_step_tells_its_pull_request(repository: Path, clone: Path) -> None:
     """We do as we ask of others: the step's own lines suffice, and Bitbucket shows the session."""
     step = step_with("make test-smoke", repository)

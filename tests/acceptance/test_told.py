@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from pytest_gpu_cluster import options
-from pytest_gpu_cluster.reporting import Reporting, from_record
+from pytest_gpu_cluster.contract.record import SessionRecord
+from pytest_gpu_cluster.report.model import Report
+from pytest_gpu_cluster.report_command import report_session
 from tests.acceptance.processes import eventually
 from tests.acceptance.project import Project, Ran
 from tests.hosts import (
@@ -150,6 +152,11 @@ SCENES = {
     "fork": Scene(FAILURES, fork=True),
 }
 
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "3000_failures" else name
+    for name in SCENES
+]
+
 
 def play(project: Project, scene: Scene) -> Ran:
     """The session, on a machine that is no CI: its record is then told to each host in turn."""
@@ -185,7 +192,7 @@ def played(
 
 def tell(
     project: Project, session: str, environ: dict[str, str]
-) -> tuple[Reporting, list[str], list[str]]:
+) -> tuple[Report, list[str], list[str]]:
     """Tell a host of a session that is in the store.
 
     Returns the lines for the terminal and those for the host's runner.
@@ -197,19 +204,14 @@ def tell(
         **environ,
     }
     settings = options.read_settings(project.root / "pyproject.toml", profile=None, environ=environ)
-    commands: list[str] = []
-    reporting = from_record(
-        session,
+    report, closing = report_session(
+        SessionRecord(project.opened(), session),
         settings=settings,
         environ=environ,
         root=project.root,
-        store=project.opened(),
         publish_it=True,
-        echo=commands.append,
     )
-    lines = reporting.tell()
-    reporting.close()
-    return reporting, lines, commands
+    return report, list(closing.lines), list(closing.output)
 
 
 def normal(value: Any, project: Project, session: str) -> Any:
@@ -270,7 +272,7 @@ def requests_of(host: Any) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", NAMES)
 def test_bitbucket_is_told(name: str, played: Callable[[str], tuple[Project, Ran]]) -> None:
     """The report, the annotations, the status and the comment of each kind of end, as they were
     once looked at.
@@ -283,7 +285,7 @@ def test_bitbucket_is_told(name: str, played: Callable[[str], tuple[Project, Ran
         token="bb-0123456789",
         email="ci@acme.example",
     ) as host:
-        reporting, lines, commands = tell(
+        report, lines, commands = tell(
             project,
             ran.session,
             host.environ(token=not SCENES[name].fork, clone_dir=str(project.root)),
@@ -291,13 +293,13 @@ def test_bitbucket_is_told(name: str, played: Callable[[str], tuple[Project, Ran
         content = {"requests": requests_of(host), "terminal": lines, "runner": commands}
 
     assert host.refused == []
-    assert ran.code == SCENES[name].exitstatus == reporting.report.exit_code, ran.out
+    assert ran.code == SCENES[name].exitstatus == report.exit_code, ran.out
     assert SECRET not in json.dumps(content)
     assert "bb-0123456789" not in json.dumps(content)
     check(name, "bitbucket", normal(content, project, ran.session))
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", NAMES)
 def test_github_is_told(
     name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path
 ) -> None:
@@ -327,7 +329,7 @@ def test_github_is_told(
     check(name, "github", normal(content, project, ran.session))
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", NAMES)
 def test_gitlab_is_told(
     name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path
 ) -> None:
@@ -352,7 +354,7 @@ def test_gitlab_is_told(
     check(name, "gitlab", normal(content, project, ran.session))
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", NAMES)
 def test_junit_of_each_end_is_read_right_by_every_reader(
     name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path
 ) -> None:

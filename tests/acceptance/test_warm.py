@@ -327,7 +327,7 @@ import shipped
 
 def test_where():
     assert os.path.samefile(os.path.dirname(shipped.WHERE), "src/shipped"), shipped.WHERE
-    assert "gpu-cluster-" in shipped.WHERE
+    assert "/s/" in shipped.WHERE and "/tree/" in shipped.WHERE, shipped.WHERE
 """
     )
     (lone.root / "src" / "shipped").mkdir(parents=True)
@@ -411,6 +411,7 @@ def users_ray(tmp_path: Path) -> Iterator[UsersRay]:
     subprocess.run(["rm", "-rf", str(directory)], check=True)
 
 
+@pytest.mark.slow  # three nodes of Ray
 def test_a_users_own_ray_is_left_alone_and_a_bare_init_joins_ours(
     lone: Project, users_ray: UsersRay
 ) -> None:

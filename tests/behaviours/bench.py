@@ -258,7 +258,7 @@ class Bench:
         write(self.project, without_addresses(scenario.files))
 
     def argv(self, *args: str) -> list[str]:
-        return [sys.executable, "-m", "pytest", *WITHOUT, *args]
+        return [sys.executable, "-m", "pytest", *WITHOUT, "-p", "no:anyio", *args]
 
     def run_plain(self, scenario: Scenario, args: tuple[str, ...]) -> Outcome:
         finished = subprocess.run(
@@ -314,7 +314,7 @@ class Bench:
 
     def events(self, outcome: Outcome) -> list[dict[str, Any]]:
         """Return the events in the record of a run."""
-        from pytest_gpu_cluster.contract.journal import JournalReader
+        from pytest_gpu_cluster.contract.journal_reader import JournalReader
         from pytest_gpu_cluster.contract.store import Store
 
         return [

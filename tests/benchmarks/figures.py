@@ -320,7 +320,7 @@ def memory(lab: Lab, rounds: int) -> list[Row]:
             "agent_peak_mib_20000",
             "MiB",
             [ours.agent_peak_mib],
-            note="Ray and torch, shared with the template, included",
+            note="Ray and torch, shared with the fork server, included",
         ),
     ]
 

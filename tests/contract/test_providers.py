@@ -32,7 +32,7 @@ from pytest_gpu_cluster.providers import (
     provider_class,
 )
 from pytest_gpu_cluster.providers.local import LocalProvider
-from tests.acceptance.conftest import eventually
+from tests.acceptance.processes import eventually
 from tests.conftest import RunPython
 from tests.contract.directories import DirectoryProvider
 

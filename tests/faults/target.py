@@ -214,13 +214,14 @@ class Run:
 
 def recorded_tests(folder: Path) -> set[str]:
     """Return the tests that the sessions of a store report as finished."""
-    from pytest_gpu_cluster.contract.journal import JournalReader
+    from pytest_gpu_cluster.contract.events import TestFinished
+    from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
     from pytest_gpu_cluster.contract.store import Store
 
     store = Store.open(str(folder), base=folder.parent)
     return {
-        event["nodeid"].rpartition("::")[2]
-        for session in {key.split("/")[1] for key in store.list("sessions/")}
-        for event in JournalReader(store, f"sessions/{session}/events").poll()
-        if event["kind"] == "test_finished"
+        event.nodeid.rpartition("::")[2]
+        for session in session_ids(store)
+        for event in SessionRecord(store, session).reader().poll()
+        if isinstance(event, TestFinished)
     }

@@ -207,7 +207,7 @@ def test_a_bigger_demand_is_not_starved_by_smaller_ones(small: int, gpus: int) -
 
 
 def test_draining_ends_idle_processes_and_gives_the_others_nothing() -> None:
-    """What runs may end; only then are the devices of the bigger demand free."""
+    """A running test may end; only then are the devices of the bigger demand free."""
     tests = [case(0, TWO), case(1, ONE), case(2, ONE)]
     workers = [view("gw0", ONE, Stage.IDLE), view("gw1", ONE, Stage.RUNNING, [case(3, ONE)])]
     decisions = admission.decide(situation(tests, workers, free={"a": 0.0}, capacity={"a": 2.0}))
@@ -236,6 +236,18 @@ def test_a_lost_test_goes_to_another_node_than_the_one_that_lost_it() -> None:
 
     assert [d.tests[0].index for d in decisions if isinstance(d, Give)] == [1, 0]
     assert [d.devices for d in opened if isinstance(d, Open)] == [{"b": 1.0}]
+
+
+def test_a_lost_test_goes_back_where_no_other_node_has_its_devices() -> None:
+    """It would wait for ever, and every smaller test with it."""
+    burnt = replace(case(0, TWO), avoid={"a"})
+    opened = admission.decide(situation([burnt], free={"a": 2.0, "b": 1.0}))
+    waits = admission.decide(
+        situation([burnt], free={"a": 2.0, "b": 1.0}, capacity={"a": 2.0, "b": 2.0})
+    )
+
+    assert [d.devices for d in opened if isinstance(d, Open)] == [{"a": 2.0}]
+    assert waits == []
 
 
 def test_a_process_without_a_use_is_ended_before_it_is_up() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_gpu_cluster.agent.arrivals import Arrivals
 from pytest_gpu_cluster.agent.cases import Resources
 from pytest_gpu_cluster.agent.crash import crash_text, without_our_frames
 from pytest_gpu_cluster.agent.limits import START_LIMIT_S, STOP_GRACE_S, TimeLimits
@@ -22,8 +23,7 @@ from pytest_gpu_cluster.agent.node_answer import NodeAnswer
 from pytest_gpu_cluster.agent.plan import Backlog, Case, Demand
 from pytest_gpu_cluster.agent.processes import Launcher
 from pytest_gpu_cluster.agent.ray_cluster import Cluster
-from pytest_gpu_cluster.agent.selection import Selection
-from pytest_gpu_cluster.agent.selection import Stage as SelectionStage
+from pytest_gpu_cluster.agent.selection import Selection, SelectionStage
 from pytest_gpu_cluster.agent.state import SessionState
 from pytest_gpu_cluster.agent.worker import Stage, Worker
 from pytest_gpu_cluster.agent.workers import Workers
@@ -125,9 +125,9 @@ class Parts:
         self.record = SessionRecord(store, SESSION)
         journal = self.record.writer("agent")
         self.state = SessionState(self.record, journal, self.spec.request.limits, {})
-        arrivals: queue.SimpleQueue[object] = queue.SimpleQueue()
-        cluster = Cluster(self.spec, arrivals, {})  # type: ignore[arg-type]  # nothing arrives
-        launcher = Launcher(self.spec, self.state, cluster, arrivals)  # type: ignore[arg-type]  # as above
+        arrivals: Arrivals = queue.SimpleQueue()
+        cluster = Cluster(self.spec, arrivals, {})
+        launcher = Launcher(self.spec, self.state, cluster, arrivals)
         self.workers = Workers(self.spec, self.state, cluster, launcher)
         self.selection = Selection(self.state, launcher)
         self.tests = [case(index) for index in range(tests)]
@@ -287,6 +287,7 @@ def test_a_process_that_does_not_start_is_tried_again_while_a_machine_may_be_the
 
 def test_a_process_that_refuses_to_start_ends_the_session_with_its_words(parts: Parts) -> None:
     """Every other process would refuse the same arguments."""
+    parts.state.collected = True
     messages = [UsageError(text="unknown option --x"), Exit(status=4)]
     parts.workers.on_messages(parts.worker, messages)
 
@@ -316,7 +317,7 @@ def test_a_process_that_is_not_up_in_time_counts_as_lost(parts: Parts) -> None:
     assert parts.state.damage == "it was not ready after 300 s"
 
 
-# --- what is said of a test -----------------------------------------------------------------------
+# --- events of a test -----------------------------------------------------------------------------
 
 
 def test_a_start_is_published_once_and_before_what_the_test_writes(parts: Parts) -> None:
@@ -401,7 +402,7 @@ def test_tests_that_are_just_not_run_get_no_outcome(parts: Parts, reason: StopRe
 
 
 def test_the_first_reason_to_stop_is_the_reason(parts: Parts) -> None:
-    """What follows is a consequence of it."""
+    """Anything that follows is a consequence of it."""
     parts.run(parts.tests[0])
     parts.workers.on_messages(parts.worker, [Interrupted(text="!!! exit !!!", exit=True)])
     parts.state.end(StopReason.LIMIT, "too late")
@@ -477,7 +478,7 @@ def test_a_selection_that_dies_a_second_time_ends_the_session(
     assert parts.state.stop_message == "crash: SIGSEGV before any file was collected"
 
 
-# --- what is read from others ---------------------------------------------------------------------
+# --- texts of others ------------------------------------------------------------------------------
 
 
 def test_a_secret_that_is_a_word_of_events_masks_nothing(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_what_a_process_leaves_behind_ends_with_it(keeper: Keeper) -> None:
 
 @pytest.mark.parametrize("way", ["order", "owner is gone", "supervisor is killed"])
 def test_the_tree_ends_whoever_dies(keeper: Keeper, way: str) -> None:
-    """A lease is the only right to exist: an order, a lost owner, a lost supervisor end the tree."""
+    """A lease is the only right to exist: its end, its owner's, its supervisor's end the tree."""
     opened = lease(keeper, "forever")
     until(opened, "said")
     assert any("sleep 4711" in line for line in below(keeper.pid))

@@ -133,7 +133,7 @@ def _openings(situation: Situation) -> tuple[list[Open], Demand | None]:
     demands = backlog.demands()
     for demand in demands:
         count, target = _processes(situation, demand)
-        avoid = backlog.front(demand, 1)[0].avoid
+        avoid = _avoidable(situation, backlog.front(demand, 1)[0])
         while count < target:
             devices = _claim(demand, free, avoid=avoid)
             if devices is None and not count:
@@ -143,6 +143,12 @@ def _openings(situation: Situation) -> tuple[list[Open], Demand | None]:
             openings.append(Open(demand=demand, devices=devices))
             count += 1
     return openings, None
+
+
+def _avoidable(situation: Situation, test: Case) -> Collection[str]:
+    """Return the nodes that lost the test; none when no other node will ever have its devices."""
+    fitting = {node for node, count in situation.capacity.items() if count >= test.demand.gpus}
+    return test.avoid if fitting - test.avoid else ()
 
 
 def _processes(situation: Situation, demand: Demand) -> tuple[int, int]:

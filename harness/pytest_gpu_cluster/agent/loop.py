@@ -33,7 +33,7 @@ from pytest_gpu_cluster.agent.plan import Demand
 from pytest_gpu_cluster.agent.processes import SELECTING, Launcher, tree_root
 from pytest_gpu_cluster.agent.ray_cluster import Cleanup, Cluster
 from pytest_gpu_cluster.agent.reservations import SHOWN_ID
-from pytest_gpu_cluster.agent.selection import Selection, Stage
+from pytest_gpu_cluster.agent.selection import Selection, SelectionStage
 from pytest_gpu_cluster.agent.state import SessionState
 from pytest_gpu_cluster.agent.worker import Worker
 from pytest_gpu_cluster.agent.workers import Workers
@@ -81,7 +81,7 @@ class Agent:
                 self._handle(self._arrivals.get(timeout=TICK_S))
                 while True:
                     self._handle(self._arrivals.get_nowait())
-            if self.state.stop is None and self._selection.stage is Stage.COLLECTING:
+            if self.state.stop is None and self._selection.stage is SelectionStage.COLLECTING:
                 if self._cluster.ready and not opened_early:
                     opened_early = True
                     self._open_early()
@@ -205,9 +205,9 @@ class Agent:
         state, selection = self.state, self._selection
         if state.backlog or any(worker.result is None for worker in state.workers):
             return False
-        if selection.stage is Stage.COLLECTING and state.stop is None:
+        if selection.stage is SelectionStage.COLLECTING and state.stop is None:
             return False
-        if selection.stage is Stage.ENDED:
+        if selection.stage is SelectionStage.ENDED:
             return not state.workers  # their files may still be on their way to the store
         selection.finish()
         return False

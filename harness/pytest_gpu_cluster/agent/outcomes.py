@@ -28,23 +28,12 @@ class Outcomes:
         """Seconds per test so far; None before the first."""
         return self._total_s / len(self.seconds) if self.seconds else None
 
-    def commit(self, test: Case, message: Finished, *, worker: str) -> None:
+    def commit(self, test: Case, report: Finished, *, worker: str) -> None:
         """Add the report of the test's own process, unless the test has an outcome already."""
-        if test.index in self.seconds:
-            return
-        self._total_s += message.duration_s
-        self._add(
-            TestFinished(
-                nodeid=test.nodeid,
-                index=test.index,
-                attempt=test.attempt,
-                worker=worker,
-                records=message.records,
-                duration_s=message.duration_s,
-                paths=message.paths,
-            )
-        )
-        self.count(message.records)
+        if test.index not in self.seconds:
+            self._total_s += report.duration_s
+            self._add(test, report, worker, None)
+            self.count(report.records)
 
     def fail(
         self,
@@ -62,17 +51,10 @@ class Outcomes:
         records = crash_records(
             test.nodeid, test.location, when=when, text=text, duration_s=duration_s
         )
-        self._add(
-            TestFinished(
-                nodeid=test.nodeid,
-                index=test.index,
-                attempt=test.attempt,
-                worker=worker,
-                records=records,
-                duration_s=duration_s,
-                failure_class=failure_class,
-            )
+        report = Finished(
+            nodeid=test.nodeid, attempt=test.attempt, records=records, duration_s=duration_s
         )
+        self._add(test, report, worker, failure_class)
         if failure_class.of_tests:
             self.count(records)
         else:
@@ -84,9 +66,21 @@ class Outcomes:
             if record["kind"] == "report":
                 self.failures += record["report"]["outcome"] == "failed"
 
-    def _add(self, outcome: TestFinished) -> None:
-        if outcome.index is not None:
-            self.seconds[outcome.index] = outcome.duration_s
-        self._append(outcome)
+    def _add(
+        self, test: Case, report: Finished, worker: str, failure_class: FailureClass | None
+    ) -> None:
+        self.seconds[test.index] = report.duration_s
+        self._append(
+            TestFinished(
+                nodeid=test.nodeid,
+                index=test.index,
+                attempt=test.attempt,
+                worker=worker,
+                records=report.records,
+                duration_s=report.duration_s,
+                paths=report.paths,
+                failure_class=failure_class,
+            )
+        )
         if self.wants_reports:
-            self.feedback.append(outcome.records)
+            self.feedback.append(report.records)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeAlias
@@ -122,19 +122,19 @@ class Backlog:
         tests: Iterable[Case] = self._groups[demand].tests if demand in self._groups else ()
         return (test for test in tests if test.index not in planned) if planned else iter(tests)
 
-    def remove(self, tests: Collection[Case]) -> None:
+    def remove(self, tests: Sequence[Case]) -> None:
         """Remove tests of one demand that wait near the front; the others keep their order."""
         indices = {test.index for test in tests}
-        for demand in {test.demand for test in tests}:
-            group, others = self._groups[demand], []
-            while indices and group.tests:
-                test = group.tests.popleft()
-                if test.index in indices:
-                    indices.remove(test.index)
-                    group.count(test, -1)
-                else:
-                    others.append(test)
-            group.tests.extendleft(reversed(others))
+        group = self._groups[tests[0].demand]
+        others: list[Case] = []
+        while indices:
+            test = group.tests.popleft()
+            if test.index in indices:
+                indices.remove(test.index)
+                group.count(test, -1)
+            else:
+                others.append(test)
+        group.tests.extendleft(reversed(others))
 
     def put_back(self, tests: Iterable[Case]) -> None:
         """Let tests wait again: before all others, in this order."""

@@ -35,7 +35,7 @@ STREAMS = {1: "out", 2: "err"}
 REPORTS_AT_ONCE = 200  # tests whose reports travel in one message
 
 
-class Stage(Enum):
+class SelectionStage(Enum):
     """The stages of the selecting process."""
 
     COLLECTING = auto()
@@ -51,7 +51,7 @@ class Selection:
         self._state, self._launcher = state, launcher
         self._lease: Lease | None = None
         self._collecting = ""  # the file that is being imported
-        self.stage = Stage.COLLECTING
+        self.stage = SelectionStage.COLLECTING
         self.result = Done(exitstatus=None)
 
     def start(self) -> None:
@@ -83,8 +83,8 @@ class Selection:
     def _take_items(self, message: Collected, resources: Resources) -> None:
         """Plan the collected tests; those that this cluster can never run are errors."""
         state = self._state
-        if self.stage is Stage.COLLECTING:
-            self.stage = Stage.COLLECTED
+        if self.stage is SelectionStage.COLLECTING:
+            self.stage = SelectionStage.COLLECTED
         cases = cases_of(message.items, resources, state.history)
         state.collected, state.tests = True, cases.tests
         if not message.run:
@@ -101,17 +101,17 @@ class Selection:
             state.discard(cases.runnable)
 
     def _on_done(self, message: Done) -> None:
-        if self.stage is Stage.COLLECTING:
+        if self.stage is SelectionStage.COLLECTING:
             self._state.end(StopReason.NOTHING_TO_RUN, "nothing to run")
-        self.stage, self.result = Stage.ENDED, message
+        self.stage, self.result = SelectionStage.ENDED, message
 
     def _on_exit(self, ending: Exit) -> None:
         """Start again after a crash in an imported file; any other crash ends the session."""
         self._lease = None
-        if self.stage is Stage.ENDED:
+        if self.stage is SelectionStage.ENDED:
             return
         state, path = self._state, self._collecting
-        first = self.stage is Stage.COLLECTING and path and path not in state.crashed_files
+        first = self.stage is SelectionStage.COLLECTING and path and path not in state.crashed_files
         if first and state.stop is None:
             text = crash_text(ending, f"while {path} was imported")
             state.crashed_files[path] = with_last_output(text, ending)
@@ -119,18 +119,18 @@ class Selection:
             self.start()
             return
         place = "before any file was collected"
-        if self.stage is not Stage.COLLECTING:
+        if self.stage is not SelectionStage.COLLECTING:
             place = "while the session was being finished"
-        self.stage = Stage.ENDED
+        self.stage = SelectionStage.ENDED
         text = crash_text(ending, place)
         state.journal.append(InternalError(text=with_last_output(text, ending)))
         state.end(StopReason.CRASH, text)
 
     def finish(self) -> None:
         """Tell the process how the tests ended, once, so that the user's hooks see it."""
-        if self.stage not in (Stage.COLLECTING, Stage.COLLECTED):
+        if self.stage not in (SelectionStage.COLLECTING, SelectionStage.COLLECTED):
             return
-        self.stage = Stage.FINISHING
+        self.stage = SelectionStage.FINISHING
         state, feedback = self._state, self._state.outcomes.feedback
         for start in range(0, len(feedback), REPORTS_AT_ONCE):
             self.send(ShowReports(tests=feedback[start : start + REPORTS_AT_ONCE]))

@@ -24,7 +24,8 @@ from pytest_gpu_cluster.contract.errors import StoreError
 from pytest_gpu_cluster.contract.events import Event, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
 from pytest_gpu_cluster.contract.fields import JsonObject, Noun, alias
-from pytest_gpu_cluster.contract.journal import JournalReader, JournalWriter
+from pytest_gpu_cluster.contract.journal import JournalWriter
+from pytest_gpu_cluster.contract.journal_reader import JournalReader
 from pytest_gpu_cluster.contract.request import VERSION, SessionRequest
 from pytest_gpu_cluster.contract.store import Store
 

@@ -61,7 +61,7 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """Why a session ends that its agent has not ended. Code decides by `kind`, not by the text."""
+    """The end of a session that its agent has not ended. Code decides by `kind`, not by text."""
 
     kind: KeeperStop
     message: str

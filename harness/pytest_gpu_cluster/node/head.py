@@ -88,9 +88,9 @@ class Head:
     def _take_session(self) -> None:
         """Lend the cluster to the first session that offers itself."""
         for name in self.cluster.offers():
-            taken = self.cluster.decide(name, taken=True)
+            decided = self.cluster.decide(name, taken=True)
             self.cluster.remove_offer(name)
-            if taken:
+            if decided:
                 self._begin(SessionRecord(self.node.store, name))
                 return
 

@@ -52,7 +52,7 @@ class Stage(Enum):
 
 
 class Duty(Protocol):
-    """What a node does beside running its processes; of the head and of the others."""
+    """The task of a node beside its two processes: that of the head, or of the others."""
 
     @property
     def busy(self) -> bool:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 import statistics
 
-import ray
 import torch
 
 from gpu_tests import fetch
 from gpu_tests.pipelines.search import (
     REDUCTION,
-    Cost,
     Space,
-    Trial,
     best_trial,
     epochs_saved,
-    loss_curve,
-    search,
+    full_grid,
+    search_tiles,
 )
-from gpu_tests.pipelines.tiles import Tiles, decode_table, read_table
+from gpu_tests.pipelines.tiles import decode_table, read_table
 from tests.benchmarks.measures.lab import Lab, ray_cluster
 from tests.benchmarks.ratios import Figure, Ways, make_figure
 
@@ -31,12 +28,13 @@ def early_termination(lab: Lab) -> list[Figure]:
     fetch.fetch(fetch.DEEPFOREST, fetch.DATA, fetch.cache_folder(os.environ))
     tiles = decode_table(read_table(fetch.DATA / "tiles.parquet").slice(0, 90))
     space = Space.read()
-    grid = [
-        list(loss_curve(tiles, trial, seed=space.seed, epochs=space.epochs, device=CPU))
-        for trial in space.trials
-    ]
+    grid = full_grid(tiles, space, CPU)
+    storage = f"file://{lab.scratch}/tune"
     with ray_cluster(lab.scratch / "ray", {}):
-        searches = [search_tiles(lab, tiles, space, number) for number in range(lab.rounds)]
+        searches = [
+            search_tiles(tiles, space, storage=f"{storage}-{number}", device=CPU)
+            for number in range(lab.rounds)
+        ]
     lowest = min(min(losses) for losses in grid)
     regret = statistics.median(best_trial(costs).best - lowest for costs in searches)
     shares = [epochs_saved(costs, space.epochs) for costs in searches]
@@ -57,19 +55,6 @@ def early_termination(lab: Lab) -> list[Figure]:
             note=f"48 configurations × 32 epochs; loss of the best over the grid's: {regret:.4f}",
         )
     ]
-
-
-def search_tiles(lab: Lab, tiles: Tiles, space: Space, number: int) -> list[Cost[Trial]]:
-    """Search the space once on Ray Tune."""
-    reference = ray.put(tiles)
-    return search(
-        lambda trial: loss_curve(
-            ray.get(reference), trial, seed=space.seed, epochs=space.epochs, device=CPU
-        ),
-        space.trials,
-        epochs=space.epochs,
-        storage=f"file://{lab.scratch}/tune-{number}",
-    )
 
 
 def halve_in_rounds(grid: list[list[float]], epochs: int) -> int:

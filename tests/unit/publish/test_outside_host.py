@@ -19,34 +19,11 @@ from pytest_gpu_cluster.publish.sender import BackgroundSender
 from tests.conftest import RunPython
 from tests.unit.publish.rig import BITBUCKET, as_ended
 
-ACME = """
-from pytest_gpu_cluster.contract.request import CI
-from pytest_gpu_cluster.publish import Publisher, Target
-from pytest_gpu_cluster.publish.exchange import Endpoint, Request
-
-
-class Acme(Publisher):
-    name = "Acme CI"
-    api_variable = "ACME_API"
-
-    def __init__(self, ci, settings, environ):
-        super().__init__(ci, settings, environ)
-        self.endpoints["token"] = Endpoint(base=ci.api)
-
-    @classmethod
-    def detect(cls, environ, read):
-        if "ACME_BUILD" not in environ:
-            return None
-        return CI(host="acme", api=cls.api(environ), build=environ["ACME_BUILD"])
-
-    def finished(self, report):
-        def exchange():
-            path = f"/builds/{self.ci.build}"
-            yield Request(method="PUT", path=path, body={"verdict": report.verdict})
-
-        return [Target("build page", exchange())]
-"""
+# The module in the documentation is the one that is tested.
+DOCUMENTATION = (Path(__file__).parents[3] / "docs" / "ci.md").read_text("utf-8")
+ACME = DOCUMENTATION.partition("```python\n")[2].partition("```")[0]
 BROKEN = "raise ImportError('made for another version')"
+RAISING = ACME.replace("return None", "raise ImportError('made for another version')")
 BUILD = {"CI": "true", "ACME_BUILD": "7"}
 
 
@@ -156,12 +133,13 @@ def test_another_host_does_not_recognise_the_environment_of_others(site: Path) -
     assert ci.host == "other"
 
 
-def test_a_host_that_cannot_be_imported_is_skipped_with_a_warning(site: Path) -> None:
+@pytest.mark.parametrize("source", [BROKEN, RAISING], ids=["import", "detect"])
+def test_a_host_that_raises_is_skipped_with_a_warning(site: Path, source: str) -> None:
     """A warning names it, and the run goes on: reporting is no reason to break one."""
-    install(site, BROKEN)
+    install(site, source)
 
     with pytest.warns(UserWarning, match=r"acme_ci:Acme is skipped: ImportError: made for another"):
-        ci = detect(BUILD)
+        ci = detect({"CI": "true"})
 
     assert ci is not None
     assert ci.host == "other"
