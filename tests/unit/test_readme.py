@@ -1,4 +1,6 @@
-"""What the README says is there: its commands, its settings with their defaults, its links, its figures."""
+"""What the README says is there: its commands, its settings with their defaults, its links, its
+figures.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ def rows_below(heading: str) -> list[list[str]]:
 
 
 def test_every_setting_is_in_the_table() -> None:
-    """A key that is not there does not exist for a reader; one that is only there does not exist at all."""
+    """A key that is not there does not exist for a reader; one that is only there does not exist at
+    all.
+    """
     shown = [cells[0].strip("`") for cells in rows_below("Settings")]
     fields = [field.name.replace("_", "-") for field in dataclasses.fields(Settings)]
     fields.remove("provider-settings")
