@@ -25,7 +25,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "clusters": ("environment", "providers", "contract"),
     "options": ("contract",),
     "environment": (),
-    "fixtures": (),
+    "fixtures": ("contract",),
     "host": ("contract",),
     "bundle": ("contract", "node.unpack"),
     "report": ("contract",),
