@@ -1,7 +1,8 @@
-"""Replay without a cluster: real workers as plain subprocesses, a trivial scheduler, and a throw-away plugin.
+"""Replay without a cluster: real workers as subprocesses, a trivial scheduler, a throw-away plugin.
 
-`compare(scenario, tmp_path)` runs plain pytest and the replayed pytest on the same files and returns both outcomes, normalised, so
-that a test can say they are equal. The shipped tree lies at another absolute path, as on a real node.
+`compare(scenario, tmp_path)` runs plain pytest and the replayed pytest on the same files and
+returns both outcomes, normalised, so that a test can say they are equal. The shipped tree lies at
+another absolute path, as on a real node.
 """
 
 from __future__ import annotations
@@ -17,15 +18,48 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
+from pytest_gpu_cluster.contract.events import (
+    Collected,
+    Event,
+    InternalError,
+    Interrupted,
+    LateRecords,
+    Message,
+    Output,
+    SessionFinished,
+    TestFinished,
+    TestStarted,
+)
+from pytest_gpu_cluster.contract.failures import FailureClass
+from pytest_gpu_cluster.contract.messages import (
+    Done,
+    Exit,
+    Finished,
+    FinishSession,
+    Order,
+    PhaseStarted,
+    Ready,
+    RunTests,
+    ShowReports,
+    Started,
+    StopRunning,
+    TestOrder,
+    decode,
+    encode,
+)
+from pytest_gpu_cluster.contract.records import ItemRow, TestRecord, crash_records
+from pytest_gpu_cluster.contract.specs import ClusterFacts, Role, WorkerSpec
+
 ROOT = Path(__file__).resolve().parent.parent
-EPOCH = 1_700_000_000.0  # unix seconds: the first event is written a second later, and every second one more
+# Unix seconds: the first event is written a second later, and every second one more.
+EPOCH = 1_700_000_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +90,17 @@ class Outcome:
 
 
 def compare(scenario: Scenario, tmp_path: Path) -> tuple[Outcome, Outcome]:
-    """Plain and replayed outcome of a scenario, each in a directory of its own with the same name."""
+    """Return the plain and the replayed outcome of a scenario.
+
+    Each has a directory of its own with the same name.
+    """
     return run(scenario, tmp_path / "plain", replayed=False), run(
         scenario, tmp_path / "replayed", replayed=True
     )
 
 
 def run(scenario: Scenario, home: Path, *, replayed: bool) -> Outcome:
-    """One side of a scenario."""
+    """Run one side of a scenario."""
     project = home / "project"
     write(project, scenario.files)
     for args in scenario.before:
@@ -157,7 +194,7 @@ def normal(text: str, home: Path) -> str:
     return re.sub(r" +(\[ *\d+%\])", r" \1", text)
 
 
-# -- the throw-away plugin, loaded with `-p tests.replay_rig` -------------------------------------------------------------
+# -- the throw-away plugin, loaded with `-p tests.replay_rig` --------------------------------------
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -187,18 +224,20 @@ class Host:
         self.replay = Replay(config)
         if "RIG_ALONE" in os.environ:
             print(f"RIG_PID={os.getpid()}")
-        self.events: Iterator[Any] = Cluster(config, self.replay.facts()).events()
+        self.events: Iterator[Event] = Cluster(config, self.replay.facts()).events()
 
-    def stream(self) -> Iterator[Any]:
-        """The events, without the first of the kind that RIG_CUT names; each is a line of the file that RIG_EVENTS names."""
+    def stream(self) -> Iterator[Event]:
+        """Yield the events, without the first of the kind that RIG_CUT names.
+
+        Each is a line of the file that RIG_EVENTS names.
+        """
         for event in iter(lambda: next(self.events, None), None):
             if event.kind == os.environ.get("RIG_CUT"):
                 del os.environ["RIG_CUT"]
                 continue
             if "RIG_EVENTS" in os.environ:
                 line = {
-                    "kind": event.kind,
-                    "data": event.data,
+                    **event.to_message(),
                     "seq": event.seq,
                     "writer": event.writer,
                     "t": EPOCH + event.seq,
@@ -224,10 +263,8 @@ class Host:
 class Process:
     """A worker in a process of its own."""
 
-    def __init__(
-        self, name: str, spec: dict[str, Any], heard: queue.Queue[tuple[Any, dict[str, Any]]]
-    ) -> None:
-        self.name = name
+    def __init__(self, spec: WorkerSpec, arrivals: Arrivals) -> None:
+        self.name = spec.worker
         self.channel, far = socket.socketpair()
         self.queue: list[int] = []
         self.running: int | None = None
@@ -239,7 +276,7 @@ class Process:
             f"from tests.replay_rig import worker; worker({far.fileno()})",
         ]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with Path(spec["scratch"] + ".log").open("wb") as log:
+        with Path(spec.scratch + ".log").open("wb") as log:
             self.process = subprocess.Popen(
                 command,
                 pass_fds=[far.fileno()],
@@ -250,24 +287,24 @@ class Process:
             )
         far.close()
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(spec).encode())
+        self.process.stdin.write(json.dumps(spec.to_json()).encode())
         self.process.stdin.close()
-        threading.Thread(target=self.pump, args=(heard,), daemon=True).start()
+        threading.Thread(target=self.pump, args=(arrivals,), daemon=True).start()
 
-    def pump(self, heard: queue.Queue[tuple[Any, dict[str, Any]]]) -> None:
-        from pytest_gpu_cluster.contract.codec import decode_line
-
+    def pump(self, arrivals: Arrivals) -> None:
+        """Bring what the process sends into the queue, and its end after that."""
         with contextlib.suppress(ConnectionResetError), self.channel.makefile("rb") as lines:
             for line in lines:
-                heard.put((self, decode_line(line)))
+                arrivals.put((self, decode(line)))
         self.channel.close()
-        heard.put((self, {"kind": "exit", "status": self.process.wait()}))
+        arrivals.put((self, Exit(status=self.process.wait())))
 
-    def send(self, **message: Any) -> None:
-        from pytest_gpu_cluster.contract.codec import encode_line
-
+    def send(self, order: Order) -> None:
         with contextlib.suppress(OSError):
-            self.channel.sendall(encode_line(message))
+            self.channel.sendall(encode(order))
+
+
+Arrivals: TypeAlias = "queue.Queue[tuple[Process, Message]]"
 
 
 def worker(descriptor: int) -> None:
@@ -282,146 +319,142 @@ def worker(descriptor: int) -> None:
 
 
 class Cluster:
-    """The least that an agent does: select, hand out, count failures, make a dead worker its test's failure."""
+    """The least that an agent does.
 
-    def __init__(self, config: pytest.Config, facts: dict[str, Any]) -> None:
+    Select, hand out, count failures, make a dead worker its test's failure.
+    """
+
+    def __init__(self, config: pytest.Config, facts: Mapping[str, Any]) -> None:
         from pytest_gpu_cluster.session import tree_name
 
         self.far = Path(os.environ["RIG_FAR"])
         self.workers = int(os.environ["RIG_WORKERS"])
-        self.heard: queue.Queue[tuple[Any, dict[str, Any]]] = queue.Queue()
+        self.arrivals: Arrivals = queue.Queue()
         self.seq = 0
         origin = config.rootpath
         self.root = self.far / "tree" / tree_name(origin, config.invocation_params.dir)
         shutil.rmtree(self.far, ignore_errors=True)
         self.root.parent.mkdir(parents=True)
         shutil.copytree(origin, self.root, symlinks=True)
-        env = {k: v for k, v in os.environ.items() if not k.startswith("RIG_")}
-        self.spec = {
-            "root": str(self.root),
-            "origin": str(origin),
-            "cwd": str(self.root / os.path.relpath(config.invocation_params.dir, origin)),
-            "args": list(own(config.invocation_params.args)),
-            "env": env,
-            "workers": self.workers,
-            "testrun": "run1",
-            "cluster": {},
-            "gpus": [],
-            "ray": None,
+        self.spec = WorkerSpec(
+            role=Role.SELECT,
+            worker="main",
+            scratch=str(self.far / "main"),
+            root=str(self.root),
+            origin=str(origin),
+            cwd=str(self.root / os.path.relpath(config.invocation_params.dir, origin)),
+            args=tuple(without_rig(config.invocation_params.args)),
+            env={k: v for k, v in os.environ.items() if not k.startswith("RIG_")},
+            workers=self.workers,
+            testrun="run1",
+            cluster=ClusterFacts(id="rig", session="run1", nodes=1, store="", prefix=""),
+            gpus=(),
+            ray=None,
+            crashed_files={},
+            quarantined=(),
             **facts,
-        }
-        self.tests: list[dict[str, Any]] = []
+        )
+        self.tests: Sequence[ItemRow] = []
         self.pending: list[int] = []
         self.processes: list[Process] = []
         self.stopping = False
         self.failures = 0
         self.maxfail = 0
-        self.records: list[Any] = []
+        self.records: list[Sequence[TestRecord]] = []
 
-    def process(self, role: str, name: str) -> Process:
+    def process(self, role: Role, name: str) -> Process:
         self.far.mkdir(parents=True, exist_ok=True)
-        return Process(
-            name,
-            {**self.spec, "role": role, "worker": name, "scratch": str(self.far / name)},
-            self.heard,
-        )
+        spec = replace(self.spec, role=role, worker=name, scratch=str(self.far / name))
+        return Process(spec, self.arrivals)
 
-    def event(self, kind: str, **data: Any) -> Any:
-        from pytest_gpu_cluster.contract.codec import Event
-
+    def event(self, event: Event) -> Event:
+        """Return the event as a journal's reader has it."""
         self.seq += 1
-        data = json.loads(json.dumps(data))
-        data.pop("kind", None)
-        return Event.of({**data, "kind": kind, "v": 1, "seq": self.seq, "writer": "agent"})
+        entry = {**event.to_message(), "v": 1, "seq": self.seq, "writer": "agent"}
+        return Event.of(json.loads(json.dumps(entry)))
 
-    def events(self) -> Iterator[Any]:
-        self.selector: Process | None = self.process("select", "main")
+    def events(self) -> Iterator[Event]:
+        self.selector: Process | None = self.process(Role.SELECT, "main")
         collected = False
-        done: dict[str, Any] = {}
+        end: Done | None = None
         try:
             while self.selector is not None:
-                source, message = self.heard.get(timeout=40)
-                if source is self.selector:
-                    if message["kind"] == "exit":
-                        self.selector = None
-                    elif message["kind"] == "done":
-                        done = message
-                    elif message["kind"] not in ("collecting", "ready", "capture_fds"):
-                        yield self.event(**message)
-                    if message["kind"] == "collected":
-                        self.collected(message)
+                source, message = self.arrivals.get(timeout=40)
+                if source is not self.selector:
+                    yield from self.on_worker(source, message)
+                elif isinstance(message, Exit):
+                    self.selector = None
+                elif isinstance(message, Done):
+                    end = message
+                elif isinstance(message, Event):
+                    yield self.event(message)
+                    if isinstance(message, Collected):
+                        self.on_collected(message)
                         collected = True
-                else:
-                    yield from self.hear(source, message)
-                if (
-                    collected
-                    and not self.pending
-                    and not self.processes
-                    and self.selector
-                    and not done
-                ):
+                waiting = self.pending or self.processes
+                if collected and not waiting and self.selector and end is None:
                     collected = False
-                    failed = (
-                        f"stopping after {self.failures} failures"
-                        if self.maxfail and self.failures >= self.maxfail
-                        else ""
-                    )
-                    self.selector.send(reports=self.records)
-                    self.selector.send(
-                        finish={
-                            "shouldfail": failed,
-                            "shouldstop": "",
-                            "testsfailed": self.failures,
-                        }
-                    )
-            fields = {name: done.get(name) for name in ("exitstatus", "shouldfail", "shouldstop")}
-            yield self.event("session_finished", **fields, failure_class=None, message="")
+                    self.finish(self.selector)
+            yield self.event(
+                SessionFinished(
+                    pytest_status=end.exitstatus if end else None,
+                    shouldfail=end.shouldfail if end else None,
+                    shouldstop=end.shouldstop if end else None,
+                )
+            )
         finally:
             for process in [*self.processes, *([self.selector] if self.selector else [])]:
                 process.process.kill()
                 process.process.wait()
 
-    def collected(self, message: dict[str, Any]) -> None:
-        self.tests = message["items"]
-        self.maxfail = message["options"]["maxfail"] or 0
-        if message["run"] and self.tests:
-            self.pending = list(range(len(self.tests)))
-            self.processes = [self.process("run", f"gw{number}") for number in range(self.workers)]
-
-    def hear(self, process: Process, message: dict[str, Any]) -> Iterator[Any]:
-        kind = message["kind"]
-        if kind == "ready":
-            self.feed(process)
-        elif kind == "started":
-            process.running, process.when = process.queue[0], "setup"
-            yield self.event(
-                "test_started",
-                nodeid=message["nodeid"],
-                index=process.running,
-                attempt=0,
-                worker=process.name,
+    def finish(self, selector: Process) -> None:
+        """Let the selecting process see all reports, and end."""
+        limit = self.maxfail and self.failures >= self.maxfail
+        selector.send(ShowReports(tests=self.records))
+        selector.send(
+            FinishSession(
+                shouldfail=f"stopping after {self.failures} failures" if limit else "",
+                testsfailed=self.failures,
             )
-        elif kind == "phase":
-            process.when = message["when"]
-        elif kind == "finished":
-            index = process.queue.pop(0)
-            process.running = None
-            yield from self.commit(index, message["records"], process, None)
-            self.feed(process)
-        elif kind in ("late", "output", "interrupted", "internal_error"):
-            yield self.event(**{**message, "worker": process.name})
-            if kind == "late":
-                self.failures += failures(message["records"])
-            if kind in ("interrupted", "internal_error"):
+        )
+
+    def on_collected(self, message: Collected) -> None:
+        self.tests = message.items
+        self.maxfail = message.options.maxfail
+        if message.run and self.tests:
+            self.pending = list(range(len(self.tests)))
+            self.processes = [
+                self.process(Role.RUN, f"gw{number}") for number in range(self.workers)
+            ]
+
+    def on_worker(self, process: Process, message: Message) -> Iterator[Event]:
+        match message:
+            case Ready():
+                self.feed(process)
+            case Started(nodeid=nodeid):
+                process.running, process.when = process.queue[0], "setup"
+                yield self.event(TestStarted(nodeid=nodeid, worker=process.name, attempt=0))
+            case PhaseStarted(when=when):
+                process.when = when
+            case Finished(records=records):
+                index = process.queue.pop(0)
+                process.running = None
+                yield from self.commit(index, records, process)
+                self.feed(process)
+            case LateRecords(records=records):
+                yield self.event(replace(message, worker=process.name))
+                self.failures += failures(records)
+            case Output():
+                yield self.event(replace(message, worker=process.name))
+            case Interrupted() | InternalError():
+                yield self.event(replace(message, worker=process.name))
                 self.stop()
-        elif kind == "exit":
-            self.processes.remove(process)
-            if process.queue and not self.stopping:
-                yield from self.crashed(process, message["status"])
+            case Exit(status=status):
+                self.processes.remove(process)
+                if process.queue and not self.stopping:
+                    yield from self.on_crash(process, status or 0)
 
-    def crashed(self, process: Process, status: int) -> Iterator[Any]:
-        from pytest_gpu_cluster.contract.codec import crash_records
-
+    def on_crash(self, process: Process, status: int) -> Iterator[Event]:
         index = process.queue.pop(0)
         test = self.tests[index]
         name = signal.Signals(-status).name if status < 0 else f"exit {status}"
@@ -432,26 +465,28 @@ class Cluster:
             text=f"crash: {name}",
             duration_s=0.1,
         )
-        yield from self.commit(index, records, process, "crash")
+        yield from self.commit(index, records, process, FailureClass.CRASH)
         self.pending[:0] = process.queue
         if self.pending and not self.stopping:
-            self.processes.append(self.process("run", f"{process.name}b"))
+            self.processes.append(self.process(Role.RUN, f"{process.name}b"))
 
     def commit(
-        self, index: int, records: list[Any], process: Process, class_: str | None
-    ) -> Iterator[Any]:
+        self,
+        index: int,
+        records: Sequence[TestRecord],
+        process: Process,
+        failure_class: FailureClass | None = None,
+    ) -> Iterator[Event]:
         if self.stopping:
             return
-        nodeid = self.tests[index]["nodeid"]
         yield self.event(
-            "test_finished",
-            nodeid=nodeid,
-            index=index,
-            attempt=0,
-            worker=process.name,
-            records=records,
-            duration_s=0.0,
-            failure_class=class_,
+            TestFinished(
+                nodeid=self.tests[index]["nodeid"],
+                index=index,
+                worker=process.name,
+                records=records,
+                failure_class=failure_class,
+            )
         )
         self.records.append(records)
         self.failures += failures(records)
@@ -462,44 +497,40 @@ class Cluster:
         self.stopping, self.pending = True, []
         for process in self.processes:
             if process.running is not None:
-                process.send(stop={})
+                process.send(StopRunning())
                 process.process.send_signal(signal.SIGINT)
-            process.send(finish={})
+            process.send(FinishSession())
 
     def feed(self, process: Process) -> None:
         if process.finishing or process.queue:
             return
         if not self.pending:
             process.finishing = True
-            process.send(finish={})
+            process.send(FinishSession())
             return
         count = len(self.pending) if self.workers == 1 else 1
         process.queue, self.pending = self.pending[:count], self.pending[count:]
-        seen: dict[str, int] = {}
-        told = []
+        counts: dict[str, int] = {}
+        orders = []
         for index in process.queue:
-            nodeid = self.tests[index]["nodeid"]
-            told.append(
-                {
-                    "nodeid": nodeid,
-                    "attempt": 0,
-                    "occurrence": seen.get(nodeid, 0),
-                    "outside": self.tests[index]["outside"],
-                }
+            nodeid, outside = self.tests[index]["nodeid"], self.tests[index]["outside"]
+            occurrence = counts.setdefault(nodeid, 0)
+            orders.append(
+                TestOrder(nodeid=nodeid, occurrence=occurrence, outside=tuple(outside or ()))
             )
-            seen[nodeid] = seen.get(nodeid, 0) + 1
-        process.send(run=told, last=self.workers == 1)
+            counts[nodeid] += 1
+        process.send(RunTests(tests=tuple(orders), last=self.workers == 1))
 
 
-def failures(records: list[Any]) -> int:
+def failures(records: Iterable[TestRecord]) -> int:
     return sum(
         record["kind"] == "report" and record["report"]["outcome"] == "failed" for record in records
     )
 
 
-def own(args: tuple[str, ...]) -> Iterator[str]:
-    """The arguments without the plugin itself."""
-    waiting = iter(args)
+def without_rig(args: tuple[str | os.PathLike[str], ...]) -> Iterator[str]:
+    """Return the arguments without the plugin itself."""
+    waiting = (os.fspath(arg) for arg in args)
     for arg in waiting:
         if arg == "-p" and (name := next(waiting)) == "tests.replay_rig":
             continue
