@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpu_cluster.contract.codec import Event
+from pytest_gpu_cluster.contract.events import Event
+from pytest_gpu_cluster.contract.record import Ending
 from pytest_gpu_cluster.report import junit
-from pytest_gpu_cluster.report.model import Ending
 from tests.replay_rig import Scenario, run
 from tests.unit.report.project import ENVIRON, FILES
 from tests.unit.report.real_run import CONTEXT, RealRun
@@ -30,7 +30,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> RealRun:
     env = {**ENVIRON, "RIG_EVENTS": str(home / "events")}
     outcome = run(Scenario(files=FILES, args=ARGS, env=env), home, replayed=True)
     assert outcome.exitcode == 1, outcome.raw
-    events = tuple(Event(**json.loads(line)) for line in (home / "events").read_text().splitlines())
+    lines = (home / "events").read_text().splitlines()
+    events = tuple(Event.of(json.loads(line)) for line in lines)
     return RealRun(outcome.project, events, ET.parse(outcome.project / "junit.xml").getroot())
 
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_gpu_cluster.contract.codec import Event
+from pytest_gpu_cluster.contract.events import Event, TestFinished
 from pytest_gpu_cluster.contract.masking import masker
-from pytest_gpu_cluster.report.builder import ReportBuilder
-from pytest_gpu_cluster.report.model import Ending, Report, ReportContext
-from tests.unit.report.events import request
+from pytest_gpu_cluster.contract.record import Ending
+from pytest_gpu_cluster.report.model import Report, ReportContext
+from tests.unit.report.events import EventReport, request
 
 LINK = (
     "https://ci.example.com/acme/aerial/pipelines/results/417"
@@ -30,12 +30,10 @@ class RealRun:
     events: tuple[Event, ...]
     theirs: ET.Element
 
-    def builder(
-        self, *, environ: Mapping[str, str] | None = None, prefix: str = ""
-    ) -> ReportBuilder:
-        """Return a builder without events, which masks the secrets of `environ`."""
+    def builder(self, *, environ: Mapping[str, str] | None = None, prefix: str = "") -> EventReport:
+        """Return a report without events, which masks the secrets of `environ`."""
         mask = masker(environ or {})
-        return ReportBuilder(request(origin=str(self.project)), mask=mask, prefix=prefix)
+        return EventReport(request(origin=str(self.project), prefix=prefix), mask=mask)
 
     def report(
         self,
@@ -45,15 +43,13 @@ class RealRun:
         prefix: str = "",
     ) -> Report:
         builder = self.builder(environ=environ, prefix=prefix)
-        for event in self.events:
-            builder.add(event)
+        builder.add(*self.events)
         return builder.report(CONTEXT, ending)
 
-    def half(self) -> ReportBuilder:
-        """Return a builder with the first half of the events."""
+    def half(self) -> EventReport:
+        """Return a report of the first half of the events."""
         builder = self.builder()
-        for event in self.events[: len(self.events) // 2]:
-            builder.add(event)
+        builder.add(*self.events[: len(self.events) // 2])
         return builder
 
     def line(self, file: str, number: int) -> str:
@@ -64,6 +60,6 @@ class RealRun:
         events = (
             event
             for event in self.events
-            if event.kind != "test_finished" or event["nodeid"].partition("::")[0] not in files
+            if not isinstance(event, TestFinished) or event.nodeid.partition("::")[0] not in files
         )
         return dataclasses.replace(self, events=tuple(events))

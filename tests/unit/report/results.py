@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict, Unpack
 
 from pytest_gpu_cluster.report import delta
-from pytest_gpu_cluster.report.model import Problem, Report, Result
+from pytest_gpu_cluster.report.model import Delta, Outcome, Problem, Report, Result
 
 
-def result(nodeid: str, outcome: Any = "passed", **fields: Any) -> Result:
+class ReportFields(TypedDict, total=False):
+    """Fields of a report that a test may choose."""
+
+    session: str
+    verdict: str
+    collected: int | None
+    commit: str
+    selection: tuple[str, ...]
+    delta: Delta
+
+
+def result(
+    nodeid: str,
+    outcome: Outcome = "passed",
+    *,
+    failure_class: str = "test",
+    duration_s: float = 0.0,
+    reruns: int = 0,
+) -> Result:
     """Return a test with this outcome; a bad one has a problem, by default of the test."""
     path, _, name = nodeid.partition("::")
     problem = Problem(
         when="call" if outcome == "failed" else "setup",
-        failure_class=fields.pop("failure_class", "test"),
+        failure_class=failure_class,
         message="no",
         text="no",
     )
@@ -25,7 +43,8 @@ def result(nodeid: str, outcome: Any = "passed", **fields: Any) -> Result:
         name=name,
         outcome=outcome,
         problems=(problem,) if outcome in delta.BAD else (),
-        **fields,
+        duration_s=duration_s,
+        reruns=reruns,
     )
 
 
@@ -45,14 +64,12 @@ def file_error(nodeid: str, *, file: str, name: str) -> Result:
     )
 
 
-def report_of(*results: Result, **fields: Any) -> Report:
-    defaults = {
+def report_of(*results: Result, **fields: Unpack[ReportFields]) -> Report:
+    defaults: ReportFields = {
         "session": "s-now",
-        "suite": "gpu-cluster",
         "verdict": "failed" if any(result.problems for result in results) else "passed",
         "collected": len(results),
-        "results": results,
-        "branch": "main",
         "commit": "b" * 40,
     }
-    return Report(**{**defaults, **fields})
+    chosen: ReportFields = {**defaults, **fields}
+    return Report(suite="gpu-cluster", results=results, branch="main", **chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import TypedDict, Unpack
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -180,26 +180,20 @@ def consistent(report: Report) -> Report:
     )
 
 
-def failed_test(**fields: Any) -> Report:
-    """A report of one failed test, with these texts."""
-    problem = Problem(
-        when="call",
-        failure_class="test",
-        message=fields.pop("message", "no"),
-        text=fields.pop("text", "no"),
-    )
-    result = Result(
-        **{
-            "nodeid": "t.py::t",
-            "file": "t.py",
-            "line": 1,
-            "classname": "t",
-            "name": "t",
-            "outcome": "failed",
-            "problems": (problem,),
-            **fields,
-        }
-    )
+class TestFields(TypedDict, total=False):
+    """Fields of a failed test that a test of the report may choose."""
+
+    nodeid: str
+    classname: str
+    name: str
+    properties: tuple[tuple[str, str], ...]
+
+
+def failed_test(*, message: str = "no", text: str = "no", **fields: Unpack[TestFields]) -> Report:
+    """Return the report of one failed test, with these texts."""
+    problem = Problem(when="call", failure_class="test", message=message, text=text)
+    chosen: TestFields = {"nodeid": "t.py::t", "classname": "t", "name": "t", **fields}
+    result = Result(file="t.py", line=1, outcome="failed", problems=(problem,), **chosen)
     return Report(
         session="20260101-120000-abcd", suite="gpu-cluster", verdict="failed", results=(result,)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
+from pytest_gpu_cluster.contract.events import Hello
 from pytest_gpu_cluster.report import junit
 from tests.unit.report.outputs import PROBLEMS, Key, cases_of, key_of, problem_of, tag_of, texts_of
 from tests.unit.report.real_run import RealRun
@@ -129,9 +130,11 @@ def test_what_a_test_printed_is_told_where_it_went_wrong_and_nowhere_else(real: 
 
 def test_paths_of_the_cluster_are_those_of_this_machine(real: RealRun) -> None:
     """A traceback that names a directory of a node is one that nobody can open."""
-    root = real.events[0]["root"]
+    hello, *others = real.events
+    assert isinstance(hello, Hello)
+    root = hello.root
 
-    assert root in str([event.data for event in real.events[1:]])
+    assert root in str(others)
     assert all(root not in text for _, text in texts_of(real.report()))
     results = {result.nodeid: result for result in real.report().results}
     output = results["test_same.py::test_same"].output

@@ -9,6 +9,7 @@ from typing import get_args
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pytest_gpu_cluster.contract.record import branch_key
 from pytest_gpu_cluster.report import delta
 from pytest_gpu_cluster.report.model import NOT_TESTS, Outcome, Problem, Report, Result
 from tests.unit.report.strategies import SLOW, TEXT
@@ -141,7 +142,7 @@ BRANCHES = st.text(st.characters(codec="utf-8", exclude_characters="~"), min_siz
 @SLOW
 def test_two_branches_have_two_keys(branch: str, other: str, suite: str, other_suite: str) -> None:
     """Else one branch would be told the differences from the other."""
-    keys = {delta.key(branch, suite), delta.key(other, other_suite)}
+    keys = {branch_key(branch, suite), branch_key(other, other_suite)}
 
     assert len(keys) == len({(branch, suite), (other, other_suite)})
     assert all(re.fullmatch(r"history/branches/[^/]+\.json", key) for key in keys)

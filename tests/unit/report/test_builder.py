@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from pytest_gpu_cluster.contract.codec import Event
+from pytest_gpu_cluster.contract.events import (
+    CollectorFinished,
+    Deselected,
+    Event,
+    Interrupted,
+    LateRecords,
+    SelectionRestarted,
+    SessionFinished,
+    UsageError,
+)
+from pytest_gpu_cluster.contract.failures import FailureClass
+from pytest_gpu_cluster.contract.records import ReportData
 from pytest_gpu_cluster.report import junit, render
 from tests.unit.report import results as by_hand
-from tests.unit.report.events import build_report, collected, finished, item, session
+from tests.unit.report.events import (
+    build_report,
+    collected,
+    collected_items,
+    finished,
+    item,
+    report_record,
+    session,
+)
 from tests.unit.report.outputs import cases_of, key_of, problem_of, schema_violations, tag_of
 
 
@@ -17,9 +38,9 @@ def test_a_path_outside_the_repository_is_none() -> None:
     Below a prefix it may be inside after all.
     """
     items = [item("../shared/test_x.py::test_x"), item("/opt/tests/test_y.py::test_y")]
-    events = [
-        Event("collected", {"items": items}),
-        *(finished(index, str(row["nodeid"])) for index, row in enumerate(items)),
+    events: list[Event] = [
+        collected_items(items),
+        *(finished(index, row["nodeid"]) for index, row in enumerate(items)),
     ]
 
     plain = build_report(events, exit_code=0)
@@ -34,13 +55,13 @@ def test_a_directory_that_cannot_be_collected_has_a_file_that_readers_take() -> 
     Buildkite refuses a file with an empty name in it.
     """
     for nodeid in (".", ""):
-        collect_report: dict[str, object] = {
+        collect_report: ReportData = {
             "nodeid": nodeid,
             "outcome": "failed",
             "longrepr": "RuntimeError: a hook failed",
             "sections": [],
         }
-        report = build_report([Event("collectreport", {"report": collect_report})], exit_code=2)
+        report = build_report([CollectorFinished(report=collect_report, kids=())], exit_code=2)
 
         assert schema_violations(junit.write(report)) == []
         assert [tag_of(case) for case in cases_of(junit.write(report))] == ["error"]
@@ -58,19 +79,19 @@ def test_a_usage_error_is_told_by_the_line_that_says_most() -> None:
     missing = (
         "ERROR: not found: /work/test_a.py::test_b\n(no match in any of [<Module test_a.py>])\n\n"
     )
-    end = Event("session_finished", {"exitstatus": 4})
+    end = SessionFinished(pytest_status=4)
 
     assert "--no-such" in render.headline(
-        build_report([Event("usage_error", {"text": unknown}), end], exit_code=4)
+        build_report([UsageError(text=unknown), end], exit_code=4)
     )
     assert "test_a.py::test_b" in render.headline(
-        build_report([Event("usage_error", {"text": missing}), end], exit_code=4)
+        build_report([UsageError(text=missing), end], exit_code=4)
     )
 
 
 def test_a_problem_after_the_tests_end_belongs_to_the_test() -> None:
     """A module's fixture that breaks at its end does so when another test may already run."""
-    late = {
+    late: ReportData = {
         "when": "teardown",
         "outcome": "failed",
         "longrepr": "E   ValueError: late",
@@ -80,7 +101,7 @@ def test_a_problem_after_the_tests_end_belongs_to_the_test() -> None:
     }
     events = [
         *session("t.py::a", "t.py::b")[:-1],
-        Event("late", {"nodeid": "t.py::a", "records": [{"kind": "report", "report": late}]}),
+        LateRecords(nodeid="t.py::a", records=[report_record(late)]),
     ]
     cases = cases_of(junit.write(build_report(events, exit_code=1)))
 
@@ -93,18 +114,18 @@ def test_a_selection_that_starts_again_is_told_once() -> None:
 
     The results that it had reported are reported again.
     """
-    broken = {
+    broken: ReportData = {
         "nodeid": "t.py",
         "outcome": "failed",
         "longrepr": "E   ImportError: no",
         "sections": [],
     }
-    dropped = Event("deselected", {"nodeids": ["u.py::a"]})
+    dropped = Deselected(nodeids=("u.py::a",))
     report = build_report(
         [
-            Event("collectreport", {"report": broken}),
+            CollectorFinished(report=broken, kids=()),
             dropped,
-            Event("selection_restarted", {"path": "t.py"}),
+            SelectionRestarted(path="t.py"),
             dropped,
             collected("u.py::b"),
             finished(0, "u.py::b"),
@@ -135,10 +156,8 @@ def test_a_tests_first_result_is_its_result() -> None:
 
 def test_the_agent_has_the_last_word_on_the_end() -> None:
     """The keeper writes an end too, when it finds the agent gone."""
-    keeper = Event(
-        "session_finished", {"exitstatus": None, "failure_class": "infrastructure"}, writer="keeper"
-    )
-    agent = Event("session_finished", {"exitstatus": 0, "failure_class": None}, writer="agent")
+    keeper = SessionFinished(failure_class=FailureClass.INFRASTRUCTURE, writer="keeper")
+    agent = SessionFinished(pytest_status=0, writer="agent")
     tests = session("t.py::a")[:-1]
 
     assert build_report([*tests, keeper, agent]).verdict == "passed"
@@ -166,32 +185,39 @@ def test_the_agent_has_the_last_word_on_the_end() -> None:
 )
 def test_the_verdict_follows_the_exit_code(exit_code: int, verdict: str) -> None:
     """One number decides in the step, one word in the comment: they have to agree."""
-    assert build_report(session("t.py::a", exitstatus=0), exit_code=exit_code).verdict == verdict
-    assert (
-        build_report(session("t.py::a", exitstatus=0), exit_code=exit_code, cancelled=True).verdict
-        == "cancelled"
-    )
+    events = session("t.py::a", end=SessionFinished(pytest_status=0))
+    cancelled = build_report(events, exit_code=exit_code, cancelled=True)
+
+    assert build_report(events, exit_code=exit_code).verdict == verdict
+    assert cancelled.verdict == "cancelled"
 
 
 def test_a_session_that_ctrl_c_ended_was_cancelled_and_one_that_stopped_itself_was_not() -> None:
     """`pytest.exit` is a decision of the tests; a KeyboardInterrupt is somebody's finger."""
-    for data, verdict in (
-        ({"exit": True}, "failed"),
-        ({"shouldfail": "stopping after 1 failures"}, "failed"),
-        ({}, "cancelled"),
+    for interrupted, verdict in (
+        (Interrupted(text="bye", exit=True), "failed"),
+        (Interrupted(text="bye", shouldfail="stopping after 1 failures"), "failed"),
+        (Interrupted(text="bye"), "cancelled"),
     ):
-        events = [collected("t.py::a"), Event("interrupted", {"text": "bye", **data})]
+        events = [collected("t.py::a"), interrupted]
 
         assert build_report(events, exit_code=2).verdict == verdict
 
 
 def test_properties_of_another_shape_are_left_out() -> None:
     """pytest takes anything as a user property; what a report cannot show must not end the run."""
-    events = session("t.py::a", exitstatus=0)
-    report = events[1]["records"][-1]["report"]
-    report["user_properties"] = [["a", "b", "c"], {"a": 1}, 7, None, ["name", "value"]]
+    selection, _, end = session("t.py::a", end=SessionFinished(pytest_status=0))
+    late: ReportData = {
+        "nodeid": "t.py::a",
+        "outcome": "passed",
+        "when": "teardown",
+        "longrepr": None,
+        "user_properties": [["a", "b", "c"], {"a": 1}, 7, None, ["name", "value"]],
+    }
+    test = dataclasses.replace(finished(0, "t.py::a"), records=[report_record(late)])
+    report = build_report([selection, test, end])
 
-    assert [result.properties for result in build_report(events).results] == [(("name", "value"),)]
+    assert [result.properties for result in report.results] == [(("name", "value"),)]
 
 
 def test_bad_results_begin_with_the_tests_own() -> None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Unpack
 
 import pytest
 
+from pytest_gpu_cluster.contract.record import branch_key
 from pytest_gpu_cluster.report import delta, render
 from pytest_gpu_cluster.report.model import Delta, Report, Result
-from tests.unit.report.results import file_error, report_of, result
+from tests.unit.report.results import ReportFields, file_error, report_of, result
 
 
-def baseline(*results: Result, **fields: Any) -> bytes:
-    data = delta.results_of(
-        report_of(*results, **{"session": "s-before", "commit": "a" * 40, **fields})
-    )
+def baseline(*results: Result, **fields: Unpack[ReportFields]) -> bytes:
+    defaults: ReportFields = {"session": "s-before", "commit": "a" * 40}
+    chosen: ReportFields = {**defaults, **fields}
+    data = delta.results_of(report_of(*results, **chosen))
     assert data is not None
     return data
 
@@ -283,8 +284,8 @@ def test_a_session_is_not_compared_with_itself() -> None:
 )
 def test_a_branch_has_one_key_in_one_folder(branch: str, name: str) -> None:
     """A branch's name may have slashes; a store lists by folder."""
-    assert delta.key(branch, "gpu-cluster") == f"history/branches/{name}.json"
-    assert delta.key(branch, "nightly") == f"history/branches/{name}~nightly.json"
+    assert branch_key(branch, "gpu-cluster") == f"history/branches/{name}.json"
+    assert branch_key(branch, "nightly") == f"history/branches/{name}~nightly.json"
 
 
 def test_a_branch_with_bytes_that_are_no_utf8_has_a_key() -> None:
@@ -292,7 +293,7 @@ def test_a_branch_with_bytes_that_are_no_utf8_has_a_key() -> None:
 
     A report must not end with a traceback because of it.
     """
-    assert delta.key("caf\udce9", "gpu-cluster").isascii()
+    assert branch_key("caf\udce9", "gpu-cluster").isascii()
 
 
 def test_a_delta_survives_the_summary() -> None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
-from pytest_gpu_cluster.contract.codec import Event
+from pytest_gpu_cluster.contract.events import (
+    Collected,
+    CollectorFinished,
+    Event,
+    TestFinished,
+)
+from pytest_gpu_cluster.contract.failures import FailureClass
+from pytest_gpu_cluster.contract.record import Ending
 from pytest_gpu_cluster.report import junit
-from pytest_gpu_cluster.report.model import NOT_TESTS, Ending, Report
-from tests.unit.report.events import build_report, collected, finished, session
+from pytest_gpu_cluster.report.model import NOT_TESTS, Outcome, Report
+from tests.unit.report import ends
+from tests.unit.report.ends import NODEIDS, without_second
+from tests.unit.report.events import build_report, session
 from tests.unit.report.outputs import (
     Key,
     cases_of,
@@ -38,7 +45,7 @@ def test_a_session_cut_anywhere_keeps_what_had_finished_and_blames_the_machines_
 
     for event in real.events[:-1]:
         builder.add(event)
-        collected = collected or event.kind == "collected"
+        collected = collected or isinstance(event, Collected)
         ended |= {address(event)} - {("", "")}
         report = builder.report(CONTEXT, Ending())
         written = junit.write(report)
@@ -79,25 +86,20 @@ def groups(data: bytes) -> dict[Key, list[str]]:
 
 def address(event: Event) -> Key:
     """Return the test, or the file that was not collected, that ends with this event."""
-    if event.kind == "collectreport" and event["report"]["outcome"] in ("failed", "skipped"):
-        name = event["report"]["nodeid"].removesuffix(".py").replace("/", ".")
+    if isinstance(event, CollectorFinished) and event.report["outcome"] in ("failed", "skipped"):
+        name = event.report["nodeid"].removesuffix(".py").replace("/", ".")
         return name, name
-    if event.kind != "test_finished":
+    if not isinstance(event, TestFinished):
         return "", ""
-    path, _, rest = str(event["nodeid"]).partition("::")
+    path, _, rest = event.nodeid.partition("::")
     head, bracket, params = rest.partition("[")
     above, _, name = f"{path.removesuffix('.py').replace('/', '.')}::{head}".rpartition("::")
     return visible(above.replace("::", ".")), visible(name + bracket + params)
 
 
-def without_second(events: Sequence[Event]) -> list[Event]:
-    """Return the events without the result of the second test."""
-    return [event for event in events if event.kind != "test_finished" or event["index"] != 1]
-
-
 def test_only_the_end_makes_a_lost_session_a_pass() -> None:
     """All tests passed, and then? pytest may have failed at its end: silence is not success."""
-    events = session("t.py::a", "t.py::b", exitstatus=0)
+    events = session(*NODEIDS, end=ends.PASSED)
 
     verdicts = [build_report(events[:end]).verdict for end in range(len(events) + 1)]
 
@@ -109,12 +111,11 @@ def test_an_end_with_0_is_no_pass_while_tests_have_no_result() -> None:
 
     Nobody was there to see the tests that did not run.
     """
-    stopped = Event("interrupted", {"exit": True, "text": "", "returncode": None, "longrepr": None})
-    events = session("t.py::a", "t.py::b", exitstatus=0)
+    events = session(*NODEIDS, end=ends.PASSED)
     *others, end = without_second(events)
 
     assert build_report([*others, end]).verdict != "passed"
-    assert build_report([*others, stopped, end]).verdict != "passed"
+    assert build_report([*others, ends.EXITED, end]).verdict != "passed"
 
 
 def test_a_session_that_was_stopped_because_its_client_was_lost_is_not_the_tests_failure() -> None:
@@ -122,14 +123,7 @@ def test_a_session_that_was_stopped_because_its_client_was_lost_is_not_the_tests
 
     pytest then ends with 2, and what had not run was never the tests' fault.
     """
-    events = session(
-        "t.py::a",
-        "t.py::b",
-        exitstatus=2,
-        shouldfail=False,
-        shouldstop=False,
-        message="the client was lost",
-    )
+    events = session(*NODEIDS, end=ends.CLIENT_LOST)
     report = build_report(without_second(events))
 
     assert report.verdict == "infrastructure"
@@ -139,22 +133,16 @@ def test_a_session_that_was_stopped_because_its_client_was_lost_is_not_the_tests
     ]
 
 
-@pytest.mark.parametrize("exitstatus", [None, 1, 2])
-@pytest.mark.parametrize("failure_class", ["limit", "infrastructure"])
+@pytest.mark.parametrize("exitstatus", ends.AGENT_STATUSES)
+@pytest.mark.parametrize("failure_class", ends.AGENT_CLASSES)
 def test_a_lost_session_ends_by_what_its_agent_said(
-    failure_class: str, exitstatus: int | None
+    failure_class: FailureClass, exitstatus: int | None
 ) -> None:
     """The agent knew that the limit was reached.
 
     That nobody listened does not make it another reason, let alone the tests' failure.
     """
-    events = session(
-        "t.py::a",
-        "t.py::b",
-        exitstatus=exitstatus,
-        failure_class=failure_class,
-        message="45 minutes were reached",
-    )
+    events = session(*NODEIDS, end=ends.agent_end(failure_class, exitstatus))
     report = build_report(without_second(events))
 
     assert report.verdict == failure_class
@@ -166,15 +154,7 @@ def test_a_lost_session_ends_by_what_its_agent_said(
 
 def test_a_stop_at_the_first_failure_leaves_the_others_out_also_when_the_client_was_lost() -> None:
     """`-x` was what the user wanted: nobody failed to run the rest."""
-    events = [
-        collected("t.py::a", "t.py::b"),
-        finished(0, "t.py::a", "failed"),
-        Event(
-            "session_finished",
-            {"exitstatus": 1, "shouldfail": "stopping after 1 failures", "failure_class": None},
-        ),
-    ]
-    report = build_report(events)
+    report = build_report(ends.stopped_at_first_failure())
 
     assert report.verdict == "failed"
     assert [key_of(case)[1] for case in cases_of(junit.write(report))] == ["a"]
@@ -275,7 +255,7 @@ VERDICTS = ("failed", "cancelled", "request", *NOT_TESTS)
     ids=["none", "one", "all kinds"],
 )
 @pytest.mark.parametrize("verdict", [*VERDICTS, "running", "passed"])
-def test_only_a_pass_looks_like_one(verdict: str, outcomes: tuple[Any, ...]) -> None:
+def test_only_a_pass_looks_like_one(verdict: str, outcomes: tuple[Outcome, ...]) -> None:
     """The hosts decide by this file alone whether a step is green.
 
     `pytest --max-warnings` fails without a failing test.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import junitparser
 import pytest
@@ -25,7 +25,9 @@ from tests.unit.report.real_run import LINK, RealRun
 
 
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
-def test_no_reader_loses_a_case_or_a_message(reader: Any, real: RealRun, ours: Path) -> None:
+def test_no_reader_loses_a_case_or_a_message(
+    reader: Callable[[Path], list[Case]], real: RealRun, ours: Path
+) -> None:
     """Each shows what it calls the message, some the text too.
 
     A cause in neither is a cause that nobody sees.
@@ -49,7 +51,7 @@ def test_no_reader_loses_a_case_or_a_message(reader: Any, real: RealRun, ours: P
 
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 def test_what_the_machines_did_is_red_in_each_reader_and_nowhere_a_failure(
-    reader: Any, interrupted: Path
+    reader: Callable[[Path], list[Case]], interrupted: Path
 ) -> None:
     """Most readers show an error as they show a failure.
 
