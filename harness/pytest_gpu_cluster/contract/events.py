@@ -233,7 +233,7 @@ class Raised(Noun):
 class SelectionOptions(Noun):
     """Options of the remote pytest that agent or client act on."""
 
-    maxfail: int | None = None  # None or 0: none
+    maxfail: int = 0  # 0: none
     capture: str = "fd"  # pytest's --capture
     stepwise: bool = False
     randomly_seed: int | str | None = None  # of pytest-randomly
