@@ -21,7 +21,7 @@ from tests.hosts import (
     schema_errors,
     workflow_commands,
 )
-from tests.hosts.server import status
+from tests.hosts.exchange import status
 
 WARM = {"GPU_CLUSTER_IDLE_MINUTES": "5"}  # CI is set in these runs, and the tests share a cluster
 

@@ -26,7 +26,6 @@ from tests.hosts import (
     schema_errors,
     workflow_commands,
 )
-from tests.hosts.exchange import status
 from tests.hosts.readers import READERS
 
 GOLDEN = Path(__file__).parent / "golden"
