@@ -7,7 +7,8 @@
     gpu-cluster sweep            end clusters and close records that nothing manages any longer
     gpu-cluster doctor           what would go wrong, before anything is spent
 
-Each takes --json. The store is that of [tool.gpu-cluster] in the nearest pyproject.toml, or GPU_CLUSTER_STORE.
+Each takes --json. The store is that of [tool.gpu-cluster] in the nearest pyproject.toml, or
+GPU_CLUSTER_STORE.
 """
 
 from __future__ import annotations

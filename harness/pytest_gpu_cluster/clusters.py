@@ -1,4 +1,6 @@
-"""A cluster for one session: a warm one that agrees, or a new one; and the sweep of what nobody holds."""
+"""A cluster for one session: a warm one that agrees, or a new one; and the sweep of what nobody
+holds.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,10 @@ class HeldCluster:
         return self._provider.state(self.ref)
 
     def close(self, *, now: bool = False) -> TeardownError | None:
-        """End the cluster, once; `now` does not wait for its own orderly end. Return why it would not go."""
+        """End the cluster, once; `now` does not wait for its own orderly end.
+
+        Return why it would not go.
+        """
         if self.stage is not Hold.HELD:
             return None
         failure: TeardownError | None = None
@@ -80,7 +85,10 @@ def new_id() -> str:
 def acquire(
     store: Store, provider: Provider, spec: ClusterSpec, session: str, values: Mapping[str, str]
 ) -> HeldCluster:
-    """Ask the warm clusters of this shape, else launch one. Raises InfrastructureError, RequestError."""
+    """Ask the warm clusters of this shape, else launch one.
+
+    Raises InfrastructureError, RequestError.
+    """
     busy = ""
     for description, state in interchangeable(store, provider, spec):
         ref = ClusterRef(provider=provider.name, id=description.id)
@@ -96,7 +104,9 @@ def acquire(
 
 
 def launched(store: Store, provider: Provider, spec: ClusterSpec) -> HeldCluster | None:
-    """Return what an interrupted `acquire` has launched; None, and no record of it, where that is nothing."""
+    """Return what an interrupted `acquire` has launched; None, and no record of it, where that is
+    nothing.
+    """
     for ref in provider.owned():
         if ref.id == spec.token:
             return HeldCluster(store, provider, ref, "")
@@ -127,7 +137,8 @@ def offer_session(
 ) -> bool:
     """Ask a warm cluster to serve the session, and return its keeper's decision.
 
-    After `WAITS.decision_s` seconds the offer is withdrawn, once: whoever creates the decision first has decided.
+    After `WAITS.decision_s` seconds the offer is withdrawn, once: whoever creates the decision
+    first has decided.
     """
     with contextlib.suppress(InfrastructureError):
         record = ClusterRecord(store, ref.id)
@@ -181,8 +192,8 @@ def boot_spec(store: Store, spec: ClusterSpec) -> BootSpec:
 def sweep(store: Store | None, provider: Provider) -> list[str]:
     """End the clusters and close the records that neither a client nor a keeper holds.
 
-    Those are clusters whose keeper is gone, what a double kill left of them, and records of lost clients. Return one line for
-    each thing that was ended.
+    Those are clusters whose keeper is gone, what a double kill left of them, and records of lost
+    clients. Return one line for each thing that was ended.
     """
     lines = []
     for ref in provider.owned():

@@ -51,7 +51,10 @@ def _check(name: str, look: Callable[[], str]) -> Check:
 
 
 class Examination:
-    """Each method returns what was found, or raises a HarnessError. Without settings the defaults are examined."""
+    """Each method returns what was found, or raises a HarnessError.
+
+    Without settings the defaults are examined.
+    """
 
     def __init__(self, root: Path, profile: str | None, environ: Mapping[str, str]) -> None:
         self._root, self._profile, self._environ = root, profile, environ

@@ -1,4 +1,5 @@
-"""Who is there to make a session's record final: a heartbeat while a client lives, and the ending of a record when it does not.
+"""Who is there to make a session's record final: a heartbeat while a client lives, and the ending
+of a record when it does not.
 
 No clock crosses machines: a heartbeat is a value that changes, judged by the reader's own clock.
 """
@@ -87,7 +88,10 @@ def held(record: SessionRecord) -> bool:
 
 
 def close_lost(record: SessionRecord, *, by: Closer) -> bool:
-    """Make the record final for a lost client. The journal says how the tests ended; else they are lost too."""
+    """Make the record final for a lost client.
+
+    The journal says how the tests ended; else they are lost too.
+    """
     lost = None if record.has_ended() else FailureClass.INFRASTRUCTURE
     message = "the client was lost; what had finished is in the journal"
     return record.close(Ending(failure_class=lost, message=message), by=by)

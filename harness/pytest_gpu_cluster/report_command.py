@@ -1,4 +1,6 @@
-"""`gpu-cluster report`: the report of sessions that other processes ran, and what their clients could not publish."""
+"""`gpu-cluster report`: the report of sessions that other processes ran, and what their clients
+could not publish.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,8 @@ def report_session(
 ) -> tuple[Report, Closing]:
     """Return the report of a session as far as the store has it, and what its sinks said.
 
-    `publish_it`: with the files and requests that its client would have made; without, nothing is written or sent.
+    `publish_it`: with the files and requests that its client would have made; without, nothing is
+    written or sent.
     """
     request = record.request()
     if request is None:
@@ -144,7 +147,10 @@ def _to_stderr(line: str) -> None:
 
 
 def _ci(request: SessionRequest, environ: Mapping[str, str]) -> CI | None:
-    """Return where the session was asked for, by its record. Whom a token is sent to is for this process alone to say."""
+    """Return where the session was asked for, by its record.
+
+    Whom a token is sent to is for this process alone to say.
+    """
     if request.ci is None:
         return publish.detect(environ)
     return replace(request.ci, api=publish.api(request.ci.host, environ))

@@ -1,7 +1,7 @@
 """One session, in the order it happens.
 
-`Run.events` is the whole run: it yields every event for the sinks to show. Closing the generator releases the cluster, as
-does an interrupt or a failure.
+`Run.events` is the whole run: it yields every event for the sinks to show. Closing the generator
+releases the cluster, as does an interrupt or a failure.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Stage(Enum):
 
 
 class Run:
-    """A session: the request, the cluster that it holds while it goes on, and what went wrong with that cluster."""
+    """A session: the request, the cluster that it holds while it goes on, and what went wrong with
+    that cluster.
+    """
 
     def __init__(
         self, request: RunRequest, pytest_version: str, local: PytestFacts, report: ReportFacts
@@ -76,7 +78,10 @@ class Run:
         self.failure: HarnessError | None = None  # of the teardown
 
     def events(self) -> Generator[Event, None, None]:
-        """THE RUN: ship, rent, ask, follow, give back. Raises HarnessError; after the launch a failure is an event first."""
+        """THE RUN: ship, rent, ask, follow, give back.
+
+        Raises HarnessError; after the launch a failure is an event first.
+        """
         began = time.monotonic()
         yield Requested(request=self.request)
         self.check_store()
@@ -104,7 +109,9 @@ class Run:
         return self.provider.plan(self.cluster_spec(self.installed()))
 
     def closing_lines(self, *, simulated: bool) -> list[str]:
-        """Return the last lines: where the record is, on what it ran, how long the cluster stays and how to end it."""
+        """Return the last lines: where the record is, on what it ran, how long the cluster stays
+        and how to end it.
+        """
         suffix = "; on SIMULATED GPUs" if simulated else ""
         lines = [f"session {self.id}  {self.record.url}{suffix}"]
         if self.cluster is not None and self.cluster.stage is Hold.HELD and self.stays_warm():
@@ -131,7 +138,10 @@ class Run:
             self.stage = Stage.RECORDED
 
     def installed(self) -> environment.Environment:
-        """Return the environment of the nodes. Raises RequestError for one that cannot run a session."""
+        """Return the environment of the nodes.
+
+        Raises RequestError for one that cannot run a session.
+        """
         return self.provider.environment(pytest_version=self._pytest_version)
 
     def ship(self) -> tuple[Tree, Tree]:
@@ -148,7 +158,10 @@ class Run:
 
     @contextlib.contextmanager
     def hold(self, spec: ClusterSpec) -> Iterator[HeldCluster]:
-        """Hold a cluster, and close it unless it may stay warm. No way out of the block leaves it unattended."""
+        """Hold a cluster, and close it unless it may stay warm.
+
+        No way out of the block leaves it unattended.
+        """
         values = self._run_request.passed_env
         try:
             self.cluster = clusters.acquire(self.store, self.provider, spec, self.id, values)
@@ -172,7 +185,9 @@ class Run:
         return self.reusable and not self.interrupted and self.settings.idle_minutes > 0
 
     def follow(self, cluster: HeldCluster) -> Iterator[Event]:
-        """Yield the journal to the agent's last event; when it falls silent, ask the provider about the cluster."""
+        """Yield the journal to the agent's last event; when it falls silent, ask the provider about
+        the cluster.
+        """
         reader = self.record.reader()
         last_event = last_read = time.monotonic()
         while self.stage is not Stage.FINISHED:
@@ -193,7 +208,9 @@ class Run:
                 raise_if_gone(cluster, reader)
 
     def stop(self) -> None:
-        """Ask the agent to end the session, and wait for its last event, so that the cluster can serve the next."""
+        """Ask the agent to end the session, and wait for its last event, so that the cluster can
+        serve the next.
+        """
         with contextlib.suppress(HarnessError):
             self.record.order_stop(StopReason.CLIENT_DONE)
             reader = self.record.reader()
@@ -204,7 +221,9 @@ class Run:
                 reader.wait()
 
     def on_event(self, event: Event) -> None:
-        """The last event says whether the cluster is whole: one that has lost something must not serve again."""
+        """The last event says whether the cluster is whole: one that has lost something must not
+        serve again.
+        """
         if isinstance(event, SessionFinished):
             self.stage, self.reusable = Stage.FINISHED, event.fit
 
@@ -219,7 +238,10 @@ class Run:
         return self.cluster is not None and self.cluster.stage is Hold.CLOSING
 
     def write_result(self, ending: Ending) -> None:
-        """Make the record final, once; forget the oldest sessions of a local store. Raises StoreError."""
+        """Make the record final, once; forget the oldest sessions of a local store.
+
+        Raises StoreError.
+        """
         self.record.close(ending, by=Closer.CLIENT)
         if self.store.is_local:
             prune(self.store, keep_sessions=self.settings.keep_sessions)
@@ -269,7 +291,10 @@ class Run:
 
 
 def raise_if_gone(cluster: HeldCluster, reader: EventReader) -> None:
-    """Silence is a long test, or a cluster that is gone. Raises InfrastructureError when it is gone."""
+    """Silence is a long test, or a cluster that is gone.
+
+    Raises InfrastructureError when it is gone.
+    """
     state = cluster.state()
     if state.state == "gone" and not reader.poll():
         raise InfrastructureError(
@@ -285,7 +310,8 @@ def phase(name: str, detail: str, began: float) -> Event:
 
 
 def tree_name(root: Path, invocation_dir: Path) -> str:
-    """Return where a tree lies on a node, so that its place relative to the invocation directory is the same there.
+    """Return where a tree lies on a node, so that its place relative to the invocation directory is
+    the same there.
 
     >>> tree_name(Path("/a/project"), Path("/a/project/tests")), tree_name(Path("/a/b/c"), Path("/a"))
     ('project', 'a/b/c')

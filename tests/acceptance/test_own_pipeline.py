@@ -64,14 +64,14 @@ def test_every_night_runs_what_a_change_leaves_out(repository: Path) -> None:
     """A slow test that no pipeline runs is a test that fails for months."""
     pipelines = yaml.safe_load((repository / "bitbucket-pipelines.yml").read_text())["pipelines"]
     makefile = (repository / "Makefile").read_text()
-    own, full = (
+    tested, full = (
         re.findall(rf"^{target}:.*\n\t(.+)$", makefile, re.MULTILINE)
         for target in ("test-own", "test-full")
     )
 
     (nightly,) = [entry["step"]["script"] for entry in pipelines["custom"]["nightly"]]
     assert nightly == ["make test-full"]
-    assert own == [f"{full[0]} -m 'not slow'"]
+    assert tested == [f"{full[0]} -m 'not slow'"]
 
 
 def run(lines: list[str], clone: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:

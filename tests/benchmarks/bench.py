@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.bench [--only NAME ...] [--rounds N] [--section plain|ci] [--check]
 
-bench.json: name -> value, unit, baseline, budget, samples, note. Names that end in `_ci` were measured with CI set.
-With --only, the other rows stay as they are. A missed budget is red; with --check it also makes the exit code 1.
+bench.json: name -> value, unit, baseline, budget, samples, note. Names that end in `_ci` were
+measured with CI set. With --only, the other rows stay as they are. A missed budget is red; with
+--check it also makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ RED, RESET = "\033[31m", "\033[0m"
 
 
 def environment(outer: Mapping[str, str], *, ci: bool) -> dict[str, str]:
-    """The environment of the measured processes: nothing of pytest's, this plugin's or a CI's but what is asked for.
+    """The environment of the measured processes: nothing of pytest's, this plugin's or a CI's but
+    what is asked for.
 
-    They may write bytecode, as an installed package has it: here, an editable install would be compiled at each start.
+    They may write bytecode, as an installed package has it: here, an editable install would be
+    compiled at each start.
     """
     dropped = ("PYTEST_", "GPU_CLUSTER_", "COV_", "AWS_", "RAY_")
     kept = {
@@ -45,7 +48,10 @@ def environment(outer: Mapping[str, str], *, ci: bool) -> dict[str, str]:
 
 
 def measure(names: Sequence[str], rounds: int, *, ci: bool) -> tuple[list[Row], list[str]]:
-    """The rows of the figures that give one of `names`, and what failed. Prints each row as it comes."""
+    """The rows of the figures that give one of `names`, and what failed.
+
+    Prints each row as it comes.
+    """
     rows, failed = [], []
     for figure, gives in FIGURES.items():
         if not set(gives) & set(names):
@@ -89,7 +95,9 @@ def cell(row: Row | None) -> str:
 
 
 def table(rows: Mapping[str, Row]) -> str:
-    """The README's table: a figure a line, measured without and with CI set; a missed budget is bold."""
+    """The README's table: a figure a line, measured without and with CI set; a missed budget is
+    bold.
+    """
     lines = ["| figure | measured | with `CI` | budget | baseline | |", "|---|--:|--:|--:|--:|---|"]
     for name, plain in rows.items():
         if name.endswith(CI):

@@ -1,7 +1,7 @@
 """The figures, one function for each thing that is set up; each returns the rows it measured.
 
-A peer (plain pytest, pytest-xdist, bare `ray start`) runs in the same round as what is compared with it, so that a
-noisy machine is noisy for both. Every value is a median over the rounds.
+A peer (plain pytest, pytest-xdist, bare `ray start`) runs in the same round as what is compared
+with it, so that a noisy machine is noisy for both. Every value is a median over the rounds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ HEAVY_TESTS, HEAVY_SUM_S = 40, 40.0
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure. `value` and `baseline` are medians; the value must not exceed the budget, if it has one."""
+    """One figure.
+
+    `value` and `baseline` are medians; the value must not exceed the budget, if it has one.
+    """
 
     name: str
     value: float
@@ -111,7 +114,9 @@ def cold(lab: Lab, rounds: int) -> list[Row]:
 
 
 def thousand(lab: Lab, rounds: int) -> list[Row]:
-    """1,000 trivial tests on two warm slots beside pytest-xdist with two workers, and what they cost in the journal."""
+    """1,000 trivial tests on two warm slots beside pytest-xdist with two workers, and what they
+    cost in the journal.
+    """
     tests = 1_000
     with lab.cluster_of(lab.project("thousand", trivial(tests), "simulated-gpus = 2")) as project:
         lab.pytest(project, "-q", "--gpu-cluster")
@@ -137,7 +142,9 @@ def thousand(lab: Lab, rounds: int) -> list[Row]:
 
 
 def heavy_durations(seed: int = 7) -> list[float]:
-    """Seconds of 40 lognormal tests that sum to 40 s, the longest within a quarter of that; the same on every run."""
+    """Seconds of 40 lognormal tests that sum to 40 s, the longest within a quarter of that; the
+    same on every run.
+    """
     source = random.Random(seed)
     raw = [source.lognormvariate(0.0, 1.2) for _ in range(HEAVY_TESTS)]
     scaled = [min(r / sum(raw), 1 / SLOTS) for r in raw]
@@ -167,7 +174,9 @@ def makespan_s(junit: Path) -> float:
 
 
 def heavy_tail(lab: Lab, rounds: int) -> list[Row]:
-    """A heavy-tailed suite on four slots whose durations are known, beside xdist's load and worksteal."""
+    """A heavy-tailed suite on four slots whose durations are known, beside xdist's load and
+    worksteal.
+    """
     durations = heavy_durations()
     tests = HEAVY.format(durations=[round(d, 4) for d in durations])
     junit = lab.scratch / "heavy.xml"
@@ -255,7 +264,9 @@ def lag_file(lab: Lab, rounds: int) -> list[Row]:
 
 
 def lag_s3(lab: Lab, rounds: int) -> list[Row]:
-    """How late a result is seen, store behind S3's HTTP API on loopback; requests of client and cluster together."""
+    """How late a result is seen, store behind S3's HTTP API on loopback; requests of client and
+    cluster together.
+    """
     with S3Server() as server:
         server.make_bucket("bench")
         there = replace(lab, env={**lab.env, **server.env, "GPU_CLUSTER_STORE": "s3://bench/store"})

@@ -12,7 +12,8 @@ import pytest
 from tests.conftest import RunPython
 
 PACKAGE = "pytest_gpu_cluster"
-# A room is a folder, or a module beside the folders. Each names the rooms (or single modules of one) that it may import; what
+# A room is a folder, or a module beside the folders. Each names the rooms (or single modules of
+# one) that it may import; what
 # is in one room may import each other. The package itself and `contract.errors` are everybody's.
 ARROWS: dict[str, tuple[str, ...]] = {
     "plugin": ("options", "fixtures", "host", "contract"),

@@ -5,7 +5,8 @@
     clusters/<id>/inbox/<session>      a session that asks for the cluster
     clusters/<id>/decision/<session>   taken or not; created once, by the keeper or by a client that waited too long
 
-The keeper of the head is the only arbiter: there is no lease object, for a store can create a key but not change one.
+The keeper of the head is the only arbiter: there is no lease object, for a store can create a key
+but not change one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """JSON lines, and the little that JSON cannot say by itself.
 
-A message on a socket is a line of plain JSON (`encode_line`). What pytest and its plugins put into a report is anything at
-all, so `to_wire` makes it plain first and `from_wire` rebuilds it; in between it survives any transport of JSON. Only the
-standard library is imported: a keeper without pytest reads this too.
+A message on a socket is a line of plain JSON (`encode_line`). What pytest and its plugins put into
+a report is anything at all, so `to_wire` makes it plain first and `from_wire` rebuilds it; in
+between it survives any transport of JSON. Only the standard library is imported: a keeper without
+pytest reads this too.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ _encoder = json.JSONEncoder(separators=(",", ":"), default=lambda value: text_of
 def to_wire(value: object, lossy: list[str] | None = None, depth: int = 0) -> JsonValue:
     """Return a value as plain JSON.
 
-    Tuples and odd mappings are tagged, paths become strings, anything else its `str`; each value that had to become text
-    adds its type's name to `lossy`. Never raises.
+    Tuples and odd mappings are tagged, paths become strings, anything else its `str`; each value
+    that had to become text adds its type's name to `lossy`. Never raises.
 
     >>> to_wire({"a": (1, 2)}), to_wire({1: 2})
     ({'a': {'$t': [1, 2]}}, {'$d': [[1, 2]]})
@@ -101,7 +102,8 @@ def text_of(value: object) -> str:
 
 
 def from_wire(value: object) -> Any:
-    """Return the value that `to_wire` made plain: anything that pytest or a plugin can put into a report.
+    """Return the value that `to_wire` made plain: anything that pytest or a plugin can put into a
+    report.
 
     >>> from_wire(to_wire([("a", {2: 3})]))
     [('a', {2: 3})]

@@ -1,9 +1,10 @@
 """Events of a session: one class for each kind, every key documented.
 
-The agent appends them to the session's journal and the client reads them; `phase` comes from the client as well, and
-`session_finished` from a keeper or guard that has lost the agent. Each is one JSON object with its `kind`. Who reads one
-that is unknown, or has a key too many or too few, gets an error that names it. Several kinds come from a test process and
-are journaled as they are: `messages` has those that are not.
+The agent appends them to the session's journal and the client reads them; `phase` comes from the
+client as well, and `session_finished` from a keeper or guard that has lost the agent. Each is one
+JSON object with its `kind`. Who reads one that is unknown, or has a key too many or too few, gets
+an error that names it. Several kinds come from a test process and are journaled as they are:
+`messages` has those that are not.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ class Event(Message):
 
     @classmethod
     def of(cls, entry: Mapping[str, object]) -> Event:
-        """Return the event of a journal's entry. Raises InfrastructureError for one that this version cannot read."""
+        """Return the event of a journal's entry.
+
+        Raises InfrastructureError for one that this version cannot read.
+        """
         body = dict(entry)
         version, kind = body.pop("v", VERSION), body.pop("kind", None)
         seq, writer, t = body.pop("seq", 0), body.pop("writer", ""), body.pop("t", 0.0)
@@ -229,7 +233,7 @@ class Raised(Noun):
 class SelectionOptions(Noun):
     """Options of the remote pytest that agent or client act on."""
 
-    maxfail: int | None = None  # None or 0: none
+    maxfail: int = 0  # 0: none
     capture: str = "fd"  # pytest's --capture
     stepwise: bool = False
     randomly_seed: int | str | None = None  # of pytest-randomly

@@ -73,7 +73,9 @@ class StopReason(StrEnum):
 
     @property
     def failure_class(self) -> FailureClass | None:
-        """The class of the session's end, and of each test that has no turn; None: such a test is just not run."""
+        """The class of the session's end, and of each test that has no turn; None: such a test is
+        just not run.
+        """
         return _STOP_CLASSES.get(self)
 
     @property

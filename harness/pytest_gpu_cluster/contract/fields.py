@@ -1,7 +1,8 @@
 """Nouns that are stored or sent as one JSON object, a key for each field.
 
-`to_json` and `from_json` are derived from the fields of a frozen dataclass. What is read is checked: a missing or unknown
-key, or a value of another type, is a FieldError that names the noun, the key and the value.
+`to_json` and `from_json` are derived from the fields of a frozen dataclass. What is read is
+checked: a missing or unknown key, or a value of another type, is a FieldError that names the noun,
+the key and the value.
 """
 
 from __future__ import annotations
@@ -170,7 +171,9 @@ def _object_of(item: Convert | None, value: object) -> object:
 
 
 def _decoder(hint: object) -> Convert | None:
-    """Return the conversion of a JSON value to this type, which raises FieldError; None where any value will do."""
+    """Return the conversion of a JSON value to this type, which raises FieldError; None where any
+    value will do.
+    """
     origin, args = get_origin(hint), get_args(hint)
     if hint is object:
         return None

@@ -1,7 +1,7 @@
 """What an agent and its test processes tell each other: lines of JSON over one socket.
 
-A test process tells events (see `events`) and the messages below; the agent answers with orders. The lease between them adds
-`raw` and `exit`, which come from no Python code of ours in the process.
+A test process tells events (see `events`) and the messages below; the agent answers with orders.
+The lease between them adds `raw` and `exit`, which come from no Python code of ours in the process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class Collecting(Message, kind="collecting"):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureFiles(Message, kind="capture_fds"):
-    """Beside this message travel the descriptors of the files in which pytest keeps what a test prints."""
+    """Beside this message travel the descriptors of the files in which pytest keeps what a test
+    prints.
+    """
 
     n: int
 
@@ -140,7 +142,10 @@ class StopRunning(Message, kind="stop"):
 
 @dataclass(frozen=True, kw_only=True)
 class FinishSession(Message, kind="finish"):
-    """End the session when the queue is empty. The selecting process is told how the tests have ended."""
+    """End the session when the queue is empty.
+
+    The selecting process is told how the tests have ended.
+    """
 
     shouldfail: str = ""
     shouldstop: str = ""

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-# Variables that open the store, by how their names begin: keeper and agent have them, Ray and test processes do not.
+# Variables that open the store, by how their names begin: keeper and agent have them, Ray and test
+# processes do not.
 STORE_CREDENTIALS = ("AWS_", "AZURE_", "GOOGLE_")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """`[tool.gpu-cluster]` after profile, environment variables and defaults; every value validated."""
+    """`[tool.gpu-cluster]` after profile, environment variables and defaults; every value
+    validated.
+    """
 
     provider: str = "local"
     store: str = ".gpu-cluster"
@@ -45,7 +48,10 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """One session as it was asked for. `passed_env` holds values and therefore never enters a repr or the record."""
+    """One session as it was asked for.
+
+    `passed_env` holds values and therefore never enters a repr or the record.
+    """
 
     settings: Settings
     root: Path  # pytest's rootdir, absolute: the tree that is shipped
@@ -66,4 +72,5 @@ class Tree:
     sent_bytes: int
 
 
-SUITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"  # it becomes a file's name, a key at the host, a part of a key in the store
+# It becomes a file's name, a key at the host, a part of a key in the store
+SUITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"

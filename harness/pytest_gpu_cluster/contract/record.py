@@ -1,12 +1,12 @@
-"""The record of a session, and the history of all: every key of theirs in the store is spelled here.
+"""The record of a session, and the history of all: every key of theirs in the store is spelled
+here.
 
-sessions/<id>/request.json         what was asked; no secret
-sessions/<id>/events/<writer>/<n>  segments of the journal
-sessions/<id>/control/             heartbeat of the client; stop, with a reason
-sessions/<id>/artifacts/ coverage/ what tests and coverage.py left
-sessions/<id>/summary.json         the report, as its readers were told
-sessions/<id>/result.json          the ending; created once, by whoever is left to do it
-history/                           seconds per test, and the last results of branches
+sessions/<id>/request.json         what was asked; no secret sessions/<id>/events/<writer>/<n>
+segments of the journal sessions/<id>/control/             heartbeat of the client; stop, with a
+reason sessions/<id>/artifacts/ coverage/ what tests and coverage.py left sessions/<id>/summary.json
+the report, as its readers were told sessions/<id>/result.json          the ending; created once, by
+whoever is left to do it history/                           seconds per test, and the last results
+of branches
 """
 
 from __future__ import annotations
@@ -62,13 +62,19 @@ class StopOrder(Noun):
 
 
 class EventWriter:
-    """Appends a writer's events to a session's journal. `mask` is applied to every text of an event."""
+    """Appends a writer's events to a session's journal.
+
+    `mask` is applied to every text of an event.
+    """
 
     def __init__(self, journal: JournalWriter, mask: Callable[[str], str] | None = None) -> None:
         self._journal, self._mask = journal, mask
 
     def append(self, event: Event) -> int:
-        """Add one event and return its seq. Raises StoreError when no more fits, ValueError after `close`."""
+        """Add one event and return its seq.
+
+        Raises StoreError when no more fits, ValueError after `close`.
+        """
         body = event.to_json()
         return self._journal.append(
             event.kind, **(body if self._mask is None else map_strings(body, self._mask))
@@ -91,7 +97,10 @@ class EventReader:
         self._journal = journal
 
     def poll(self) -> list[Event]:
-        """Return the events that are new. Raises StoreError; InfrastructureError for one that cannot be read."""
+        """Return the events that are new.
+
+        Raises StoreError; InfrastructureError for one that cannot be read.
+        """
         return [Event.of(entry) for entry in self._journal.poll()]
 
     def wait(self) -> None:
@@ -119,7 +128,10 @@ class SessionRecord:
         return get_noun(self.store, f"{self.prefix}/request.json", SessionRequest)
 
     def beat(self, text: str) -> None:
-        """Say that the client lives. The value only has to differ from the last: no clock crosses machines."""
+        """Say that the client lives.
+
+        The value only has to differ from the last: no clock crosses machines.
+        """
         self.store.put(f"{self.prefix}/control/heartbeat", text.encode())
 
     def heartbeat(self) -> bytes | None:
@@ -220,7 +232,9 @@ def put_durations(store: Store, seconds: Mapping[str, list[float]]) -> None:
 
 
 def branch_key(branch: str, suite: str) -> str:
-    """Return the key of a branch's last results. `~`, which no branch's name has, sets another suite apart.
+    """Return the key of a branch's last results.
+
+    `~`, which no branch's name has, sets another suite apart.
 
     >>> branch_key("feature/x", "gpu-cluster"), branch_key("main", "nightly")
     ('history/branches/feature%2Fx.json', 'history/branches/main~nightly.json')

@@ -1,7 +1,9 @@
-"""One test as a list of records: the calls of pytest's hooks that the client makes again, as plain JSON.
+"""One test as a list of records: the calls of pytest's hooks that the client makes again, as plain
+JSON.
 
-A record is a dict, for a test has five of them and thousands of tests are many: the types here document its keys. What pytest
-and its plugins put into a report is anything at all, made plain by `codec.to_wire`.
+A record is a dict, for a test has five of them and thousands of tests are many: the types here
+document its keys. What pytest and its plugins put into a report is anything at all, made plain by
+`codec.to_wire`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ ReportData = TypedDict(
         "outcome": str,  # passed, failed, skipped, rerun
         "when": NotRequired[str],  # setup, call, teardown; absent for a collect report
         "location": NotRequired[JsonValue],
-        "longrepr": JsonValue,  # a failure; {"$repr": [plain, coloured]} where pytest has no form for it
+        # A failure; {"$repr": [plain, coloured]} where pytest has no form for it
+        "longrepr": JsonValue,
         "sections": NotRequired[JsonValue],  # pairs of a title and captured text
         "duration": NotRequired[float],  # seconds
         "start": NotRequired[float],
@@ -53,11 +56,14 @@ class ReportRecord(TypedDict):
 
     kind: Literal["report"]
     report: ReportData
-    status: JsonValue  # category, letter and word, as the conftests of the cluster answered; None: nobody did
+    # Category, letter and word, as the conftests of the cluster answered; None: nobody did
+    status: JsonValue
 
 
 class WarningRecord(TypedDict):
-    """A warning: its category by name and its source line, so that nothing has to be imported to show it."""
+    """A warning: its category by name and its source line, so that nothing has to be imported to
+    show it.
+    """
 
     kind: Literal["warning"]
     category: str
@@ -152,9 +158,10 @@ def crash_records(
 ) -> list[TestRecord]:
     """Return the records of a test that could not report itself.
 
-    It FAILED when it died in `call`, and is an ERROR in `setup` or `teardown`. `text` is the whole failure, its first line
-    the message of the summary. `earlier` holds what the test had recorded. The phases before `when` count as passed, and a
-    teardown always follows, so that JUnit closes the test case.
+    It FAILED when it died in `call`, and is an ERROR in `setup` or `teardown`. `text` is the whole
+    failure, its first line the message of the summary. `earlier` holds what the test had recorded.
+    The phases before `when` count as passed, and a teardown always follows, so that JUnit closes
+    the test case.
     """
     records = [*earlier]
     reported = {record["report"].get("when") for record in records if record["kind"] == "report"}

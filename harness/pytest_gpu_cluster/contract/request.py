@@ -1,4 +1,7 @@
-"""The request of a session, as its record has it: what was asked, where, and within which limits. No secret is in it."""
+"""The request of a session, as its record has it: what was asked, where, and within which limits.
+
+No secret is in it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ class CI(Noun):
     host: str  # bitbucket, github, gitlab, other, or one from outside this package
     api: str = ""  # base URL of the REST API, without a slash at the end
     repository: str = ""  # as the API names it: workspace/slug, owner/name, a project's id
-    commit: str = ""  # the one that reviewers look at: the head of a pull request, not its merge with the target
+    # The one that reviewers look at: the head of a pull request, not its merge with the target
+    commit: str = ""
     branch: str = ""
     target: str = ""  # the branch that a pull request is for
     pull_request: str = ""
@@ -31,7 +35,10 @@ class CI(Noun):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits(Noun):
-    """What a session may use. `default_gpus` is the demand of an unmarked test; None: 1, or none where there are none."""
+    """What a session may use.
+
+    `default_gpus` is the demand of an unmarked test; None: 1, or none where there are none.
+    """
 
     max_s: float
     idle_s: float  # the cluster stays warm for so long
@@ -67,7 +74,9 @@ class PytestFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFacts:
-    """What a report needs that another process makes, and the tests that the CI host has quarantined."""
+    """What a report needs that another process makes, and the tests that the CI host has
+    quarantined.
+    """
 
     ci: CI | None = None
     suite: str = ""
@@ -86,7 +95,8 @@ class SessionRequest(PytestFacts, ReportFacts, Noun):
     asked_at: float  # unix seconds
     provider: str
     agent: str  # entry of the agent in the shipped code, "module:function"
-    root_name: str  # the tree's place below a directory of the node, so that its place relative to `cwd` is kept
+    # The tree's place below a directory of the node, so that its place relative to `cwd` is kept
+    root_name: str
     origin: str  # the tree's place on the client
     cwd: str  # relative to the tree
     args: tuple[str, ...]  # of pytest, as typed, without this plugin's own options

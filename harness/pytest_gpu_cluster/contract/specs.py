@@ -1,4 +1,5 @@
-"""What a process is told before it does anything: one noun for each of keeper, agent and test process.
+"""What a process is told before it does anything: one noun for each of keeper, agent and test
+process.
 
 Secrets (the Ray token, credentials, values of passed variables) are in no `repr`.
 """
@@ -45,7 +46,10 @@ class KeeperSpec(Noun):
 
 @dataclass(frozen=True, kw_only=True)
 class AgentSpec(Noun):
-    """A session, as its agent is told by the keeper of the head node. Paths are absolute, on the node."""
+    """A session, as its agent is told by the keeper of the head node.
+
+    Paths are absolute, on the node.
+    """
 
     session: str
     cluster: str  # id
@@ -91,7 +95,10 @@ class ClusterFacts(Noun):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec(Noun):
-    """A pytest session, as its process is told before pytest starts. Paths are absolute, on the node."""
+    """A pytest session, as its process is told before pytest starts.
+
+    Paths are absolute, on the node.
+    """
 
     role: Role
     root: str  # the shipped tree

@@ -37,7 +37,10 @@ class Waits(Noun):
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Waits:
-        """Return the defaults with the changes of VARIABLE. Raises ValueError for an unknown name."""
+        """Return the defaults with the changes of VARIABLE.
+
+        Raises ValueError for an unknown name.
+        """
         values: JsonObject = {}
         for item in environ.get(VARIABLE, "").split(","):
             name, _, seconds = item.strip().partition("=")

@@ -62,7 +62,9 @@ class Collection:
 def adopt_caches(
     config: pytest.Config, items: list[pytest.Item], stepwise: Stepwise | None
 ) -> None:
-    """Leave pytest's own selection plugins what they remember: the selection was made on the cluster."""
+    """Leave pytest's own selection plugins what they remember: the selection was made on the
+    cluster.
+    """
     plugin = config.pluginmanager.get_plugin
     if (failed := plugin("lfplugin")) is not None:
         failed.active = False

@@ -1,4 +1,6 @@
-"""What must fit together before a run may be green: the order of events, a result for each test, the two exit codes."""
+"""What must fit together before a run may be green: the order of events, a result for each test,
+the two exit codes.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,12 @@ class EventOrder:
 def cross_check(
     ended: SessionFinished | None, collection: Collection, status: int, problems: list[str]
 ) -> list[str]:
-    """Return what speaks against the local exit status. `problems`: what was noticed before.
+    """Return what speaks against the local exit status.
 
-    Nothing is compared where machines were the reason of the end: then the results are known to be incomplete.
+    `problems`: what was noticed before.
+
+    Nothing is compared where machines were the reason of the end: then the results are known to be
+    incomplete.
     """
     if ended is None:
         return [] if problems else ["the end of the remote session never arrived"]

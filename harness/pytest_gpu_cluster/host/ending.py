@@ -1,4 +1,6 @@
-"""How a session ends here: one value, made of what pytest says, of what failed beside the tests, and of who stopped it."""
+"""How a session ends here: one value, made of what pytest says, of what failed beside the tests,
+and of who stopped it.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,8 @@ def decide(
 ) -> Ending:
     """Return the ending of a session.
 
-    pytest's own exit code stands, unless what failed was not a test; a failed test wins over machines, and results over a
-    teardown that failed.
+    pytest's own exit code stands, unless what failed was not a test; a failed test wins over
+    machines, and results over a teardown that failed.
     """
     exit_code = pytest_status
     if failure is not None and failure.decides and pytest_status in RESULTS and not failed_tests:

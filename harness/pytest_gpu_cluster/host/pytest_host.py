@@ -111,7 +111,9 @@ class PytestHost:
         return True
 
     def _follow(self, stage: Stage) -> None:
-        """Pass the events on until the replay has come to `stage`; raise what ends the session here."""
+        """Pass the events on until the replay has come to `stage`; raise what ends the session
+        here.
+        """
         assert self._events is not None
         assert self._sinks is not None
         while self.replay.stage < stage and (event := next(self._events, None)) is not None:
@@ -146,7 +148,10 @@ class PytestHost:
             raise
 
     def _hurry(self, number: int, frame: object) -> None:
-        """A further Ctrl-C hurries the closing of the cluster. Before and after it there is only a summary to lose."""
+        """A further Ctrl-C hurries the closing of the cluster.
+
+        Before and after it there is only a summary to lose.
+        """
         if self.run.closing:
             raise KeyboardInterrupt
 
@@ -211,7 +216,9 @@ class PytestHost:
             self.write(f"the record could not be finished: {problem}")
 
     def pytest_unconfigure(self) -> None:
-        """Write the very last lines: what went wrong with machines, where the record is, what is still there."""
+        """Write the very last lines: what went wrong with machines, where the record is, what is
+        still there.
+        """
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         lines = [*self._failure_lines()]
@@ -251,7 +258,9 @@ def launch_plan(request: RunRequest) -> LaunchPlan:
 
 
 def report_refusal(root: Path, environ: Mapping[str, str], problem: HarnessError) -> None:
-    """In CI, put what could not even be asked for into the JUnit file, in the place of what passed the last time."""
+    """In CI, put what could not even be asked for into the JUnit file, in the place of what passed
+    the last time.
+    """
     if publish.detect(environ) is not None:
         write_refusal(root, environ, problem)
 

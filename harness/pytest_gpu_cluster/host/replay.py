@@ -1,4 +1,5 @@
-"""Remote events become local pytest hooks, so that reporters and plugins here work as if the tests had run here.
+"""Remote events become local pytest hooks, so that reporters and plugins here work as if the tests
+had run here.
 
 `Replay` is fed by whoever owns the loop:
 
@@ -105,7 +106,9 @@ class Replay:
         return self.terminal.paths.text(path)
 
     def facts(self) -> PytestFacts:
-        """Return plugins, colour, columns, cache, seed and import path, resolved here, for the remote pytest to follow."""
+        """Return plugins, colour, columns, cache, seed and import path, resolved here, for the
+        remote pytest to follow.
+        """
         option, manager = self.config.option, self.config.pluginmanager
         with_terminal = hasattr(option, "color")  # not with -p no:terminal
         writer = (
@@ -311,7 +314,9 @@ class Replay:
         self._junit.place_since(before, len(self._collection) if place is None else place)
 
     def _records(self, records: Iterable[TestRecord], *, paths: bool = True) -> None:
-        """Call one test's hooks in their order, with nothing in between; `paths`: they may name files of the remote tree."""
+        """Call one test's hooks in their order, with nothing in between; `paths`: they may name
+        files of the remote tree.
+        """
         hook = self.config.hook
         for record in records:
             if record["kind"] == "report":
@@ -391,7 +396,9 @@ class Replay:
             self.terminal.interrupted_at(place)
 
     def finalize(self, session: pytest.Session) -> None:
-        """Before reporters write: what the remote session wrote at its end, the order of JUnit, the cross-check."""
+        """Before reporters write: what the remote session wrote at its end, the order of JUnit, the
+        cross-check.
+        """
         self.terminal.show_late()
         self._junit.sort(len(self._collection))
         if self._stop is None:
@@ -438,7 +445,9 @@ class SummaryWriter:
 def _notify(
     config: pytest.Config, excinfo: pytest.ExceptionInfo[BaseException], option: Any = None
 ) -> None:
-    """Stand in for `Config.notify_exception`, with the remote traceback for an error that happened there."""
+    """Stand in for `Config.notify_exception`, with the remote traceback for an error that happened
+    there.
+    """
     if not isinstance(excinfo.value, RemoteInternalError):
         type(config).notify_exception(config, excinfo, option)
         return

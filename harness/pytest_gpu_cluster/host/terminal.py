@@ -1,7 +1,7 @@
 """pytest's terminal reporter, told of what happened elsewhere.
 
-The reporter has no public way to be told of lines, warnings and text that other processes made, so this touches its private
-parts; each place says which.
+The reporter has no public way to be told of lines, warnings and text that other processes made, so
+this touches its private parts; each place says which.
 """
 
 from __future__ import annotations
@@ -36,11 +36,15 @@ class Terminal:
 
     @property
     def reporter(self) -> Any:
-        """pytest's terminal reporter, which has no type that says what is used of it; None without one."""
+        """pytest's terminal reporter, which has no type that says what is used of it; None without
+        one.
+        """
         return self._config.pluginmanager.get_plugin("terminalreporter")
 
     def write(self, text: str, *, fresh: bool = False) -> None:
-        """Write through the reporter; `fresh`: the remote reporter is no longer inside a line of its own."""
+        """Write through the reporter; `fresh`: the remote reporter is no longer inside a line of
+        its own.
+        """
         if text and self.reporter is not None:
             self.reporter._tw.write(text, flush=True)
             if fresh:

@@ -1,4 +1,6 @@
-"""Files of a report: JUnit, JSON and Markdown where the CI host finds them, and the summary in the store."""
+"""Files of a report: JUnit, JSON and Markdown where the CI host finds them, and the summary in the
+store.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class ResultsDirectory:
             self._path(suffix).unlink()
 
     def write(self, suffix: str, data: bytes) -> str:
-        """Write a file and return why that failed, or "": a report that fails changes nothing of the run."""
+        """Write a file and return why that failed, or "": a report that fails changes nothing of
+        the run.
+        """
         path = self._path(suffix)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -92,7 +96,9 @@ class JUnitFile:
 
 
 class Summaries:
-    """JSON and Markdown beside the JUnit file, the summary in the record, and the results of the branch."""
+    """JSON and Markdown beside the JUnit file, the summary in the record, and the results of the
+    branch.
+    """
 
     uses_report = True
 

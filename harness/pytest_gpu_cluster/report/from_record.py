@@ -14,7 +14,10 @@ from pytest_gpu_cluster.report.model import Delta
 
 
 class RecordedEvents:
-    """The events of a record. A journal with a hole ends there, and the hole is how the session ended."""
+    """The events of a record.
+
+    A journal with a hole ends there, and the hole is how the session ended.
+    """
 
     def __init__(self, record: SessionRecord) -> None:
         self._record = record
@@ -38,7 +41,9 @@ class RecordedEvents:
 
 
 def recorded_delta(summary: JsonObject) -> Delta | None:
-    """Return how the client had compared the session: by now the branch's last session may be this one."""
+    """Return how the client had compared the session: by now the branch's last session may be this
+    one.
+    """
     fields = summary.get("delta")
     if not isinstance(fields, dict):
         return None

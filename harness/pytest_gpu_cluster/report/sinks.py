@@ -1,8 +1,11 @@
-"""Sinks: whoever is told of a session's events and of its report. One line in SINKS for each.
+"""Sinks: whoever is told of a session's events and of its report.
 
-A sink has two methods. `event` is called for every event, in order; `finish` once, after teardown, with the final report. A
-sink that raises is dropped: it changes nothing of the run, and the terminal says so. A sink from outside this package is an
-entry point of the group `pytest_gpu_cluster.sinks`.
+One line in SINKS for each.
+
+A sink has two methods. `event` is called for every event, in order; `finish` once, after teardown,
+with the final report. A sink that raises is dropped: it changes nothing of the run, and the
+terminal says so. A sink from outside this package is an entry point of the group
+`pytest_gpu_cluster.sinks`.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from pytest_gpu_cluster.report.facts import SessionFacts
 from pytest_gpu_cluster.report.model import Delta, Report, ReportContext
 
 GROUP = "pytest_gpu_cluster.sinks"
-# In the order in which they are told: a report tells the later ones what the earlier ones could not do.
+# In the order in which they are told: a report tells the later ones what the earlier ones could not
+# do.
 SINKS = (
     "pytest_gpu_cluster.host.progress:Progress",
     "pytest_gpu_cluster.report.files:JUnitFile",
