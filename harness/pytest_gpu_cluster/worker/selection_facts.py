@@ -31,7 +31,7 @@ def collection_problem(session: pytest.Session) -> str:
 def selection_options(config: pytest.Config) -> SelectionOptions:
     option = config.option
     return SelectionOptions(
-        maxfail=option.maxfail,
+        maxfail=option.maxfail or 0,  # pytest has None or 0 for no limit
         capture=getattr(option, "capture", "no"),
         stepwise=bool(getattr(option, "stepwise", False)),
         randomly_seed=getattr(option, "randomly_seed", None),
