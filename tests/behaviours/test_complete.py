@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.behaviours.listed import NUMBERS
+from tests.behaviours.listed import NIGHTLY, NUMBERS
 from tests.behaviours.normal import normal, normal_xml
 from tests.behaviours.outcome import Outcome, agree
+from tests.replay_scenarios import SCENARIOS
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "behaviours.md"
@@ -80,6 +81,14 @@ def test_the_page_names_no_test_that_is_not_there() -> None:
 
     assert cited
     assert {int(first or second) for first, second in cited} <= set(NUMBERS)
+
+
+def test_every_number_is_tested_by_day() -> None:
+    """A change that breaks a behaviour is to be red before it is merged, not the next morning."""
+    by_day = {name[:3] for name in SCENARIOS.keys() - NIGHTLY}
+
+    assert SCENARIOS.keys() >= NIGHTLY
+    assert {name[:3] for name in NIGHTLY} <= by_day
 
 
 def test_no_test_stands_outside_the_numbers() -> None:
