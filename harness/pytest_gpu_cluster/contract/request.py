@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pytest_gpu_cluster.contract.fields import JsonValue, Noun
 
@@ -89,6 +89,10 @@ class ReportFacts:
 @dataclass(frozen=True, kw_only=True)
 class SessionRequest(PytestFacts, ReportFacts, Noun):
     """What a session was asked for. Passed variables are in it by name alone."""
+
+    sparse: ClassVar[bool] = (
+        True  # a key appears with its value: `tree` when the tree is in the store
+    )
 
     v: int = VERSION
     session: str
