@@ -235,6 +235,8 @@ def _one_of(values: tuple[object, ...], value: object) -> object:
 
 def _union(args: tuple[object, ...]) -> Convert | None:
     """A union is None or one other type, or several plain types of which one must fit."""
+    if all(map(is_typeddict, args)):
+        return _decoder(args[0])  # records: each is an object, and many are read
     decoders = [_decoder(each) for each in args if each is not types.NoneType]
     optional = types.NoneType in args
     if any(decode is None for decode in decoders):
