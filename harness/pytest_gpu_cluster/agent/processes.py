@@ -67,7 +67,7 @@ class Launcher:
                 reservation,
                 lambda message: self._arrivals.put(ReservationLost(worker=worker, message=message)),
             )
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 - whatever fails there is the process's end
             message = f"{type(problem).__name__}: {problem}".splitlines()[0]
             self._arrivals.put((worker, [Exit(status=None, why=message)]))
 
