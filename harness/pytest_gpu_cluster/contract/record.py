@@ -1,12 +1,13 @@
 """The record of a session, and the history of all: every key of theirs in the store is spelled
 here.
 
-sessions/<id>/request.json         what was asked; no secret sessions/<id>/events/<writer>/<n>
-segments of the journal sessions/<id>/control/             heartbeat of the client; stop, with a
-reason sessions/<id>/artifacts/ coverage/ what tests and coverage.py left sessions/<id>/summary.json
-the report, as its readers were told sessions/<id>/result.json          the ending; created once, by
-whoever is left to do it history/                           seconds per test, and the last results
-of branches
+    sessions/<id>/request.json          the request; no secret
+    sessions/<id>/events/<writer>/<n>   segments of the journal
+    sessions/<id>/control/              heartbeat of the client; stop, with a reason
+    sessions/<id>/artifacts/ coverage/  files of the tests, and data of coverage.py
+    sessions/<id>/summary.json          the report, as its readers were told
+    sessions/<id>/result.json           the ending; created once, by whoever is left to do it
+    history/                            seconds per test, and the last results of branches
 """
 
 from __future__ import annotations
