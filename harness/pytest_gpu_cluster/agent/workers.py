@@ -225,6 +225,7 @@ class Workers:
         """Run lost tests again, on another node if possible; the running one spends an attempt."""
         state = self._state
         self._append_lost(worker, message)
+        waiting: list[Case] = []
         for test in tests:
             test.avoid.add(worker.home)
             if test is worker.running:
@@ -236,7 +237,8 @@ class Workers:
                 state.journal.append(
                     Retry(nodeid=test.nodeid, attempt=test.attempt, message=message)
                 )
-                state.backlog.put_back([test])
+                waiting.append(test)
+        state.backlog.put_back(waiting)
 
 
 def _loss(worker: Worker, ending: Exit) -> str:
