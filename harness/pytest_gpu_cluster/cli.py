@@ -26,8 +26,8 @@ from pytest_gpu_cluster.contract.cluster_record import ClusterRecord
 from pytest_gpu_cluster.contract.cluster_record import clusters as recorded_clusters
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.fields import JsonObject
-from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.providers import ClusterRef, load_provider
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pytest_gpu_cluster import clusters, environment
 from pytest_gpu_cluster.bundle.retention import prune
-from pytest_gpu_cluster.bundle.ship import ship, ship_files
+from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files
 from pytest_gpu_cluster.clusters import HeldCluster, Hold
 from pytest_gpu_cluster.contract.errors import (
     HarnessError,
@@ -32,9 +32,9 @@ from pytest_gpu_cluster.contract.events import (
     SessionFinished,
 )
 from pytest_gpu_cluster.contract.failures import Closer, StopReason
-from pytest_gpu_cluster.contract.model import RunRequest, Settings, Tree
 from pytest_gpu_cluster.contract.record import Ending, EventReader, SessionRecord
 from pytest_gpu_cluster.contract.request import Limits, PytestFacts, ReportFacts, SessionRequest
+from pytest_gpu_cluster.contract.settings import RunRequest, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import WAITS
 from pytest_gpu_cluster.liveness import heartbeat
@@ -115,7 +115,7 @@ class Run:
         suffix = "; on SIMULATED GPUs" if simulated else ""
         lines = [f"session {self.id}  {self.record.url}{suffix}"]
         if self.cluster is not None and self.cluster.stage is Hold.HELD and self.stays_warm():
-            idle_s = self.settings.idle_minutes * 60
+            idle_s = self.settings.limits.idle_minutes * 60
             until = time.strftime("%H:%M:%S", time.localtime(time.time() + idle_s))
             name = self.cluster.ref.id
             lines.append(
@@ -146,13 +146,13 @@ class Run:
 
     def ship(self) -> tuple[Tree, Tree]:
         """Put the working tree, and this package's own code for the cluster, into the store."""
-        s = self.settings
+        files = self.settings.files
         tree = ship(
             self.store,
             self._run_request.root,
-            include=s.include,
-            exclude=s.exclude,
-            allow_files=s.allow_files,
+            include=files.include,
+            exclude=files.exclude,
+            allow_files=files.allow_files,
         )
         return tree, ship_files(self.store, environment.own_code())
 
@@ -182,7 +182,7 @@ class Run:
 
     def stays_warm(self) -> bool:
         """Return True where the cluster may wait for the next session."""
-        return self.reusable and not self.interrupted and self.settings.idle_minutes > 0
+        return self.reusable and not self.interrupted and self.settings.limits.idle_minutes > 0
 
     def follow(self, cluster: HeldCluster) -> Iterator[Event]:
         """Yield the journal to the agent's last event; when it falls silent, ask the provider about
@@ -250,7 +250,7 @@ class Run:
 
     def cluster_spec(self, installed: environment.Environment) -> ClusterSpec:
         s = self.settings
-        idle_s = s.idle_minutes * 60
+        idle_s = s.limits.idle_minutes * 60
         return ClusterSpec(
             token=clusters.new_id(),
             owner=self.provider.owner(),
@@ -261,17 +261,17 @@ class Run:
             simulated_gpus=s.simulated_gpus,
             require_gpu=s.require_gpu,
             idle_s=idle_s,
-            deadline_s=s.max_minutes * 60 + idle_s + CLUSTER_MARGIN_S,
+            deadline_s=s.limits.max_minutes * 60 + idle_s + CLUSTER_MARGIN_S,
         )
 
     def _session_request(self, local: PytestFacts, report: ReportFacts) -> SessionRequest:
         """Return the request before anything is done: without tree, code and shape."""
         s, request = self.settings, self._run_request
         limits = Limits(
-            max_s=s.max_minutes * 60,
-            idle_s=s.idle_minutes * 60,
-            test_timeout_s=s.test_timeout_s,
-            infra_retries=s.infra_retries,
+            max_s=s.limits.max_minutes * 60,
+            idle_s=s.limits.idle_minutes * 60,
+            test_timeout_s=s.limits.test_timeout_s,
+            infra_retries=s.limits.infra_retries,
             default_gpus=s.default_gpus,
         )
         return SessionRequest(

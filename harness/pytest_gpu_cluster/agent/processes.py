@@ -16,7 +16,6 @@ from pytest_gpu_cluster.agent.worker import Transport, Worker
 from pytest_gpu_cluster.contract.events import InternalError, Message
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.messages import Exit, Finished, decode
-from pytest_gpu_cluster.contract.model import STORE_CREDENTIALS
 from pytest_gpu_cluster.contract.specs import (
     AgentSpec,
     ClusterFacts,
@@ -24,6 +23,7 @@ from pytest_gpu_cluster.contract.specs import (
     Role,
     WorkerSpec,
 )
+from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
 from pytest_gpu_cluster.node.lease import Lease
 
 # The beginnings of variables that no test process inherits. Importing Ray sets PYTHONBREAKPOINT.

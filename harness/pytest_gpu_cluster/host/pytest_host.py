@@ -16,9 +16,9 @@ from pytest_gpu_cluster import publish
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.events import Event, SessionFinished
 from pytest_gpu_cluster.contract.failures import FailureClass
-from pytest_gpu_cluster.contract.model import RunRequest
 from pytest_gpu_cluster.contract.record import Ending
 from pytest_gpu_cluster.contract.request import PytestFacts, ReportFacts
+from pytest_gpu_cluster.contract.settings import RunRequest
 from pytest_gpu_cluster.host.ending import Failure, decide
 from pytest_gpu_cluster.host.replay import Replay, Stage
 from pytest_gpu_cluster.providers import LaunchPlan
@@ -81,16 +81,17 @@ class PytestHost:
 
     def _sink_context(self) -> SinkContext:
         settings, ci = self.run.settings, self._ci
+        reports = settings.reports
         if self._quiet:  # nobody is told
-            settings, ci = replace(settings, results_dir="", publish=False), None
-        url, own_page = link(settings.public_url, self.run.id, ci)
+            reports, ci = replace(reports, results_dir="", publish=False), None
+        url, own_page = link(reports.public_url, self.run.id, ci)
         return SinkContext(
-            settings=settings,
+            settings=replace(settings, reports=reports),
             environ=os.environ,
             root=self._root,
             record=self.run.record,
             report=ReportContext(
-                suite=settings.suite,
+                suite=reports.suite,
                 link=url,
                 own_page=own_page,
                 record=self.run.record.url,

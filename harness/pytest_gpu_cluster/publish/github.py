@@ -13,8 +13,8 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.request import CI
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.publish import HostFile, Publisher, ReadText, Target, comment
 from pytest_gpu_cluster.publish.exchange import (
     Endpoint,
@@ -61,7 +61,7 @@ class GitHub(Publisher):
 
     def __init__(self, ci: CI, settings: Settings, environ: Mapping[str, str]) -> None:
         super().__init__(ci, settings, environ)
-        suite = settings.suite
+        suite = settings.reports.suite
         self._context = suite if suite.startswith("gpu-cluster") else f"gpu-cluster: {suite}"
         self._summary = environ.get("GITHUB_STEP_SUMMARY", "")
         self._output = environ.get("GITHUB_OUTPUT", "")
@@ -126,7 +126,7 @@ class GitHub(Publisher):
 
     def finished(self, report: Report) -> list[Target]:
         targets = [*self._status(report), *self._check_run(report)]
-        if self.endpoints and self.ci.pull_request and self.settings.comment != "off":
+        if self.endpoints and self.ci.pull_request and self.settings.reports.comment != "off":
             targets.append(Target(COMMENT, self._comment(report)))
         return targets
 
@@ -168,7 +168,9 @@ class GitHub(Publisher):
 
     def closing(self, report: Report) -> list[str]:
         resume = [f"::{self._resume_word}::"] if self._resume_word else []
-        annotate = not (self.endpoints and self.settings.check_run)  # a check run annotates too
+        annotate = not (
+            self.endpoints and self.settings.reports.check_run
+        )  # a check run annotates too
         return [*resume, *commands(report, self._context, annotate=annotate)]
 
     # -- with a token ------------------------------------------------------------------------------
@@ -187,7 +189,7 @@ class GitHub(Publisher):
         return [Target(STATUS, exchange())] if self.endpoints else []
 
     def _check_run(self, report: Report) -> list[Target]:
-        if not self.endpoints or not self.settings.check_run:
+        if not self.endpoints or not self.settings.reports.check_run:
             return []
         return [Target(CHECK_RUN, self._update_check_run(report))]
 
@@ -271,7 +273,7 @@ class GitHub(Publisher):
             create=Request(method="POST", path=path, body={"body": text}, repeatable=False),
             edit=lambda id_: Request(method="PATCH", path=f"{edited}/{id_}", body={"body": text}),
         )
-        return comment.exchange(self.settings.comment, report, text, api)
+        return comment.exchange(self.settings.reports.comment, report, text, api)
 
 
 def _reads_only(environ: Mapping[str, str], pull_request: JsonObject) -> bool:

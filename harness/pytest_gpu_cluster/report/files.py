@@ -14,8 +14,8 @@ from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.events import Event
 from pytest_gpu_cluster.contract.failures import FailureClass
 from pytest_gpu_cluster.contract.masking import masker
-from pytest_gpu_cluster.contract.model import SUITE_NAME
 from pytest_gpu_cluster.contract.record import branch_key
+from pytest_gpu_cluster.contract.settings import SUITE_NAME
 from pytest_gpu_cluster.report import delta, junit, render
 from pytest_gpu_cluster.report.model import Report
 from pytest_gpu_cluster.report.sinks import Closing, Current, SinkContext
@@ -57,10 +57,10 @@ class ResultsDirectory:
 
 def results_directory(context: SinkContext) -> ResultsDirectory | None:
     """Return where files go; None where nobody wants them."""
-    settings = context.settings
-    if not settings.results_dir:
+    reports = context.settings.reports
+    if not reports.results_dir:
         return None
-    return ResultsDirectory(context.root / settings.results_dir, settings.suite)
+    return ResultsDirectory(context.root / reports.results_dir, reports.suite)
 
 
 class JUnitFile:
@@ -77,7 +77,7 @@ class JUnitFile:
         directory = results_directory(context)
         if directory is None:
             return None
-        sink = cls(directory, strict=context.settings.junit_strict)
+        sink = cls(directory, strict=context.settings.reports.junit_strict)
         if context.live:
             for suffix in ("json", "md"):
                 directory.remove(suffix)
@@ -107,7 +107,7 @@ class Summaries:
 
     @classmethod
     def create(cls, context: SinkContext, current: Current) -> Summaries | None:
-        if context.ci is None and not context.settings.results_dir:
+        if context.ci is None and not context.settings.reports.results_dir:
             return None  # on a laptop there is nobody to tell
         return cls(context)
 
@@ -141,7 +141,9 @@ class Summaries:
             if ci is not None and ci.branch and not ci.pull_request:
                 results = delta.results_of(report)
                 if results is not None:
-                    record.store.put(branch_key(ci.branch, self._context.settings.suite), results)
+                    record.store.put(
+                        branch_key(ci.branch, self._context.settings.reports.suite), results
+                    )
 
 
 def write_refusal(root: Path, environ: Mapping[str, str], problem: HarnessError) -> None:

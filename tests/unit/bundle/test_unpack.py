@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpu_cluster.bundle.ship import ship, ship_files
+from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files
 from pytest_gpu_cluster.contract.errors import StoreError
-from pytest_gpu_cluster.contract.model import Tree
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.node.unpack import unpack
 from tests.working_trees import read, write

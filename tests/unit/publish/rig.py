@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.request import CI
+from pytest_gpu_cluster.contract.settings import ReportSettings, Settings
 from pytest_gpu_cluster.publish import Publisher, detect, publisher
 from pytest_gpu_cluster.publish.sender import BackgroundSender
 from pytest_gpu_cluster.report.model import NOT_TESTS, Delta, Problem, Report, Result
@@ -124,7 +124,7 @@ class Step:
 def step(environ: Mapping[str, str], **settings: Any) -> Step:
     ci = detect(environ)
     assert ci is not None
-    host_publisher = publisher(ci, Settings(**settings), environ)
+    host_publisher = publisher(ci, Settings(reports=ReportSettings(**settings)), environ)
     assert host_publisher is not None
     return Step(ci, host_publisher, BackgroundSender(host_publisher))
 
