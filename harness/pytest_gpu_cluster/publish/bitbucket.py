@@ -209,7 +209,7 @@ class Bitbucket(Publisher):
     # -- with a token ------------------------------------------------------------------------------
 
     def _status(self, report: Report) -> list[Target]:
-        if "token" not in self.endpoints or not report.link:
+        if "token" not in self.endpoints or not report.context.link:
             return []
 
         def exchange() -> Exchange:
@@ -219,7 +219,7 @@ class Bitbucket(Publisher):
                 "name": code_insights.title(report, self._key)[:NAME_CHARS],
                 "description": render.headline(report)[:NAME_CHARS],
                 # Bitbucket would replace a name in braces by a value.
-                "url": report.link.replace("{", "%7B").replace("}", "%7D"),
+                "url": report.context.link.replace("{", "%7B").replace("}", "%7D"),
             }
             if self.ci.pull_request and self.ci.branch:
                 body["refname"] = self.ci.branch  # ties the status to the pull request

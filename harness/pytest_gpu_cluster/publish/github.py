@@ -151,7 +151,7 @@ class GitHub(Publisher):
             outputs = {
                 "session": report.session,
                 "verdict": report.verdict,
-                "link": report.link,
+                "link": report.context.link,
                 "exit-code": "" if report.exit_code is None else str(report.exit_code),
             }
             lines = [f"{name}={render.one_line(value)}\n" for name, value in outputs.items()]
@@ -182,7 +182,7 @@ class GitHub(Publisher):
                 "context": self._context,
                 "description": render.shorten(render.headline(report), DESCRIPTION_CHARS),
             }
-            body |= {"target_url": report.link} if report.link else {}
+            body |= {"target_url": report.context.link} if report.context.link else {}
             path = f"{self._repository}/statuses/{self.ci.commit}"
             yield Request(method="POST", path=path, body=body)
 
@@ -250,7 +250,7 @@ class GitHub(Publisher):
             "output": output,
         }
         body |= {} if running else {"conclusion": CONCLUSIONS.get(report.verdict, "failure")}
-        return body | ({"details_url": report.link} if report.link else {})
+        return body | ({"details_url": report.context.link} if report.context.link else {})
 
     def _comment(self, report: Report) -> Exchange:
         text = f"{self._mark}\n{render.markdown(report, limit=COMMENT_CHARS - len(self._mark))}"

@@ -107,8 +107,8 @@ class GitLab(Publisher):
         if directory is None:
             return []
         label = f"{report.session}: {render.headline(report)}"[:TEXT_CHARS]
-        links = [{"external_link": {"label": label, "url": report.link}}]
-        text = json.dumps({"GPU session": links} if report.link else {}, indent=2)
+        links = [{"external_link": {"label": label, "url": report.context.link}}]
+        text = json.dumps({"GPU session": links} if report.context.link else {}, indent=2)
         path = directory / f"{self.settings.reports.suite}-annotations.json"
         return [HostFile(path, f"{text}\n", False)]
 
@@ -119,8 +119,8 @@ class GitLab(Publisher):
                 "name": self._context,
                 "description": render.headline(report)[:TEXT_CHARS],
             }
-            if report.link and len(report.link) <= TEXT_CHARS:
-                body["target_url"] = report.link
+            if report.context.link and len(report.context.link) <= TEXT_CHARS:
+                body["target_url"] = report.context.link
             if self.ci.branch:
                 body["ref"] = self.ci.branch
             if self.ci.pipeline.isdigit():  # without it the status makes a pipeline of its own

@@ -17,7 +17,7 @@ from pytest_gpu_cluster.contract.masking import masker
 from pytest_gpu_cluster.contract.record import branch_key
 from pytest_gpu_cluster.contract.settings import SUITE_NAME
 from pytest_gpu_cluster.report import delta, junit, render
-from pytest_gpu_cluster.report.model import Report
+from pytest_gpu_cluster.report.model import Report, ReportContext
 from pytest_gpu_cluster.report.sinks import Closing, Current, SinkContext
 
 MARKDOWN_CHARS = 500_000
@@ -158,7 +158,7 @@ def write_refusal(root: Path, environ: Mapping[str, str], problem: HarnessError)
     mask = masker(environ)
     report = Report(
         session="none",
-        suite=directory.stem.name,
+        context=ReportContext(suite=directory.stem.name),
         verdict=FailureClass.REQUEST,
         message=mask(problem.what),
         remedy=mask(problem.remedy),
