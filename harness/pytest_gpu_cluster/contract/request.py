@@ -61,14 +61,14 @@ class Shape(Noun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PytestFacts:
+class PytestFacts(Noun):
     """The local pytest, for the remote one to follow."""
 
     plugins: tuple[str, ...] = ()  # by their names; they answer for themselves here
     sys_path: tuple[str, ...] = ()  # directories of the tree that only the local sys.path has
     color: str = "no"  # pytest's --color
     columns: int = 80
-    seed: int | None = None  # of pytest-randomly
+    seed: int | str | None = None  # of pytest-randomly
     cache: Mapping[str, JsonValue] = field(default_factory=dict)  # of pytest's cache, by key
 
 
