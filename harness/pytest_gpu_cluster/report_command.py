@@ -1,5 +1,6 @@
-"""`gpu-cluster report`: the report of sessions that other processes ran, and what their clients
-could not publish.
+"""`gpu-cluster report`: the report of sessions that other processes ran.
+
+It also publishes what their clients could not.
 """
 
 from __future__ import annotations

@@ -56,9 +56,7 @@ class Stage(Enum):
 
 
 class Run:
-    """A session: the request, the cluster that it holds while it goes on, and what went wrong with
-    that cluster.
-    """
+    """A session: the request, the cluster that it holds, and the failure of that cluster."""
 
     def __init__(
         self, request: RunRequest, pytest_version: str, local: PytestFacts, report: ReportFacts
@@ -109,9 +107,7 @@ class Run:
         return self.provider.plan(self.cluster_spec(self.installed()))
 
     def closing_lines(self, *, simulated: bool) -> list[str]:
-        """Return the last lines: where the record is, on what it ran, how long the cluster stays
-        and how to end it.
-        """
+        """Return the last lines: the record, the machines, and the time that the cluster stays."""
         suffix = "; on SIMULATED GPUs" if simulated else ""
         lines = [f"session {self.id}  {self.record.url}{suffix}"]
         if self.cluster is not None and self.cluster.stage is Hold.HELD and self.stays_warm():
@@ -185,8 +181,9 @@ class Run:
         return self.reusable and not self.interrupted and self.settings.limits.idle_minutes > 0
 
     def follow(self, cluster: HeldCluster) -> Iterator[Event]:
-        """Yield the journal to the agent's last event; when it falls silent, ask the provider about
-        the cluster.
+        """Yield the journal to the agent's last event.
+
+        When it falls silent, the provider is asked about the cluster.
         """
         reader = self.record.reader()
         last_event = last_read = time.monotonic()
@@ -208,8 +205,9 @@ class Run:
                 raise_if_gone(cluster, reader)
 
     def stop(self) -> None:
-        """Ask the agent to end the session, and wait for its last event, so that the cluster can
-        serve the next.
+        """Ask the agent to end the session, and wait for its last event.
+
+        Then the cluster can serve the next.
         """
         with contextlib.suppress(HarnessError):
             self.record.order_stop(StopReason.CLIENT_DONE)
@@ -221,8 +219,9 @@ class Run:
                 reader.wait()
 
     def on_event(self, event: Event) -> None:
-        """The last event says whether the cluster is whole: one that has lost something must not
-        serve again.
+        """Note the end of the session, and whether the cluster is whole.
+
+        One that has lost something must not serve again.
         """
         if isinstance(event, SessionFinished):
             self.stage, self.reusable = Stage.FINISHED, event.fit
@@ -310,11 +309,14 @@ def phase(name: str, detail: str, began: float) -> Event:
 
 
 def tree_name(root: Path, invocation_dir: Path) -> str:
-    """Return where a tree lies on a node, so that its place relative to the invocation directory is
-    the same there.
+    """Return the path of a tree on a node, relative to the directory that holds it.
 
-    >>> tree_name(Path("/a/project"), Path("/a/project/tests")), tree_name(Path("/a/b/c"), Path("/a"))
-    ('project', 'a/b/c')
+    The tree's place relative to the invocation directory stays the same.
+
+    >>> tree_name(Path("/a/project"), Path("/a/project/tests"))
+    'project'
+    >>> tree_name(Path("/a/b/c"), Path("/a"))
+    'a/b/c'
     """
     common = Path(os.path.commonpath([root, invocation_dir]))
     return str(Path(common.name, root.relative_to(common)))

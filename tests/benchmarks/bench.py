@@ -167,10 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("pytest-gpu-cluster is not installed in this environment; run: make setup")
     rows, failed = load(ROOT / "bench.json"), []
     for ci in {"plain": (False,), "ci": (True,), None: (False, True)}[chosen.section]:
-        print(
-            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {'CI set' if ci else 'CI not set'}",
-            flush=True,
-        )
+        load_1m, ci_text = os.getloadavg()[0], "CI set" if ci else "CI not set"
+        print(f"{os.cpu_count()} cores, load {load_1m:.1f}, {ci_text}", flush=True)
         found, problems = measure(chosen.only or names, chosen.rounds, ci=ci)
         failed += problems
         rows = ordered({**rows, **{r.name: r for r in found}})

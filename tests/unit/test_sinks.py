@@ -127,7 +127,7 @@ def test_a_sink_that_raises_is_dropped_and_that_is_said(
 
 
 def test_a_file_of_an_earlier_run_is_never_this_ones(tmp_path: Path) -> None:
-    """A client that is killed leaves what it found; a green file would then be read as its result."""
+    """A client that is killed leaves what it found: a green file would be read as its result."""
     results = tmp_path / "results"
     results.mkdir()
     for suffix in ("xml", "json", "md"):

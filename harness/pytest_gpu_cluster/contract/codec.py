@@ -102,8 +102,7 @@ def text_of(value: object) -> str:
 
 
 def from_wire(value: object) -> Any:
-    """Return the value that `to_wire` made plain: anything that pytest or a plugin can put into a
-    report.
+    """Return the value that `to_wire` made plain: anything that can be in a report.
 
     >>> from_wire(to_wire([("a", {2: 3})]))
     [('a', {2: 3})]

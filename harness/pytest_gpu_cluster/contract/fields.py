@@ -171,8 +171,9 @@ def _object_of(item: Convert | None, value: object) -> object:
 
 
 def _decoder(hint: object) -> Convert | None:
-    """Return the conversion of a JSON value to this type, which raises FieldError; None where any
-    value will do.
+    """Return the conversion of a JSON value to this type, which raises FieldError.
+
+    None where any value will do.
     """
     origin, args = get_origin(hint), get_args(hint)
     if hint is object:

@@ -74,8 +74,9 @@ class PytestFacts(Noun):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFacts:
-    """What a report needs that another process makes, and the tests that the CI host has
-    quarantined.
+    """The facts that another process needs to make the report of a session.
+
+    Beside them: the tests that the CI host has quarantined.
     """
 
     ci: CI | None = None

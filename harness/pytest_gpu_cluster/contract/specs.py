@@ -1,5 +1,4 @@
-"""What a process is told before it does anything: one noun for each of keeper, agent and test
-process.
+"""Specifications of processes: one noun for each of keeper, agent and test process.
 
 Secrets (the Ray token, credentials, values of passed variables) are in no `repr`.
 """

@@ -89,7 +89,7 @@ def compare(report: Report, before: bytes | None) -> Delta | None:
 
 
 def against_branch(report: Report, store: Store, ci: CI | None, suite: str) -> Delta | None:
-    """Return the differences from the last session of the branch that this is for, else of its own."""
+    """Return the differences from the last session of the target branch, else of its own."""
     if ci is None or not (branch := ci.target or ci.branch):
         return None
     try:

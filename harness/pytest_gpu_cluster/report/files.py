@@ -1,6 +1,4 @@
-"""Files of a report: JUnit, JSON and Markdown where the CI host finds them, and the summary in the
-store.
-"""
+"""Files of a report: JUnit, JSON and Markdown for the CI host, and the summary in the store."""
 
 from __future__ import annotations
 
@@ -38,8 +36,9 @@ class ResultsDirectory:
             self._path(suffix).unlink()
 
     def write(self, suffix: str, data: bytes) -> str:
-        """Write a file and return why that failed, or "": a report that fails changes nothing of
-        the run.
+        """Write a file; return the reason of a failure, or "".
+
+        A report that fails changes nothing of the run.
         """
         path = self._path(suffix)
         try:
@@ -96,9 +95,7 @@ class JUnitFile:
 
 
 class Summaries:
-    """JSON and Markdown beside the JUnit file, the summary in the record, and the results of the
-    branch.
-    """
+    """JSON and Markdown beside the JUnit file, the record's summary, and the branch's results."""
 
     uses_report = True
 
@@ -147,7 +144,10 @@ class Summaries:
 
 
 def write_refusal(root: Path, environ: Mapping[str, str], problem: HarnessError) -> None:
-    """Write a JUnit file that says why the settings could not be read, where they would have said."""
+    """Write a JUnit file that says why the settings could not be read.
+
+    It lies where the settings would have put it.
+    """
     folder = environ.get("GPU_CLUSTER_RESULTS_DIR", "")
     suite = environ.get("GPU_CLUSTER_SUITE", "")
     inside = folder and not folder.startswith(("/", "~")) and ".." not in folder.split("/")
