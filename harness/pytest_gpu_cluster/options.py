@@ -116,14 +116,13 @@ def _settings(
     values: Mapping[str, object], provider_settings: Mapping[str, Mapping[str, object]]
 ) -> Settings:
     """Return the settings with these values by key: each in its group, or in none."""
-    ungrouped: dict[str, Any] = {}  # Any: each key has checked its value
-    grouped: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
+    fields: dict[str, Any] = {name: {} for name in GROUPS}  # Any: each key has checked its value
     for key, value in values.items():
         field = key.replace("-", "_")
-        fields = grouped[GROUP_OF[field]] if field in GROUP_OF else ungrouped
-        fields[field] = value
-    groups: dict[str, Any] = {name: group(**grouped[name]) for name, group in GROUPS.items()}
-    return Settings(**ungrouped, **groups, provider_settings=provider_settings)
+        group_fields = fields[GROUP_OF[field]] if field in GROUP_OF else fields
+        group_fields[field] = value
+    fields |= {name: group(**fields[name]) for name, group in GROUPS.items()}
+    return Settings(**fields, provider_settings=provider_settings)
 
 
 # --- the sources ---------------------------------------------------------------------------------

@@ -92,8 +92,9 @@ def test_the_line_that_decodes_a_token_shows_its_claims_alone() -> None:
     assert said.strip() == """b'{"sub": "{repo}:{step}"}'"""
 
 
-STS_ANSWER = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
-<AssumeRoleWithWebIdentityResult><Credentials><SessionToken>borrowed</SessionToken><SecretAccessKey>k</SecretAccessKey>
+STS_ANSWER = """<AssumeRoleWithWebIdentityResponse
+xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleWithWebIdentityResult><Credentials>
+<SessionToken>borrowed</SessionToken><SecretAccessKey>k</SecretAccessKey>
 <Expiration>2099-01-01T00:00:00Z</Expiration><AccessKeyId>AKIDBORROWED</AccessKeyId></Credentials>
 </AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"""
 

@@ -3,7 +3,7 @@
     clusters/<id>/cluster.json         shape and limits, before anything is rented
     clusters/<id>/state.json           the keeper of the head writes it, and heartbeat and head.json
     clusters/<id>/inbox/<session>      a session that asks for the cluster
-    clusters/<id>/decision/<session>   taken or not; created once, by the keeper or by an impatient client
+    clusters/<id>/decision/<session>   taken or not; created once, by the keeper or a client
 
 The keeper of the head is the only arbiter: there is no lease object, for a store can create a key
 but not change one.
