@@ -32,7 +32,7 @@ def repository() -> Path:
 
 @pytest.fixture
 def run_python(tmp_path: Path) -> RunPython:
-    """Run this interpreter with this repository importable; `env` is added to ours; output is text."""
+    """Run this interpreter with this repository importable; `env` is added, output is text."""
 
     def run(
         *args: str, cwd: Path | None = None, env: dict[str, str] | None = None

@@ -52,7 +52,7 @@ from pytest_gpu_cluster.contract.messages import (
 )
 from pytest_gpu_cluster.contract.records import ItemRow, TestRecord, crash_records
 from pytest_gpu_cluster.contract.request import PytestFacts
-from pytest_gpu_cluster.contract.specs import ClusterFacts, Role, WorkerSpec
+from pytest_gpu_cluster.contract.specs import ClusterFacts, Role, TreePlaces, WorkerSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = ClusterFacts(id="c1", session="s1", nodes=1, store="file:///nowhere", prefix="sessions/s1")
@@ -129,25 +129,22 @@ class Cluster:
         shutil.copytree(origin, root, symlinks=True)
         self.spec = WorkerSpec(
             role=Role.SELECT,
-            root=str(root),
-            origin=str(origin),
-            cwd=str(root / os.path.relpath(config.invocation_params.dir, origin)),
+            tree=TreePlaces(
+                root=str(root),
+                origin=str(origin),
+                cwd=str(root / os.path.relpath(config.invocation_params.dir, origin)),
+            ),
+            client=facts,
             args=tuple(own_arguments(tuple(map(str, config.invocation_params.args)))),
             env={k: v for k, v in os.environ.items() if not k.startswith("RIG_")},
             worker="main",
             workers=self.workers,
             testrun="run1",
             scratch="",
-            cache=facts.cache,
-            color=facts.color,
-            columns=facts.columns,
             gpus=(),
             ray=None,
             cluster=FACTS,
-            seed=facts.seed,
             crashed_files={},
-            sys_path=facts.sys_path,
-            plugins=facts.plugins,
             quarantined=(),
         )
         self.tests: Sequence[ItemRow] = ()

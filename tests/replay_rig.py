@@ -186,13 +186,14 @@ class Host:
     """As the real plugin's: pulls events and hands them to the replay."""
 
     def __init__(self, config: pytest.Config) -> None:
+        from pytest_gpu_cluster.host.local_facts import local_facts
         from pytest_gpu_cluster.host.replay import Replay
         from tests.replay_cluster import Cluster
 
         self.replay = Replay(config)
         if "RIG_ALONE" in os.environ:
             print(f"RIG_PID={os.getpid()}")
-        self.events: Iterator[Event] = Cluster(config, self.replay.facts()).events()
+        self.events: Iterator[Event] = Cluster(config, local_facts(config)).events()
 
     def stream(self) -> Iterator[Event]:
         """The events, without the first of the kind that RIG_CUT names; each is a line of the file

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pytest_gpu_cluster.contract.model import Tree
+from pytest_gpu_cluster.bundle.ship import Tree
 from pytest_gpu_cluster.contract.store import Store
 
 Files = Mapping[str, bytes | str]

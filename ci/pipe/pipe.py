@@ -37,8 +37,9 @@ def main() -> NoReturn:
     take_role(environ)
     if debug:
         shown = shlex.join(argv) if command == "test" else command
+        names = " ".join(sorted(name for name, value in environ.items() if value))
         print(
-            f"pipe: {shown} in {clone}; set: {' '.join(sorted(n for n, v in environ.items() if v))}",
+            f"pipe: {shown} in {clone}; set: {names}",
             file=sys.stderr,
             flush=True,
         )

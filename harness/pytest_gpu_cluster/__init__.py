@@ -1,5 +1,4 @@
-"""Run pytest on an ephemeral GPU Ray cluster and replay every result locally as plain pytest would
-show it.
+"""Run pytest on an ephemeral GPU Ray cluster and replay every result as plain pytest shows it.
 
 PYTEST_DONT_REWRITE: it is imported before pytest decides which plugins' assertions to rewrite.
 """

@@ -2,7 +2,7 @@
 
     gpu-cluster ls               sessions and clusters
     gpu-cluster logs SESSION     what happened in a session, a line per event
-    gpu-cluster report [SESSION] what a session came to, also when its client was killed; --publish tells the CI host
+    gpu-cluster report [SESSION] what a session came to, also when its client was killed
     gpu-cluster down [CLUSTER …] close clusters of this store (all of them when none is named)
     gpu-cluster sweep            end clusters and close records that nothing manages any longer
     gpu-cluster doctor           what would go wrong, before anything is spent
@@ -26,8 +26,8 @@ from pytest_gpu_cluster.contract.cluster_record import ClusterRecord
 from pytest_gpu_cluster.contract.cluster_record import clusters as recorded_clusters
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.fields import JsonObject
-from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.providers import ClusterRef, load_provider
 
@@ -71,7 +71,8 @@ def parser() -> argparse.ArgumentParser:
     each["report"].add_argument(
         "session",
         nargs="?",
-        help="a session's id, its beginning, or 'last'; none: in CI those of this build, elsewhere the last",
+        help="a session's id, its beginning, or 'last';"
+        " none: in CI those of this build, elsewhere the last",
     )
     each["report"].add_argument(
         "--junitxml",
@@ -167,7 +168,10 @@ def list_all(chosen: argparse.Namespace) -> Answer:
         for cluster, state in recorded_clusters(store)
     ]
     lines = [
-        f"{s['session']}  exit {s['exitstatus']}  {s.get('failure_class') or ''}  {s['message']}".rstrip()
+        (
+            f"{s['session']}  exit {s['exitstatus']}"
+            f"  {s.get('failure_class') or ''}  {s['message']}"
+        ).rstrip()
         for s in sessions
     ]
     cluster_lines = [

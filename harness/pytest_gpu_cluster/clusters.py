@@ -1,5 +1,6 @@
-"""A cluster for one session: a warm one that agrees, or a new one; and the sweep of what nobody
-holds.
+"""A cluster for one session: a warm one that agrees, or a new one.
+
+The sweep ends what nobody holds.
 """
 
 from __future__ import annotations
@@ -104,8 +105,9 @@ def acquire(
 
 
 def launched(store: Store, provider: Provider, spec: ClusterSpec) -> HeldCluster | None:
-    """Return what an interrupted `acquire` has launched; None, and no record of it, where that is
-    nothing.
+    """Return what an interrupted `acquire` has launched.
+
+    None where that is nothing; then it has no record either.
     """
     for ref in provider.owned():
         if ref.id == spec.token:
@@ -126,7 +128,7 @@ def interchangeable(
 
 
 def soon_idle(store: Store, state: Announcement) -> bool:
-    """Return True for a cluster that is idle, or still puts away a session whose record is final."""
+    """Return True for a cluster that is idle, or still puts away a finished session."""
     if state.session is not None:
         return SessionRecord(store, state.session).is_final()
     return state.state is ClusterPhase.IDLE

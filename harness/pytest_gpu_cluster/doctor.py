@@ -11,7 +11,7 @@ import pytest
 from pytest_gpu_cluster import options, publish
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.gpus import by_nvml
-from pytest_gpu_cluster.contract.model import Settings
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.providers import load_provider
 
@@ -96,7 +96,7 @@ class Examination:
             return "none: nobody is told"
         host = publish.publisher(ci, self._settings, self._environ)
         if host is None:
-            return f"{ci.host}: files in {self._settings.results_dir}"
+            return f"{ci.host}: files in {self._settings.reports.results_dir}"
         if host.troubles:
             raise RequestError(
                 f"{host.name}: {host.troubles[0]}",

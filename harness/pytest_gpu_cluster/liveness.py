@@ -1,5 +1,4 @@
-"""Who is there to make a session's record final: a heartbeat while a client lives, and the ending
-of a record when it does not.
+"""The heartbeat of a living client, and the ending of a record whose client is gone.
 
 No clock crosses machines: a heartbeat is a value that changes, judged by the reader's own clock.
 """

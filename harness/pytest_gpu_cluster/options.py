@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_gpu_cluster.contract.errors import RequestError
-from pytest_gpu_cluster.contract.model import RunRequest, Settings
+from pytest_gpu_cluster.contract.settings import GROUP_OF, GROUPS, RunRequest, Settings
 from pytest_gpu_cluster.settings_keys import PREFIX, Key, suggest
 
 if TYPE_CHECKING:
@@ -103,16 +103,25 @@ def read_settings(pyproject: Path, *, profile: str | None, environ: Mapping[str,
         values.setdefault("results-dir", "test-results")
     provider = environ.get("GPU_CLUSTER_PROVIDER") or values.get("provider")
     values |= _read_environ(environ, keys, provider=provider)
-    fields: dict[str, Any] = {}  # Any: each key has checked its value
     provider_settings: dict[str, dict[str, object]] = {}
-    for name, value in values.items():
+    for name in [name for name in values if "." in name]:
+        value, resolve = values.pop(name), keys[name].resolve
         table_name, _, key = name.rpartition(".")
-        if not table_name:
-            fields[key.replace("-", "_")] = value
-            continue
-        resolve = keys[name].resolve
         table = provider_settings.setdefault(table_name, {})
         table[key] = value if resolve is None else resolve(value, pyproject.parent, environ)
+    return _settings(values, provider_settings)
+
+
+def _settings(
+    values: Mapping[str, object], provider_settings: Mapping[str, Mapping[str, object]]
+) -> Settings:
+    """Return the settings with these values by key: each in its group, or in none."""
+    fields: dict[str, Any] = {name: {} for name in GROUPS}  # Any: each key has checked its value
+    for key, value in values.items():
+        field = key.replace("-", "_")
+        group_fields = fields[GROUP_OF[field]] if field in GROUP_OF else fields
+        group_fields[field] = value
+    fields |= {name: group(**fields[name]) for name, group in GROUPS.items()}
     return Settings(**fields, provider_settings=provider_settings)
 
 

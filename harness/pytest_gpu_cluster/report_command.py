@@ -1,5 +1,6 @@
-"""`gpu-cluster report`: the report of sessions that other processes ran, and what their clients
-could not publish.
+"""`gpu-cluster report`: the report of sessions that other processes ran.
+
+It also publishes what their clients could not.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from pathlib import Path
 
 from pytest_gpu_cluster import publish
 from pytest_gpu_cluster.contract.errors import RequestError, StoreError
-from pytest_gpu_cluster.contract.model import SUITE_NAME, Settings
 from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
 from pytest_gpu_cluster.contract.request import CI, SessionRequest
+from pytest_gpu_cluster.contract.settings import SUITE_NAME, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.liveness import finalize_lost_session
 from pytest_gpu_cluster.publish.links import link
@@ -60,7 +61,7 @@ def report_sessions(
         for line in closing.output:
             _to_stderr(line)  # a host reads both streams, and the answer is on the other
         if junitxml:
-            _write_junit(Path(junitxml), report, strict=settings.junit_strict)
+            _write_junit(Path(junitxml), report, strict=settings.reports.junit_strict)
         text = [
             render.markdown(report, limit=1_000_000),
             *(f"gpu-cluster: {x}" for x in closing.lines),
@@ -114,16 +115,17 @@ def _context(
     *,
     publish_it: bool,
 ) -> SinkContext:
+    reports = settings.reports
     # It becomes a file's name.
-    suite = request.suite if re.fullmatch(SUITE_NAME, request.suite) else settings.suite
-    public_url = settings.public_url or request.public_url
-    settings = replace(settings, suite=suite, public_url=public_url)
+    suite = request.suite if re.fullmatch(SUITE_NAME, request.suite) else reports.suite
+    public_url = reports.public_url or request.public_url
+    reports = replace(reports, suite=suite, public_url=public_url)
     ci = _ci(request, environ)
     url, own_page = link(public_url, record.session, ci)
     if not publish_it:
-        settings = replace(settings, publish=False, results_dir="")
+        reports = replace(reports, publish=False, results_dir="")
     return SinkContext(
-        settings=settings,
+        settings=replace(settings, reports=reports),
         environ=environ,
         root=root,
         record=record,

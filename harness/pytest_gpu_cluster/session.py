@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pytest_gpu_cluster import clusters, environment
 from pytest_gpu_cluster.bundle.retention import prune
-from pytest_gpu_cluster.bundle.ship import ship, ship_files
+from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files
 from pytest_gpu_cluster.clusters import HeldCluster, Hold
 from pytest_gpu_cluster.contract.errors import (
     HarnessError,
@@ -32,9 +32,9 @@ from pytest_gpu_cluster.contract.events import (
     SessionFinished,
 )
 from pytest_gpu_cluster.contract.failures import Closer, StopReason
-from pytest_gpu_cluster.contract.model import RunRequest, Settings, Tree
 from pytest_gpu_cluster.contract.record import Ending, EventReader, SessionRecord
 from pytest_gpu_cluster.contract.request import Limits, PytestFacts, ReportFacts, SessionRequest
+from pytest_gpu_cluster.contract.settings import RunRequest, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import WAITS
 from pytest_gpu_cluster.liveness import heartbeat
@@ -56,9 +56,7 @@ class Stage(Enum):
 
 
 class Run:
-    """A session: the request, the cluster that it holds while it goes on, and what went wrong with
-    that cluster.
-    """
+    """A session: the request, the cluster that it holds, and the failure of that cluster."""
 
     def __init__(
         self, request: RunRequest, pytest_version: str, local: PytestFacts, report: ReportFacts
@@ -109,13 +107,11 @@ class Run:
         return self.provider.plan(self.cluster_spec(self.installed()))
 
     def closing_lines(self, *, simulated: bool) -> list[str]:
-        """Return the last lines: where the record is, on what it ran, how long the cluster stays
-        and how to end it.
-        """
+        """Return the last lines: the record, the machines, and the time that the cluster stays."""
         suffix = "; on SIMULATED GPUs" if simulated else ""
         lines = [f"session {self.id}  {self.record.url}{suffix}"]
         if self.cluster is not None and self.cluster.stage is Hold.HELD and self.stays_warm():
-            idle_s = self.settings.idle_minutes * 60
+            idle_s = self.settings.limits.idle_minutes * 60
             until = time.strftime("%H:%M:%S", time.localtime(time.time() + idle_s))
             name = self.cluster.ref.id
             lines.append(
@@ -146,13 +142,13 @@ class Run:
 
     def ship(self) -> tuple[Tree, Tree]:
         """Put the working tree, and this package's own code for the cluster, into the store."""
-        s = self.settings
+        files = self.settings.files
         tree = ship(
             self.store,
             self._run_request.root,
-            include=s.include,
-            exclude=s.exclude,
-            allow_files=s.allow_files,
+            include=files.include,
+            exclude=files.exclude,
+            allow_files=files.allow_files,
         )
         return tree, ship_files(self.store, environment.own_code())
 
@@ -182,11 +178,12 @@ class Run:
 
     def stays_warm(self) -> bool:
         """Return True where the cluster may wait for the next session."""
-        return self.reusable and not self.interrupted and self.settings.idle_minutes > 0
+        return self.reusable and not self.interrupted and self.settings.limits.idle_minutes > 0
 
     def follow(self, cluster: HeldCluster) -> Iterator[Event]:
-        """Yield the journal to the agent's last event; when it falls silent, ask the provider about
-        the cluster.
+        """Yield the journal to the agent's last event.
+
+        When it falls silent, the provider is asked about the cluster.
         """
         reader = self.record.reader()
         last_event = last_read = time.monotonic()
@@ -208,8 +205,9 @@ class Run:
                 raise_if_gone(cluster, reader)
 
     def stop(self) -> None:
-        """Ask the agent to end the session, and wait for its last event, so that the cluster can
-        serve the next.
+        """Ask the agent to end the session, and wait for its last event.
+
+        Then the cluster can serve the next.
         """
         with contextlib.suppress(HarnessError):
             self.record.order_stop(StopReason.CLIENT_DONE)
@@ -221,8 +219,9 @@ class Run:
                 reader.wait()
 
     def on_event(self, event: Event) -> None:
-        """The last event says whether the cluster is whole: one that has lost something must not
-        serve again.
+        """Note the end of the session, and whether the cluster is whole.
+
+        One that has lost something must not serve again.
         """
         if isinstance(event, SessionFinished):
             self.stage, self.reusable = Stage.FINISHED, event.fit
@@ -250,7 +249,7 @@ class Run:
 
     def cluster_spec(self, installed: environment.Environment) -> ClusterSpec:
         s = self.settings
-        idle_s = s.idle_minutes * 60
+        idle_s = s.limits.idle_minutes * 60
         return ClusterSpec(
             token=clusters.new_id(),
             owner=self.provider.owner(),
@@ -261,17 +260,17 @@ class Run:
             simulated_gpus=s.simulated_gpus,
             require_gpu=s.require_gpu,
             idle_s=idle_s,
-            deadline_s=s.max_minutes * 60 + idle_s + CLUSTER_MARGIN_S,
+            deadline_s=s.limits.max_minutes * 60 + idle_s + CLUSTER_MARGIN_S,
         )
 
     def _session_request(self, local: PytestFacts, report: ReportFacts) -> SessionRequest:
         """Return the request before anything is done: without tree, code and shape."""
         s, request = self.settings, self._run_request
         limits = Limits(
-            max_s=s.max_minutes * 60,
-            idle_s=s.idle_minutes * 60,
-            test_timeout_s=s.test_timeout_s,
-            infra_retries=s.infra_retries,
+            max_s=s.limits.max_minutes * 60,
+            idle_s=s.limits.idle_minutes * 60,
+            test_timeout_s=s.limits.test_timeout_s,
+            infra_retries=s.limits.infra_retries,
             default_gpus=s.default_gpus,
         )
         return SessionRequest(
@@ -310,11 +309,14 @@ def phase(name: str, detail: str, began: float) -> Event:
 
 
 def tree_name(root: Path, invocation_dir: Path) -> str:
-    """Return where a tree lies on a node, so that its place relative to the invocation directory is
-    the same there.
+    """Return the path of a tree on a node, relative to the directory that holds it.
 
-    >>> tree_name(Path("/a/project"), Path("/a/project/tests")), tree_name(Path("/a/b/c"), Path("/a"))
-    ('project', 'a/b/c')
+    The tree's place relative to the invocation directory stays the same.
+
+    >>> tree_name(Path("/a/project"), Path("/a/project/tests"))
+    'project'
+    >>> tree_name(Path("/a/b/c"), Path("/a"))
+    'a/b/c'
     """
     common = Path(os.path.commonpath([root, invocation_dir]))
     return str(Path(common.name, root.relative_to(common)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pytest_gpu_cluster.contract.model import SUITE_NAME
+from pytest_gpu_cluster.contract.settings import SUITE_NAME
 from pytest_gpu_cluster.providers import REGISTRY, provider_class, provider_target
 from pytest_gpu_cluster.settings_keys import (
     PREFIX,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpu_cluster.contract.model import Settings
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.providers import ClusterRef, load_provider
 from tests.acceptance.processes import CLUSTERS, processes_of
 from tests.acceptance.project import Project

@@ -60,7 +60,7 @@ def measure(names: Sequence[str], rounds: int, *, ci: bool) -> tuple[list[Row], 
         began = time.monotonic()
         try:
             found = figure(Lab(scratch=scratch, env=environment(os.environ, ci=ci)), rounds)
-        except Exception as problem:  # noqa: BLE001
+        except Exception as problem:
             # One figure that cannot be measured does not cost the others.
             failed.append(f"{figure.__name__}: {type(problem).__name__}: {problem}")
             print(f"{RED}{failed[-1]}{RESET}", flush=True)
@@ -168,10 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("pytest-gpu-cluster is not installed in this environment; run: make setup")
     rows, failed = load(ROOT / "bench.json"), []
     for ci in {"plain": (False,), "ci": (True,), None: (False, True)}[chosen.section]:
-        print(
-            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {'CI set' if ci else 'CI not set'}",
-            flush=True,
-        )
+        load_1m, ci_text = os.getloadavg()[0], "CI set" if ci else "CI not set"
+        print(f"{os.cpu_count()} cores, load {load_1m:.1f}, {ci_text}", flush=True)
         found, problems = measure(chosen.only or names, chosen.rounds, ci=ci)
         failed += problems
         rows = ordered({**rows, **{r.name: r for r in found}})

@@ -118,7 +118,8 @@ class Lab:
         wall = time.time() - began
         if process.returncode != 0:
             raise BenchError(
-                f"{' '.join(command[2:])} in {project} exited {process.returncode}:\n{output[-3000:]}"
+                f"{' '.join(command[2:])} in {project} exited {process.returncode}:"
+                f"\n{output[-3000:]}"
             )
         return Run(
             began=began,
@@ -139,7 +140,8 @@ class Lab:
         )
         if done.returncode != 0:
             raise BenchError(
-                f"gpu-cluster down in {project} exited {done.returncode}:\n{done.stdout}{done.stderr}"
+                f"gpu-cluster down in {project} exited {done.returncode}:"
+                f"\n{done.stdout}{done.stderr}"
             )
 
     @contextlib.contextmanager

@@ -70,7 +70,10 @@ def row(
 
 
 def trivial(count: int) -> str:
-    return f'import pytest\n\n@pytest.mark.parametrize("i", range({count}))\ndef test_it(i):\n    assert i >= 0\n'
+    return (
+        f'import pytest\n\n@pytest.mark.parametrize("i", range({count}))\n'
+        "def test_it(i):\n    assert i >= 0\n"
+    )
 
 
 def warm(lab: Lab, rounds: int) -> list[Row]:
@@ -194,7 +197,10 @@ def heavy_tail(lab: Lab, rounds: int) -> list[Row]:
                 ratios[name].append(makespan_s(junit) / lower_bound_s(durations, SLOTS))
     best = min(ratios["load"], ratios["worksteal"], key=statistics.median)
     load, worksteal = (statistics.median(ratios[name]) for name in ("load", "worksteal"))
-    note = f"first start to last end; baseline: the better of xdist load {load:.3f} and worksteal {worksteal:.3f}"
+    note = (
+        "first start to last end; baseline: the better of"
+        f" xdist load {load:.3f} and worksteal {worksteal:.3f}"
+    )
     return [row("heavy_tail_vs_bound", "ratio", ratios["ours"], baseline=best, note=note)]
 
 
@@ -339,7 +345,10 @@ def memory(lab: Lab, rounds: int) -> list[Row]:
 def machine(lab: Lab, rounds: int) -> list[Row]:
     """Where all of this was measured."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("pytest", "ray", "pytest-xdist"))
-    note = f"{platform.machine()}, Python {platform.python_version()}, {versions}; load {os.getloadavg()[0]:.1f}"
+    note = (
+        f"{platform.machine()}, Python {platform.python_version()}, {versions};"
+        f" load {os.getloadavg()[0]:.1f}"
+    )
     return [
         row("machine_cores", "cores", [float(os.cpu_count() or 0)], note=f"{note} when it began")
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pytest_gpu_cluster.contract.errors import InfrastructureError, RequestError
-from pytest_gpu_cluster.contract.model import Settings
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.environment import Environment
 from pytest_gpu_cluster.providers import (
     BootScript,

@@ -17,7 +17,7 @@ import pytest
 from pytest_gpu_cluster.clusters import boot_spec
 from pytest_gpu_cluster.contract.cluster_record import ClusterPhase, ClusterRecord
 from pytest_gpu_cluster.contract.errors import HarnessError, InfrastructureError, RequestError
-from pytest_gpu_cluster.contract.model import Settings
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.environment import own_code
 from pytest_gpu_cluster.options import read_settings

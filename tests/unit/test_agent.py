@@ -34,7 +34,6 @@ from pytest_gpu_cluster.contract.events import (
     LateRecords,
     Output,
     Retry,
-    SelectionOptions,
     TestFinished,
     TestStarted,
     UsageError,
@@ -55,6 +54,7 @@ from pytest_gpu_cluster.contract.messages import (
 from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.records import ItemRow, TestRecord, crash_records
 from pytest_gpu_cluster.contract.request import Limits, SessionRequest
+from pytest_gpu_cluster.contract.selection import SelectionOptions
 from pytest_gpu_cluster.contract.specs import AgentSpec
 from pytest_gpu_cluster.contract.store import Store
 

@@ -1,4 +1,4 @@
-"""The parts of `make bench` that decide what is shown: arithmetic, stamps, the file and the table."""
+"""The parts of `make bench` that decide what is shown: arithmetic, stamps, file and table."""
 
 from __future__ import annotations
 

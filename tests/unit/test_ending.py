@@ -1,4 +1,4 @@
-"""How a session ends: exit codes and classes follow from enums, never from the words beside them."""
+"""How a session ends: exit codes and classes follow from enums, never from words beside them."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_failure_is_never_green(status: int, failure: Failure | None, failed: 
 
 
 def test_every_reason_to_stop_says_what_follows() -> None:
-    """A reason without a class would make errors of tests that just had no turn, or hide lost ones."""
+    """A reason without a class would make errors of tests without a turn, or hide lost ones."""
     assert {reason for reason in StopReason if not reason.discards} == {
         StopReason.CRASH,
         StopReason.LIMIT,
@@ -132,7 +132,7 @@ def texts_that_decide(path: Path) -> list[str]:
 
 
 def test_no_code_reads_the_words_for_people(repository: Path) -> None:
-    """An agent whose last words held "heartbeat" once had its record closed under a living client."""
+    """An agent's last words held "heartbeat" once: its record was closed under a living client."""
     package = repository / "harness" / "pytest_gpu_cluster"
     found = [
         place

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from pytest_gpu_cluster.contract.errors import RequestError
-from pytest_gpu_cluster.contract.model import RunRequest
+from pytest_gpu_cluster.contract.settings import RunRequest
 from pytest_gpu_cluster.options import (
     add_options,
     build_request,

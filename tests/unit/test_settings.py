@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_gpu_cluster.contract.errors import RequestError
-from pytest_gpu_cluster.contract.model import Settings
+from pytest_gpu_cluster.contract.settings import FileSettings, LimitSettings, Settings
 from pytest_gpu_cluster.options import (
     read_settings,
 )
@@ -90,15 +90,12 @@ def test_every_key_reaches_its_field(tmp_path: Path, python: Path) -> None:
         simulated_gpus=0,
         default_gpus=0.5,
         isolation="worker",
-        test_timeout_s=1.5,
-        max_minutes=90.0,
-        idle_minutes=0.0,
-        infra_retries=0,
+        limits=LimitSettings(
+            test_timeout_s=1.5, max_minutes=90.0, idle_minutes=0.0, infra_retries=0
+        ),
         require_gpu=True,
         pass_env=("HF_*",),
-        include=("data/**",),
-        exclude=("docs",),
-        allow_files=("tests/certs/*",),
+        files=FileSettings(include=("data/**",), exclude=("docs",), allow_files=("tests/certs/*",)),
         keep_sessions=5,
         provider_settings={"local": {"python": str(python)}},
     )
@@ -118,7 +115,7 @@ def test_a_profile_lies_over_the_base_table(tmp_path: Path, python: Path) -> Non
 
     result = settings(tmp_path, toml, profile="ci")
 
-    assert (result.nodes, result.max_minutes) == (4, 10.0)
+    assert (result.nodes, result.limits.max_minutes) == (4, 10.0)
     assert result.provider_settings == {"local": {"python": str(python)}}
     assert settings(tmp_path, toml).nodes == 2
 
@@ -177,7 +174,9 @@ def test_a_cluster_stays_warm_for_people_not_for_ci(
 ) -> None:
     """A pipeline step that ended must not keep paying; who wants that says so in the pipeline."""
     assert (
-        settings(tmp_path, "[tool.gpu-cluster]\nidle-minutes = 9\n", environ=environ).idle_minutes
+        settings(
+            tmp_path, "[tool.gpu-cluster]\nidle-minutes = 9\n", environ=environ
+        ).limits.idle_minutes
         == minutes
     )
 

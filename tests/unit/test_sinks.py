@@ -10,9 +10,9 @@ import pytest
 
 from pytest_gpu_cluster.contract.events import Event, NodeReady, Requested, SessionFinished
 from pytest_gpu_cluster.contract.gpus import Gpu
-from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import Limits, SessionRequest
+from pytest_gpu_cluster.contract.settings import ReportSettings, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.report.model import ReportContext
 from pytest_gpu_cluster.report.sinks import GROUP, SinkContext, Sinks
@@ -71,7 +71,7 @@ class Session:
             environ={},
             root=folder,
             record=record,
-            report=ReportContext(suite=settings.suite),
+            report=ReportContext(suite=settings.reports.suite),
             ci=None,
             write=self.lines.append,
             echo=self.lines.append,
@@ -115,7 +115,7 @@ def test_a_sink_that_raises_is_dropped_and_that_is_said(
     """A chat server that is down must cost neither the run nor the other sinks their report."""
     broken = re.sub(rf"(def {method}\(.*\n)", r"\1        raise ZeroDivisionError\n", CHAT)
     (installed / "acme_chat.py").write_text(broken)
-    session = Session(tmp_path, Settings(results_dir="results"))
+    session = Session(tmp_path, Settings(reports=ReportSettings(results_dir="results")))
     session.tell(NODE, SessionFinished(writer="agent", fit=True))
 
     closing = session.sinks.finish(Ending(exit_code=0))
@@ -127,13 +127,13 @@ def test_a_sink_that_raises_is_dropped_and_that_is_said(
 
 
 def test_a_file_of_an_earlier_run_is_never_this_ones(tmp_path: Path) -> None:
-    """A client that is killed leaves what it found; a green file would then be read as its result."""
+    """A client that is killed leaves what it found: a green file would be read as its result."""
     results = tmp_path / "results"
     results.mkdir()
     for suffix in ("xml", "json", "md"):
         (results / f"gpu-cluster.{suffix}").write_text("all green")
 
-    Session(tmp_path, Settings(results_dir="results"))
+    Session(tmp_path, Settings(reports=ReportSettings(results_dir="results")))
 
     assert [path.name for path in results.iterdir()] == ["gpu-cluster.xml"]
     assert "<error" in (results / "gpu-cluster.xml").read_text()

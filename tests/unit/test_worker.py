@@ -24,7 +24,8 @@ from pytest_gpu_cluster.contract.messages import (
     TestOrder,
     encode,
 )
-from pytest_gpu_cluster.contract.specs import ClusterFacts, RayAccess, Role, WorkerSpec
+from pytest_gpu_cluster.contract.request import PytestFacts
+from pytest_gpu_cluster.contract.specs import ClusterFacts, RayAccess, Role, TreePlaces, WorkerSpec
 from pytest_gpu_cluster.worker import prepare
 from pytest_gpu_cluster.worker.orders import OrderQueue, Supply
 from pytest_gpu_cluster.worker.quarantine import Quarantine
@@ -33,25 +34,18 @@ from pytest_gpu_cluster.worker.streams import Channel, Texts
 
 SPEC = WorkerSpec(
     role=Role.RUN,
-    root="/far/tree",
-    origin="/home/me/project",
-    cwd="/far/tree",
+    tree=TreePlaces(root="/far/tree", origin="/home/me/project", cwd="/far/tree"),
+    client=PytestFacts(plugins=("html",), cache={"lastfailed": {"a.py::t": True}}),
     args=("-x", "tests"),
     env={"SECRET": "s3cr3t"},
     worker="gw0",
     workers=2,
     testrun="run1",
     scratch="/far/gw0",
-    cache={"lastfailed": {"a.py::t": True}},
-    color="no",
-    columns=80,
     gpus=(Gpu(id="0", name="L4", memory_gib=22.5, simulated=False),),
     ray=RayAccess(address="10.0.0.1:6379", token="t0k3n"),
     cluster=ClusterFacts(id="c", session="s", nodes=1, store="file:///s", prefix="sessions/s"),
-    seed=None,
     crashed_files={},
-    sys_path=(),
-    plugins=("html",),
     quarantined=(("tests", "test_a", "test_x"),),
 )
 
@@ -110,7 +104,8 @@ def test_imports_lead_into_the_shipped_tree(
     monkeypatch.setattr(sys, "path", [str(near / "src"), str(near / ".venv"), "/usr/lib"])
     monkeypatch.setenv("PYTHONPATH", "/opt/extra")
 
-    spec = replace(SPEC, origin=str(near), root=str(far))
+    tree = TreePlaces(root=str(far), origin=str(near), cwd=str(far))
+    spec = replace(SPEC, tree=tree)
     prepare.relocate_imports(prepare.path_map(spec), [str(near / "src")])
 
     assert sys.path == [str(far / "src"), "/opt/extra", str(near / ".venv"), "/usr/lib"]

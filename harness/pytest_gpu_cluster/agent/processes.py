@@ -16,14 +16,16 @@ from pytest_gpu_cluster.agent.worker import Transport, Worker
 from pytest_gpu_cluster.contract.events import InternalError, Message
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.messages import Exit, Finished, decode
-from pytest_gpu_cluster.contract.model import STORE_CREDENTIALS
+from pytest_gpu_cluster.contract.request import PytestFacts
 from pytest_gpu_cluster.contract.specs import (
     AgentSpec,
     ClusterFacts,
     RayAccess,
     Role,
+    TreePlaces,
     WorkerSpec,
 )
+from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
 from pytest_gpu_cluster.node.lease import Lease
 
 # The beginnings of variables that no test process inherits. Importing Ray sets PYTHONBREAKPOINT.
@@ -67,7 +69,7 @@ class Launcher:
                 reservation,
                 lambda message: self._arrivals.put(ReservationLost(worker=worker, message=message)),
             )
-        except Exception as problem:  # noqa: BLE001 - whatever fails there is the process's end
+        except Exception as problem:
             message = f"{type(problem).__name__}: {problem}".splitlines()[0]
             self._arrivals.put((worker, [Exit(status=None, why=message)]))
 
@@ -95,18 +97,25 @@ class Launcher:
         ray = RayAccess(address=self._cluster.address, token=spec.ray_token) if drives else None
         return WorkerSpec(
             role=role,
-            root=str(self._root),
-            origin=request.origin,
-            cwd=str(self._root / request.cwd),
+            tree=TreePlaces(
+                root=str(self._root),
+                origin=request.origin,
+                cwd=str(self._root / request.cwd),
+            ),
+            client=PytestFacts(
+                plugins=request.plugins,
+                sys_path=request.sys_path,
+                color=request.color,
+                columns=request.columns,
+                seed=state.options.randomly_seed or request.seed,
+                cache=request.cache,
+            ),
             args=request.args,
             env=self._environment(gpus),
             worker=name,
             workers=self._cluster.width(),
             testrun=spec.session,
             scratch=str(spec.scratch / name),
-            cache=request.cache,
-            color=request.color,
-            columns=request.columns,
             gpus=gpus,
             ray=ray,
             cluster=ClusterFacts(
@@ -116,10 +125,7 @@ class Launcher:
                 store=spec.store,
                 prefix=state.record.prefix,
             ),
-            seed=state.options.randomly_seed or request.seed,
             crashed_files=state.crashed_files,
-            sys_path=request.sys_path,
-            plugins=request.plugins,
             quarantined=request.quarantined,
         )
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pytest_gpu_cluster.agent.outcomes import Outcomes
 from pytest_gpu_cluster.agent.plan import Backlog, Case, Durations
 from pytest_gpu_cluster.agent.worker import Worker
-from pytest_gpu_cluster.contract.events import SelectionOptions
 from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
 from pytest_gpu_cluster.contract.messages import Finished
 from pytest_gpu_cluster.contract.record import EventWriter, SessionRecord
 from pytest_gpu_cluster.contract.records import TestRecord
 from pytest_gpu_cluster.contract.request import Limits
+from pytest_gpu_cluster.contract.selection import SelectionOptions
 
 
 class SessionState:

@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,6 @@ from pytest_gpu_cluster.bundle.index import (
     unreadable,
 )
 from pytest_gpu_cluster.contract.errors import RequestError
-from pytest_gpu_cluster.contract.model import Tree
 from pytest_gpu_cluster.contract.store import DISK_THREADS, REMOTE_THREADS, Store
 from pytest_gpu_cluster.contract.trees import (
     BLOBS,
@@ -44,6 +44,17 @@ ATTEMPTS = 3  # for a tree that changes while it is read
 LIST_ABOVE = 100  # blobs; fewer are sent without listing all blobs of the store first
 
 Contents = Mapping[str, Callable[[], bytes]]  # by digest: reads the file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """A working tree in the store. `digest` names the listing that `tree_key` places."""
+
+    digest: str
+    files: int
+    bytes: int
+    sent_blobs: int
+    sent_bytes: int
 
 
 def ship(

@@ -1,9 +1,9 @@
 """The record of a cluster: every key of it in the store is spelled here.
 
     clusters/<id>/cluster.json         shape and limits, before anything is rented
-    clusters/<id>/state.json           what the head's keeper announces; heartbeat and head.json are its too
+    clusters/<id>/state.json           the keeper of the head writes it, and heartbeat and head.json
     clusters/<id>/inbox/<session>      a session that asks for the cluster
-    clusters/<id>/decision/<session>   taken or not; created once, by the keeper or by a client that waited too long
+    clusters/<id>/decision/<session>   taken or not; created once, by the keeper or a client
 
 The keeper of the head is the only arbiter: there is no lease object, for a store can create a key
 but not change one.
@@ -121,7 +121,10 @@ class ClusterRecord:
         self.store.delete([f"{self.prefix}/inbox/{session}"])
 
     def decide(self, session: str, *, taken: bool) -> bool:
-        """Decide whether the cluster serves a session, once; False when the decision had been made."""
+        """Decide once whether the cluster serves a session.
+
+        Return False when the decision had been made.
+        """
         decision = Decision(taken=taken, nonce=secrets.token_hex(8))
         key = f"{self.prefix}/decision/{session}"
         return self.store.create(key, json.dumps(decision.to_json()).encode())

@@ -102,8 +102,7 @@ def text_of(value: object) -> str:
 
 
 def from_wire(value: object) -> Any:
-    """Return the value that `to_wire` made plain: anything that pytest or a plugin can put into a
-    report.
+    """Return the value that `to_wire` made plain: anything that can be in a report.
 
     >>> from_wire(to_wire([("a", {2: 3})]))
     [('a', {2: 3})]
@@ -168,7 +167,9 @@ def _mapped(value: object, change: Callable[[str], str]) -> object:
     if kind is str:
         return change(value)  # type: ignore[arg-type]  # a str
     if kind is list:
-        return [_mapped(item, change) for item in value] if value else value  # type: ignore[attr-defined]
+        if not value:
+            return value
+        return [_mapped(item, change) for item in value]  # type: ignore[attr-defined]
     if kind is dict:
         pairs = value.items()  # type: ignore[attr-defined]
         return {change(key): _mapped(item, change) if item else item for key, item in pairs}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pytest_gpu_cluster.contract.codec import VERSION
 from pytest_gpu_cluster.contract.errors import InfrastructureError
@@ -36,6 +36,7 @@ from pytest_gpu_cluster.contract.records import (
     WarningRecord,
 )
 from pytest_gpu_cluster.contract.request import SessionRequest
+from pytest_gpu_cluster.contract.selection import Raised, SelectionOptions, Stepwise
 
 
 class Message(Noun):
@@ -222,33 +223,6 @@ class SelectionRestarted(Event, kind="selection_restarted"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Raised(Noun):
-    """What ended a collection before its end."""
-
-    kind: Literal["failed", "interrupted"]  # which of pytest's two exceptions
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectionOptions(Noun):
-    """Options of the remote pytest that agent or client act on."""
-
-    maxfail: int = 0  # 0: none
-    capture: str = "fd"  # pytest's --capture
-    stepwise: bool = False
-    randomly_seed: int | str | None = None  # of pytest-randomly
-    wants_reports: bool = True  # a hook of the user's own may ask for every report
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stepwise(Noun):
-    """What pytest's stepwise plugin remembers."""
-
-    last_failed: str | None
-    last_test_count: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Collected(Event, kind="collected"):
     """The selection is final."""
 
@@ -258,7 +232,7 @@ class Collected(Event, kind="collected"):
     raised: Raised | None = None
     run: bool = True  # False: no test will run
     problem: str = ""  # why, where pytest says so
-    options: SelectionOptions = SelectionOptions()
+    options: SelectionOptions = field(default_factory=SelectionOptions)
     stepwise: Stepwise | None = None
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class FailureClass(StrEnum):
-    """What a failure is called in events, reports, JUnit and exit codes, from its cause to its end."""
+    """The name of a failure in events, reports, JUnit and exit codes."""
 
     TEST = "test"  # an assertion or an exception of the test
     CRASH = "crash"  # the process of the test died
@@ -73,8 +73,9 @@ class StopReason(StrEnum):
 
     @property
     def failure_class(self) -> FailureClass | None:
-        """The class of the session's end, and of each test that has no turn; None: such a test is
-        just not run.
+        """The class of the session's end, and of each test that has no turn.
+
+        None: such a test is just not run.
         """
         return _STOP_CLASSES.get(self)
 

@@ -66,7 +66,8 @@ class Noun:
             value = getattr(self, each.name)
             if self.sparse and value == each.default:
                 continue
-            result[each.key] = value if each.encode is None else each.encode(value)  # type: ignore[assignment]  # JSON by its type
+            encoded = value if each.encode is None else each.encode(value)
+            result[each.key] = encoded  # type: ignore[assignment]  # JSON by its type
         return result
 
     @classmethod
@@ -130,7 +131,8 @@ def _derive(noun: type[Noun]) -> _Plan:
             encode=_encoder(hints[each.name]),
             decode=_decoder(hints[each.name]),
         )
-        for each in dataclasses.fields(noun)  # type: ignore[arg-type]  # every subclass is a dataclass
+        # Every subclass is a dataclass.
+        for each in dataclasses.fields(noun)  # type: ignore[arg-type]
         if "outside" not in each.metadata
     )
     required = frozenset(each.key for each in fields if each.default is MISSING)
@@ -171,8 +173,9 @@ def _object_of(item: Convert | None, value: object) -> object:
 
 
 def _decoder(hint: object) -> Convert | None:
-    """Return the conversion of a JSON value to this type, which raises FieldError; None where any
-    value will do.
+    """Return the conversion of a JSON value to this type, which raises FieldError.
+
+    None where any value will do.
     """
     origin, args = get_origin(hint), get_args(hint)
     if hint is object:

@@ -28,9 +28,7 @@ class Collecting(Message, kind="collecting"):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureFiles(Message, kind="capture_fds"):
-    """Beside this message travel the descriptors of the files in which pytest keeps what a test
-    prints.
-    """
+    """The descriptors of pytest's capture files travel beside this message."""
 
     n: int
 
@@ -88,7 +86,10 @@ class Raw(Message, kind="raw"):
 
 @dataclass(frozen=True, kw_only=True)
 class Exit(Message, kind="exit"):
-    """The process is gone, with all that it started; from its lease, and the last of its messages."""
+    """The process is gone, with all that it started.
+
+    It comes from the lease, as the last message.
+    """
 
     status: int | None  # exit code, negative: the signal; None: its node is going down
     ordered: bool = False  # it was ended by order
@@ -104,7 +105,10 @@ class Exit(Message, kind="exit"):
 
 @dataclass(frozen=True, kw_only=True)
 class AgentFinished(Message, kind="finished"):
-    """The agent has ended its session; the keeper reads this from the lease, as `raw` and `exit`."""
+    """The agent has ended its session.
+
+    The keeper reads this from the lease, as `raw` and `exit`.
+    """
 
     clean: bool  # the cluster may serve another session
     why: str = ""  # it may not

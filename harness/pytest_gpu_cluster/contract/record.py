@@ -1,13 +1,12 @@
-"""The record of a session, and the history of all: every key of theirs in the store is spelled
-here.
+"""The record of a session, and the history of all: their keys in the store are spelled here.
 
-    sessions/<id>/request.json          the request; no secret
-    sessions/<id>/events/<writer>/<n>   segments of the journal
-    sessions/<id>/control/              heartbeat of the client; stop, with a reason
-    sessions/<id>/artifacts/ coverage/  files of the tests, and data of coverage.py
-    sessions/<id>/summary.json          the report, as its readers were told
-    sessions/<id>/result.json           the ending; created once, by whoever is left to do it
-    history/                            seconds per test, and the last results of branches
+sessions/<id>/request.json          the request; no secret
+sessions/<id>/events/<writer>/<n>   segments of the journal
+sessions/<id>/control/              heartbeat of the client; stop, with a reason
+sessions/<id>/artifacts/ coverage/  files of the tests, and data of coverage.py
+sessions/<id>/summary.json          the report, as its readers were told
+sessions/<id>/result.json           the ending; created once, by whoever is left to do it
+history/                            seconds per test, and the last results of branches
 """
 
 from __future__ import annotations
@@ -247,7 +246,8 @@ def branch_key(branch: str, suite: str) -> str:
 def damaged(store: Store, key: str, problem: Exception) -> StoreError:
     return StoreError(
         f"{key} in {store.url} is not what was written there: {problem}",
-        remedy="nothing but this plugin may write to the store; remove that key, or use a new store",
+        remedy="nothing but this plugin may write to the store;"
+        " remove that key, or use a new store",
     )
 
 

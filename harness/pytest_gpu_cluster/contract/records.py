@@ -1,5 +1,4 @@
-"""One test as a list of records: the calls of pytest's hooks that the client makes again, as plain
-JSON.
+"""One test as a list of records: the calls of pytest's hooks that the client makes again.
 
 A record is a dict, for a test has five of them and thousands of tests are many: the types here
 document its keys. What pytest and its plugins put into a report is anything at all, made plain by
@@ -61,8 +60,9 @@ class ReportRecord(TypedDict):
 
 
 class WarningRecord(TypedDict):
-    """A warning: its category by name and its source line, so that nothing has to be imported to
-    show it.
+    """A warning: its category by name and its source line.
+
+    Nothing has to be imported to show it.
     """
 
     kind: Literal["warning"]
@@ -197,7 +197,7 @@ def crash_records(
 
 
 def native_longrepr(text: str, location: Location) -> JsonObject:
-    """Return `text` as pytest serialises a native traceback, so that summaries find its first line."""
+    """Return `text` as pytest serialises a native traceback: summaries find its first line."""
     entry: JsonObject = {
         "type": "ReprEntryNative",
         "data": {"lines": [f"{line}\n" for line in text.splitlines()]},

@@ -61,21 +61,22 @@ class Shape(Noun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PytestFacts:
+class PytestFacts(Noun):
     """The local pytest, for the remote one to follow."""
 
     plugins: tuple[str, ...] = ()  # by their names; they answer for themselves here
     sys_path: tuple[str, ...] = ()  # directories of the tree that only the local sys.path has
     color: str = "no"  # pytest's --color
     columns: int = 80
-    seed: int | None = None  # of pytest-randomly
+    seed: int | str | None = None  # of pytest-randomly
     cache: Mapping[str, JsonValue] = field(default_factory=dict)  # of pytest's cache, by key
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFacts:
-    """What a report needs that another process makes, and the tests that the CI host has
-    quarantined.
+    """The facts that another process needs to make the report of a session.
+
+    Beside them: the tests that the CI host has quarantined.
     """
 
     ci: CI | None = None

@@ -1,5 +1,4 @@
-"""What a process is told before it does anything: one noun for each of keeper, agent and test
-process.
+"""Specifications of processes: one noun for each of keeper, agent and test process.
 
 Secrets (the Ray token, credentials, values of passed variables) are in no `repr`.
 """
@@ -12,9 +11,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from pytest_gpu_cluster.contract.fields import JsonValue, Noun
+from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.gpus import Gpu
-from pytest_gpu_cluster.contract.request import SessionRequest
+from pytest_gpu_cluster.contract.request import PytestFacts, SessionRequest
 from pytest_gpu_cluster.contract.waits import Waits
 
 
@@ -94,6 +93,15 @@ class ClusterFacts(Noun):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TreePlaces(Noun):
+    """The places of the shipped tree, absolute."""
+
+    root: str  # on the node
+    origin: str  # the same on the client
+    cwd: str  # on the node; it may lie beside the tree
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerSpec(Noun):
     """A pytest session, as its process is told before pytest starts.
 
@@ -101,25 +109,17 @@ class WorkerSpec(Noun):
     """
 
     role: Role
-    root: str  # the shipped tree
-    origin: str  # the same on the client
-    cwd: str
+    tree: TreePlaces
+    client: PytestFacts
     args: tuple[str, ...]  # of pytest, as typed
     env: Mapping[str, str] = field(repr=False)  # the whole environment
     worker: str  # gw0, gw1, …; main for the selecting one
     workers: int  # how many tests of the default demand run at once
     testrun: str  # the same in every process of a session
     scratch: str  # a directory of this process
-    cache: Mapping[str, JsonValue]  # values of pytest's cache by key
-    color: str  # pytest's --color
-    columns: int
     gpus: tuple[Gpu, ...]  # that this process may use
     ray: RayAccess | None  # for tests that drive the cluster
     cluster: ClusterFacts
-    seed: int | str | None  # of pytest-randomly
-    crashed_files: Mapping[
-        str, str
-    ]  # files whose import killed an earlier process, and what to say of them
-    sys_path: tuple[str, ...]  # directories of the client's tree that only its sys.path has
-    plugins: tuple[str, ...]  # that answer for themselves on the client
+    # Files whose import killed an earlier process, and what to say of them
+    crashed_files: Mapping[str, str]
     quarantined: tuple[tuple[str, str, str], ...]  # package, class and name of tests to skip

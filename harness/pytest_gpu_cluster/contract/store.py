@@ -22,6 +22,10 @@ from pytest_gpu_cluster.contract.store_errors import redact, redact_error, trans
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config
 
+# Variables that open the store, by how their names begin: keeper and agent have them, Ray and test
+# processes do not.
+STORE_CREDENTIALS = ("AWS_", "AZURE_", "GOOGLE_")
+
 T = TypeVar("T")
 Keys = list[str]  # inside Store, `list` is a method
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pytest_gpu_cluster.contract.events import Collected, Stepwise, TestFinished, TestStarted
+from pytest_gpu_cluster.contract.events import Collected, TestFinished, TestStarted
+from pytest_gpu_cluster.contract.selection import Stepwise
 from pytest_gpu_cluster.host import deserialize
 
 
@@ -62,9 +63,7 @@ class Collection:
 def adopt_caches(
     config: pytest.Config, items: list[pytest.Item], stepwise: Stepwise | None
 ) -> None:
-    """Leave pytest's own selection plugins what they remember: the selection was made on the
-    cluster.
-    """
+    """Keep the memory of pytest's own selection plugins: the cluster has made the selection."""
     plugin = config.pluginmanager.get_plugin
     if (failed := plugin("lfplugin")) is not None:
         failed.active = False

@@ -1,6 +1,4 @@
-"""What must fit together before a run may be green: the order of events, a result for each test,
-the two exit codes.
-"""
+"""Conditions of a green run: order of events, a result for each test, equal exit codes."""
 
 from __future__ import annotations
 
@@ -50,6 +48,7 @@ def cross_check(
         differences.append("the remote session did not say how it ended")
     elif ended.pytest_status != status:
         differences.append(
-            f"the remote pytest ended with exit code {ended.pytest_status}, its results give {status}"
+            f"the remote pytest ended with exit code {ended.pytest_status},"
+            f" its results give {status}"
         )
     return differences

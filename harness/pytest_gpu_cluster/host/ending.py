@@ -1,5 +1,6 @@
-"""How a session ends here: one value, made of what pytest says, of what failed beside the tests,
-and of who stopped it.
+"""The end of a session on this machine, as one value.
+
+It is made of what pytest says, of what failed beside the tests, and of who stopped it.
 """
 
 from __future__ import annotations

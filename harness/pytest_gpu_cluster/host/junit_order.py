@@ -46,7 +46,10 @@ class JUnitOrder:
             self.writer.node_reporters_ordered.sort(key=lambda case: self._rank.get(id(case), last))
 
     def record(self, record: XmlRecord, value: str, *, several: bool) -> None:
-        """Add a property or an attribute; `several` processes may record one property of the suite."""
+        """Add a property or an attribute.
+
+        `several` processes may record one property of the suite.
+        """
         writer, name = self.writer, record["name"]
         if writer is None:
             return

@@ -16,10 +16,11 @@ from pytest_gpu_cluster import publish
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.events import Event, SessionFinished
 from pytest_gpu_cluster.contract.failures import FailureClass
-from pytest_gpu_cluster.contract.model import RunRequest
 from pytest_gpu_cluster.contract.record import Ending
 from pytest_gpu_cluster.contract.request import PytestFacts, ReportFacts
+from pytest_gpu_cluster.contract.settings import RunRequest
 from pytest_gpu_cluster.host.ending import Failure, decide
+from pytest_gpu_cluster.host.local_facts import local_facts
 from pytest_gpu_cluster.host.replay import Replay, Stage
 from pytest_gpu_cluster.providers import LaunchPlan
 from pytest_gpu_cluster.publish.links import link
@@ -47,7 +48,7 @@ class PytestHost:
         self._ci = publish.detect(os.environ)
         facts = publish.facts(request, self._ci, os.environ, quiet=self._quiet)
         self._root = request.root
-        self.run = Run(request, pytest.__version__, self.replay.facts(), facts)
+        self.run = Run(request, pytest.__version__, local_facts(config), facts)
         self._events: Generator[Event, None, None] | None = None  # None: nothing is collected
         self._sinks: Sinks | None = None
         self._failure: Failure | None = None  # beside the tests
@@ -81,16 +82,17 @@ class PytestHost:
 
     def _sink_context(self) -> SinkContext:
         settings, ci = self.run.settings, self._ci
+        reports = settings.reports
         if self._quiet:  # nobody is told
-            settings, ci = replace(settings, results_dir="", publish=False), None
-        url, own_page = link(settings.public_url, self.run.id, ci)
+            reports, ci = replace(reports, results_dir="", publish=False), None
+        url, own_page = link(reports.public_url, self.run.id, ci)
         return SinkContext(
-            settings=settings,
+            settings=replace(settings, reports=reports),
             environ=os.environ,
             root=self._root,
             record=self.run.record,
             report=ReportContext(
-                suite=settings.suite,
+                suite=reports.suite,
                 link=url,
                 own_page=own_page,
                 record=self.run.record.url,
@@ -111,9 +113,7 @@ class PytestHost:
         return True
 
     def _follow(self, stage: Stage) -> None:
-        """Pass the events on until the replay has come to `stage`; raise what ends the session
-        here.
-        """
+        """Pass the events on until the replay is at `stage`; raise the end of the session here."""
         assert self._events is not None
         assert self._sinks is not None
         while self.replay.stage < stage and (event := next(self._events, None)) is not None:
@@ -216,9 +216,7 @@ class PytestHost:
             self.write(f"the record could not be finished: {problem}")
 
     def pytest_unconfigure(self) -> None:
-        """Write the very last lines: what went wrong with machines, where the record is, what is
-        still there.
-        """
+        """Write the last lines: failures of machines, the record, a cluster that stays."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         lines = [*self._failure_lines()]
@@ -258,9 +256,7 @@ def launch_plan(request: RunRequest) -> LaunchPlan:
 
 
 def report_refusal(root: Path, environ: Mapping[str, str], problem: HarnessError) -> None:
-    """In CI, put what could not even be asked for into the JUnit file, in the place of what passed
-    the last time.
-    """
+    """In CI, write a refused request into the JUnit file, over a result of the last time."""
     if publish.detect(environ) is not None:
         write_refusal(root, environ, problem)
 

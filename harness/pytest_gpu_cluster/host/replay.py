@@ -1,10 +1,8 @@
-"""Remote events become local pytest hooks, so that reporters and plugins here work as if the tests
-had run here.
+"""Remote events become local pytest hooks, as if the tests had run on this machine.
 
 `Replay` is fed by whoever owns the loop:
 
     replay = Replay(config)          # in pytest_configure; registers itself as a plugin
-    replay.facts()                   # what the remote pytest has to know of this one
     replay.begin(session)            # in pytest_collection, before the first event
     replay.event(event)              # each in its order, until `stage` says that it needs no more
     replay.conclude()                # raises what plain pytest would raise there
@@ -16,17 +14,13 @@ had run here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from enum import IntEnum
-from pathlib import Path
 from types import MethodType
-from typing import Any
 
 import pytest
-from _pytest._io import TerminalWriter
-from _pytest.config import create_terminal_writer
 
-from pytest_gpu_cluster.contract.codec import PathMap, from_wire
+from pytest_gpu_cluster.contract.codec import PathMap
 from pytest_gpu_cluster.contract.events import (
     Collected,
     CollectorFinished,
@@ -39,7 +33,6 @@ from pytest_gpu_cluster.contract.events import (
     Interrupted,
     LateRecords,
     Output,
-    Raised,
     SelectionRestarted,
     SessionFinished,
     Summary,
@@ -49,16 +42,21 @@ from pytest_gpu_cluster.contract.events import (
     WarningRaised,
 )
 from pytest_gpu_cluster.contract.failures import FailureClass
-from pytest_gpu_cluster.contract.records import ReportRecord, TestRecord, crash_records
-from pytest_gpu_cluster.contract.request import PytestFacts
+from pytest_gpu_cluster.contract.records import TestRecord, crash_records
+from pytest_gpu_cluster.contract.selection import Raised
 from pytest_gpu_cluster.host import deserialize
 from pytest_gpu_cluster.host.collection import Collection, adopt_caches
 from pytest_gpu_cluster.host.cross_check import EventOrder, cross_check
 from pytest_gpu_cluster.host.junit_order import JUnitOrder
+from pytest_gpu_cluster.host.record_replay import RecordReplay
+from pytest_gpu_cluster.host.remote_errors import (
+    RemoteInternalError,
+    interruption,
+    notify_exception,
+)
 from pytest_gpu_cluster.host.terminal import Terminal
 
 PRIVATE = "gpu-cluster"
-CACHES = ("lastfailed", "nodeids", "stepwise")  # of pytest's own plugins
 
 
 class Stage(IntEnum):
@@ -67,14 +65,6 @@ class Stage(IntEnum):
     SELECTING = 0  # until the selection is final; some of it is held back, for it may start again
     RUNNING = 1  # tests are replayed as they finish
     ENDED = 2  # no further event is needed
-
-
-class RemoteInterrupt(KeyboardInterrupt):
-    """KeyboardInterrupt was raised on the cluster, by a test or a hook."""
-
-
-class RemoteInternalError(Exception):
-    """pytest itself, or a plugin, failed on the cluster; the text is its traceback."""
 
 
 class Replay:
@@ -94,46 +84,17 @@ class Replay:
             None  # ends the session here, once the remote one has ended
         )
         self._waiting: list[Event] = []  # of a selection that is not final
-        self._started = ""  # the node id whose start is shown
-        self._statuses: dict[int, tuple[object, Any]] = {}  # of reports by their id
+        self._records = RecordReplay(config, self.terminal, self._junit)
         self._usage = ""
-        config.notify_exception = MethodType(_notify, config)  # type: ignore[method-assign]
+        notify = MethodType(notify_exception, config)
+        config.notify_exception = notify  # type: ignore[method-assign]
         config.pluginmanager.register(self, "gpu_cluster_replay")
+        config.pluginmanager.register(self._records, "gpu_cluster_records")
         config.pluginmanager.register(SummaryWriter(self), "gpu_cluster_summary")
 
     def path_here(self, path: str) -> str:
         """Return a path of the cluster as it is on this machine."""
         return self.terminal.paths.text(path)
-
-    def facts(self) -> PytestFacts:
-        """Return plugins, colour, columns, cache, seed and import path, resolved here, for the
-        remote pytest to follow.
-        """
-        option, manager = self.config.option, self.config.pluginmanager
-        with_terminal = hasattr(option, "color")  # not with -p no:terminal
-        writer = (
-            create_terminal_writer(self.config, sys.stdout) if with_terminal else TerminalWriter()
-        )
-        cache = getattr(self.config, "cache", None)
-        seed = getattr(option, "randomly_seed", None)
-        root = self.config.rootpath
-        inside = [path for path in sys.path if Path(path or ".").resolve().is_relative_to(root)]
-        return PytestFacts(
-            plugins=tuple(
-                name for name, plugin in manager.list_name_plugin() if plugin is not None
-            ),
-            sys_path=tuple(
-                str(Path(path or ".").resolve())
-                for path in inside
-                if not path.startswith(sys.prefix)
-            ),
-            color="yes" if writer.hasmarkup else "no",
-            columns=writer.fullwidth,
-            seed=seed if isinstance(seed, int) else None,
-            cache={}
-            if cache is None
-            else {name: cache.get(f"cache/{name}", None) for name in CACHES},
-        )
 
     # -- the sink ----------------------------------------------------------------------------------
 
@@ -243,7 +204,7 @@ class Replay:
             case TestFinished():
                 self._test(event)
             case LateRecords():
-                self._records(event.records)
+                self._records.replay(event.records)
             case InternalError() | Interrupted() | UsageError():
                 self._broken(event)
             case Finishing():
@@ -293,13 +254,11 @@ class Replay:
     # -- tests -------------------------------------------------------------------------------------
 
     def _test_started(self, event: TestStarted) -> None:
-        """With one worker the name of a test is shown while it runs, and its live output after it."""
+        """With one worker, show a test's name while it runs: its live output follows."""
         place = self._collection.place(event)
         alone = self.terminal.workers == 1 and self._stop is None
-        if alone and place is not None and self._started != event.nodeid:
-            item = self._collection.items[place]
-            self._started = item.nodeid
-            self.config.hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        if alone and place is not None:
+            self._records.start(self._collection.items[place])
 
     def _test(self, event: TestFinished) -> None:
         place = self._collection.place(event)
@@ -310,55 +269,13 @@ class Replay:
         own = event.failure_class is None or event.failure_class.of_tests
         self.own_failures += own and any(_failed(record) for record in event.records)
         before = self._junit.count()
-        self._records(event.records, paths=event.paths)
+        self._records.replay(event.records, paths=event.paths)
         self._junit.place_since(before, len(self._collection) if place is None else place)
-
-    def _records(self, records: Iterable[TestRecord], *, paths: bool = True) -> None:
-        """Call one test's hooks in their order, with nothing in between; `paths`: they may name
-        files of the remote tree.
-        """
-        hook = self.config.hook
-        for record in records:
-            if record["kind"] == "report":
-                self._report(record, paths=paths)
-            elif record["kind"] == "logstart":
-                if self._started != record["nodeid"]:
-                    hook.pytest_runtest_logstart(
-                        nodeid=record["nodeid"], location=tuple(record["location"])
-                    )
-                self._started = ""
-            elif record["kind"] == "logfinish":
-                hook.pytest_runtest_logfinish(
-                    nodeid=record["nodeid"], location=tuple(record["location"])
-                )
-            elif record["kind"] == "warning":
-                self.terminal.warn(record)
-            elif record["kind"] == "output":
-                text = self.terminal.paths.text(record["text"])
-                self.terminal.pass_on(text, record["via"], fresh=record.get("fresh", False))
-            elif record["kind"] == "log_file":
-                self.terminal.log_file(record["text"])
-            else:
-                value = self.terminal.paths.text(record["value"])
-                self._junit.record(record, value, several=self.terminal.workers > 1)
-        self._started = ""
-
-    def _report(self, record: ReportRecord, *, paths: bool) -> None:
-        data = self.terminal.paths(record["report"]) if paths else record["report"]
-        report = deserialize.report(self.config, data)
-        self._statuses[id(report)] = (report, from_wire(record["status"]))
-        self.config.hook.pytest_runtest_logreport(report=report)
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_report_teststatus(self, report: object) -> Any:
-        """Answer as the conftests of the cluster did, who decide letters and words."""
-        of, status = self._statuses.get(id(report), (None, None))
-        return status if of is report else None
 
     # -- ends --------------------------------------------------------------------------------------
 
     def _broken(self, event: InternalError | Interrupted | UsageError) -> None:
-        """The remote session ended by something else than its tests; the first such thing counts."""
+        """End as the remote session did, by something else than its tests; the first counts."""
         if self._stop is not None:
             return
         text = self.path_here(event.text)
@@ -367,27 +284,11 @@ class Replay:
                 self._usage = text
                 self._stop = pytest.UsageError()
             case InternalError():
-                self._records(event.records)
+                self._records.replay(event.records)
                 self._stop = RemoteInternalError(text)
             case Interrupted():
-                self._records(event.records)
-                self._stop = self._interruption(event, text)
-
-    def _interruption(self, event: Interrupted, text: str) -> BaseException:
-        session = self.session
-        if event.shouldfail:
-            session.shouldfail = event.shouldfail
-            return session.Failed(event.shouldfail)
-        if event.shouldstop:
-            session.shouldstop = event.shouldstop
-            return session.Interrupted(event.shouldstop)
-        stop: Any = RemoteInterrupt(text)
-        if event.exit:
-            stop = pytest.exit.Exception(text, event.returncode)
-        if event.longrepr:
-            paths = self.terminal.paths
-            stop.remote_repr = deserialize.exception_repr(self.config, paths(event.longrepr))
-        return stop  # type: ignore[no-any-return]  # one of the two
+                self._records.replay(event.records)
+                self._stop = interruption(self.session, event, self.terminal.paths)
 
     @pytest.hookimpl(trylast=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
@@ -396,8 +297,9 @@ class Replay:
             self.terminal.interrupted_at(place)
 
     def finalize(self, session: pytest.Session) -> None:
-        """Before reporters write: what the remote session wrote at its end, the order of JUnit, the
-        cross-check.
+        """Complete the session before reporters write.
+
+        Shown are the texts of the remote end; the JUnit cases are sorted; the cross-check is made.
         """
         self.terminal.show_late()
         self._junit.sort(len(self._collection))
@@ -440,18 +342,3 @@ class SummaryWriter:
         self.replay.terminal.show_summary()
         for problem in self.replay.problems:
             terminalreporter.write_line(f"{PRIVATE}: {problem}", red=True)
-
-
-def _notify(
-    config: pytest.Config, excinfo: pytest.ExceptionInfo[BaseException], option: Any = None
-) -> None:
-    """Stand in for `Config.notify_exception`, with the remote traceback for an error that happened
-    there.
-    """
-    if not isinstance(excinfo.value, RemoteInternalError):
-        type(config).notify_exception(config, excinfo, option)
-        return
-    text = str(excinfo.value)
-    shown = deserialize.RemoteRepr(text, text)
-    if not any(config.hook.pytest_internalerror(excrepr=shown, excinfo=excinfo)):
-        sys.stderr.write("".join(f"INTERNALERROR> {line}\n" for line in text.split("\n")))

@@ -36,14 +36,16 @@ class Terminal:
 
     @property
     def reporter(self) -> Any:
-        """pytest's terminal reporter, which has no type that says what is used of it; None without
-        one.
+        """pytest's terminal reporter; None without one.
+
+        It has no type that says what is used of it.
         """
         return self._config.pluginmanager.get_plugin("terminalreporter")
 
     def write(self, text: str, *, fresh: bool = False) -> None:
-        """Write through the reporter; `fresh`: the remote reporter is no longer inside a line of
-        its own.
+        """Write through the reporter.
+
+        `fresh`: the remote reporter is no longer inside a line of its own.
         """
         if text and self.reporter is not None:
             self.reporter._tw.write(text, flush=True)
@@ -130,7 +132,7 @@ class Terminal:
         self.pass_on(text, event.via, fresh=event.fresh)
 
     def pass_on(self, text: str, via: str, *, fresh: bool) -> None:
-        """Write a text of this machine's paths to where its like was written there: tw, out or err."""
+        """Write a text with local paths to the stream of its origin: tw, out or err."""
         if via == "tw":
             self.write(text, fresh=fresh)
         else:

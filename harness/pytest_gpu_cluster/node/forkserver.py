@@ -121,7 +121,7 @@ def _run(order: SpawnOrder, descriptors: list[int]) -> NoReturn:
         code = entry(json.loads(_exactly(channel, size)), channel)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:  # noqa: BLE001 - printed, and the exit code says so
+    except BaseException:
         import traceback
 
         traceback.print_exc()

@@ -14,7 +14,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from pytest_gpu_cluster.contract.errors import InfrastructureError
-from pytest_gpu_cluster.contract.model import STORE_CREDENTIALS
+from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
 from pytest_gpu_cluster.node.context import Node
 from pytest_gpu_cluster.node.forkserver import PR_SET_PDEATHSIG, prctl
 from pytest_gpu_cluster.node.lease import NODE_VARIABLE

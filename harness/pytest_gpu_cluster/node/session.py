@@ -11,10 +11,10 @@ from pathlib import Path
 from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, KeeperStop
 from pytest_gpu_cluster.contract.messages import AgentFinished, Exit, Raw
-from pytest_gpu_cluster.contract.model import STORE_CREDENTIALS
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import SessionRequest
 from pytest_gpu_cluster.contract.specs import AgentSpec
+from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
 from pytest_gpu_cluster.node.context import HeartbeatMonitor, Node, Shutdown, Stop
 from pytest_gpu_cluster.node.lease import Lease
 from pytest_gpu_cluster.node.unpack import unpack

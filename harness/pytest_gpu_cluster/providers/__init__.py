@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from pytest_gpu_cluster.contract.errors import RequestError
-from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.request import Shape
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.specs import BootSpec
 from pytest_gpu_cluster.environment import Environment
 from pytest_gpu_cluster.settings_keys import Key

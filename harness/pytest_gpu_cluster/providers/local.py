@@ -23,8 +23,9 @@ from pytest_gpu_cluster import environment
 from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.contract.errors import InfrastructureError, RequestError, TeardownError
 from pytest_gpu_cluster.contract.gpus import by_nvml
-from pytest_gpu_cluster.contract.model import STORE_CREDENTIALS, Settings
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
+from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
 from pytest_gpu_cluster.environment import Environment
 from pytest_gpu_cluster.providers import (
     BootScript,

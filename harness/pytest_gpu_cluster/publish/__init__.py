@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from pytest_gpu_cluster.contract.model import RunRequest, Settings
 from pytest_gpu_cluster.contract.request import CI, ReportFacts
+from pytest_gpu_cluster.contract.settings import RunRequest, Settings
 from pytest_gpu_cluster.report.model import Report
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def detect(environ: Mapping[str, str], read: ReadText = read_text) -> CI | None:
     for entry in _entry_points():
         try:
             ci = _load_entry(entry).detect(environ, read)
-        except Exception as problem:  # noqa: BLE001
+        except Exception as problem:
             # An installed host must not break runs on other hosts.
             reason = f"{type(problem).__name__}: {problem}"
             warnings.warn(f"the CI host {entry.value} is skipped: {reason}", stacklevel=2)
@@ -158,7 +158,7 @@ def publisher(ci: CI, settings: Settings, environ: Mapping[str, str]) -> Publish
 
     None: the host has no publisher, or the settings switch publishing off.
     """
-    host = _host_class(ci.host) if settings.publish else None
+    host = _host_class(ci.host) if settings.reports.publish else None
     return host(ci, settings, environ) if host is not None else None
 
 
@@ -182,11 +182,11 @@ def facts(
     host = _host_class(ci.host) if ci is not None else None
     return ReportFacts(
         ci=ci,
-        suite=request.settings.suite,
-        public_url=request.settings.public_url,
+        suite=request.settings.reports.suite,
+        public_url=request.settings.reports.public_url,
         prefix=_path_in_repository(request.root, ci),
         quarantined=tuple(host.quarantined(environ, read_text)) if host is not None else (),
-        quiet=quiet or not request.settings.publish,
+        quiet=quiet or not request.settings.reports.publish,
     )
 
 

@@ -12,8 +12,8 @@ import json
 from collections.abc import Generator, Mapping
 from urllib.parse import quote
 
-from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.request import CI
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.publish import (
     Publisher,
     ReadText,
@@ -69,7 +69,7 @@ class Bitbucket(Publisher):
 
     def __init__(self, ci: CI, settings: Settings, environ: Mapping[str, str]) -> None:
         super().__init__(ci, settings, environ)
-        suite = settings.suite
+        suite = settings.reports.suite
         self._key = suite if suite.startswith("gpu-cluster") else f"gpu-cluster-{suite}"
         proxy = environ.get("BITBUCKET_PIPELINES_PROXY")
         self.endpoints["proxy"] = Endpoint(base=PROXIED_API, proxies=(proxy,) if proxy else PROXIES)
@@ -130,7 +130,11 @@ class Bitbucket(Publisher):
 
     def finished(self, report: Report) -> list[Target]:
         targets = [Target(REPORT, self._report(report)), *self._status(report)]
-        if "token" in self.endpoints and self.ci.pull_request and self.settings.comment != "off":
+        if (
+            "token" in self.endpoints
+            and self.ci.pull_request
+            and self.settings.reports.comment != "off"
+        ):
             targets.append(Target(COMMENT, self._comment(report)))
         return targets
 
@@ -205,7 +209,7 @@ class Bitbucket(Publisher):
     # -- with a token ------------------------------------------------------------------------------
 
     def _status(self, report: Report) -> list[Target]:
-        if "token" not in self.endpoints or not report.link:
+        if "token" not in self.endpoints or not report.context.link:
             return []
 
         def exchange() -> Exchange:
@@ -215,7 +219,7 @@ class Bitbucket(Publisher):
                 "name": code_insights.title(report, self._key)[:NAME_CHARS],
                 "description": render.headline(report)[:NAME_CHARS],
                 # Bitbucket would replace a name in braces by a value.
-                "url": report.link.replace("{", "%7B").replace("}", "%7D"),
+                "url": report.context.link.replace("{", "%7B").replace("}", "%7D"),
             }
             if self.ci.pull_request and self.ci.branch:
                 body["refname"] = self.ci.branch  # ties the status to the pull request
@@ -247,7 +251,7 @@ class Bitbucket(Publisher):
             create=Request(method="POST", path=path, body=body, repeatable=False),
             edit=lambda id_: Request(method="PUT", path=f"{path}/{id_}", body=body),
         )
-        return comment.exchange(self.settings.comment, report, text, api)
+        return comment.exchange(self.settings.reports.comment, report, text, api)
 
 
 def merge_annotations(

@@ -22,7 +22,7 @@ RESULTS = {"running": "PENDING", "passed": "PASSED"}
 
 def title(report: Report, key: str) -> str:
     """Return the title of report and status; the first suite of a project needs no name."""
-    return "GPU tests" if key == "gpu-cluster" else f"GPU tests: {report.suite}"
+    return "GPU tests" if key == "gpu-cluster" else f"GPU tests: {report.context.suite}"
 
 
 def report_body(report: Report, key: str) -> JsonObject:
@@ -36,7 +36,7 @@ def report_body(report: Report, key: str) -> JsonObject:
         "result": RESULTS.get(report.verdict, "FAILED"),
         "data": list(_figures(report))[:MAX_FIGURES],
     }
-    return body | ({"link": report.link} if report.link else {})
+    return body | ({"link": report.context.link} if report.context.link else {})
 
 
 def _lines(report: Report) -> Iterator[str]:
@@ -48,7 +48,7 @@ def _lines(report: Report) -> Iterator[str]:
             f"Against {delta.branch}: {len(delta.newly_failing)} newly failing, "
             f"{len(delta.fixed)} fixed, {len(delta.removed)} removed."
         )
-    if report.simulated:
+    if report.machines.simulated:
         yield "The GPUs were SIMULATED."
     if len(report.bad) > MAX_ANNOTATIONS:
         yield (
@@ -63,8 +63,8 @@ def _figure(title: str, kind: str, value: JsonValue) -> JsonObject:
 
 def _figures(report: Report) -> Iterator[JsonObject]:
     """Yield the figures in the order of their worth: Bitbucket takes `MAX_FIGURES`."""
-    if report.link:
-        yield _figure("Session", "LINK", {"text": report.session, "href": report.link})
+    if report.context.link:
+        yield _figure("Session", "LINK", {"text": report.session, "href": report.context.link})
     if counts := report.counts:
         passed = counts.get("passed", 0) + counts.get("xpassed", 0)
         skipped = counts.get("skipped", 0) + counts.get("xfailed", 0)
@@ -74,11 +74,13 @@ def _figures(report: Report) -> Iterator[JsonObject]:
         yield _figure("Skipped", "NUMBER", skipped)
     if report.duration_s:
         yield _figure("Duration", "DURATION", round(report.duration_s * 1000))
-    if report.gpus:
-        names = ", ".join(f"{count} x {name}" for name, count in Counter(report.gpus).items())
+    if report.machines.gpus:
+        names = ", ".join(
+            f"{count} x {name}" for name, count in Counter(report.machines.gpus).items()
+        )
         yield _figure("GPUs", "TEXT", names)
-    if report.price_usd is not None:
-        yield _figure("Cost", "TEXT", f"{report.price_usd:.2f} USD")
+    if report.machines.price_usd is not None:
+        yield _figure("Cost", "TEXT", f"{report.machines.price_usd:.2f} USD")
     if report.delta is not None:
         yield _figure("Newly failing", "NUMBER", len(report.delta.newly_failing))
         yield _figure("Fixed", "NUMBER", len(report.delta.fixed))

@@ -13,8 +13,8 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.request import CI
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.publish import HostFile, Publisher, ReadText, Target, comment
 from pytest_gpu_cluster.publish.exchange import (
     Endpoint,
@@ -61,7 +61,7 @@ class GitHub(Publisher):
 
     def __init__(self, ci: CI, settings: Settings, environ: Mapping[str, str]) -> None:
         super().__init__(ci, settings, environ)
-        suite = settings.suite
+        suite = settings.reports.suite
         self._context = suite if suite.startswith("gpu-cluster") else f"gpu-cluster: {suite}"
         self._summary = environ.get("GITHUB_STEP_SUMMARY", "")
         self._output = environ.get("GITHUB_OUTPUT", "")
@@ -126,7 +126,7 @@ class GitHub(Publisher):
 
     def finished(self, report: Report) -> list[Target]:
         targets = [*self._status(report), *self._check_run(report)]
-        if self.endpoints and self.ci.pull_request and self.settings.comment != "off":
+        if self.endpoints and self.ci.pull_request and self.settings.reports.comment != "off":
             targets.append(Target(COMMENT, self._comment(report)))
         return targets
 
@@ -151,7 +151,7 @@ class GitHub(Publisher):
             outputs = {
                 "session": report.session,
                 "verdict": report.verdict,
-                "link": report.link,
+                "link": report.context.link,
                 "exit-code": "" if report.exit_code is None else str(report.exit_code),
             }
             lines = [f"{name}={render.one_line(value)}\n" for name, value in outputs.items()]
@@ -168,7 +168,9 @@ class GitHub(Publisher):
 
     def closing(self, report: Report) -> list[str]:
         resume = [f"::{self._resume_word}::"] if self._resume_word else []
-        annotate = not (self.endpoints and self.settings.check_run)  # a check run annotates too
+        annotate = not (
+            self.endpoints and self.settings.reports.check_run
+        )  # a check run annotates too
         return [*resume, *commands(report, self._context, annotate=annotate)]
 
     # -- with a token ------------------------------------------------------------------------------
@@ -180,14 +182,14 @@ class GitHub(Publisher):
                 "context": self._context,
                 "description": render.shorten(render.headline(report), DESCRIPTION_CHARS),
             }
-            body |= {"target_url": report.link} if report.link else {}
+            body |= {"target_url": report.context.link} if report.context.link else {}
             path = f"{self._repository}/statuses/{self.ci.commit}"
             yield Request(method="POST", path=path, body=body)
 
         return [Target(STATUS, exchange())] if self.endpoints else []
 
     def _check_run(self, report: Report) -> list[Target]:
-        if not self.endpoints or not self.settings.check_run:
+        if not self.endpoints or not self.settings.reports.check_run:
             return []
         return [Target(CHECK_RUN, self._update_check_run(report))]
 
@@ -248,7 +250,7 @@ class GitHub(Publisher):
             "output": output,
         }
         body |= {} if running else {"conclusion": CONCLUSIONS.get(report.verdict, "failure")}
-        return body | ({"details_url": report.link} if report.link else {})
+        return body | ({"details_url": report.context.link} if report.context.link else {})
 
     def _comment(self, report: Report) -> Exchange:
         text = f"{self._mark}\n{render.markdown(report, limit=COMMENT_CHARS - len(self._mark))}"
@@ -271,7 +273,7 @@ class GitHub(Publisher):
             create=Request(method="POST", path=path, body={"body": text}, repeatable=False),
             edit=lambda id_: Request(method="PATCH", path=f"{edited}/{id_}", body={"body": text}),
         )
-        return comment.exchange(self.settings.comment, report, text, api)
+        return comment.exchange(self.settings.reports.comment, report, text, api)
 
 
 def _reads_only(environ: Mapping[str, str], pull_request: JsonObject) -> bool:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.request import CI
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.publish import HostFile, Publisher, ReadText, Target, comment
 from pytest_gpu_cluster.publish.exchange import (
     Endpoint,
@@ -43,7 +43,7 @@ class GitLab(Publisher):
 
     def __init__(self, ci: CI, settings: Settings, environ: Mapping[str, str]) -> None:
         super().__init__(ci, settings, environ)
-        suite = settings.suite
+        suite = settings.reports.suite
         self._context = suite if suite.startswith("gpu-cluster") else f"gpu-cluster: {suite}"
         token = environ.get("GITLAB_TOKEN", "").strip()
         if problem := token_problem("GITLAB_TOKEN", token):
@@ -90,7 +90,7 @@ class GitLab(Publisher):
 
     def finished(self, report: Report) -> list[Target]:
         targets = self._status(report)
-        if self.endpoints and self.ci.pull_request and self.settings.comment != "off":
+        if self.endpoints and self.ci.pull_request and self.settings.reports.comment != "off":
             targets.append(Target(NOTE, self._note(report)))
         return targets
 
@@ -107,9 +107,9 @@ class GitLab(Publisher):
         if directory is None:
             return []
         label = f"{report.session}: {render.headline(report)}"[:TEXT_CHARS]
-        links = [{"external_link": {"label": label, "url": report.link}}]
-        text = json.dumps({"GPU session": links} if report.link else {}, indent=2)
-        path = directory / f"{self.settings.suite}-annotations.json"
+        links = [{"external_link": {"label": label, "url": report.context.link}}]
+        text = json.dumps({"GPU session": links} if report.context.link else {}, indent=2)
+        path = directory / f"{self.settings.reports.suite}-annotations.json"
         return [HostFile(path, f"{text}\n", False)]
 
     def _status(self, report: Report) -> list[Target]:
@@ -119,8 +119,8 @@ class GitLab(Publisher):
                 "name": self._context,
                 "description": render.headline(report)[:TEXT_CHARS],
             }
-            if report.link and len(report.link) <= TEXT_CHARS:
-                body["target_url"] = report.link
+            if report.context.link and len(report.context.link) <= TEXT_CHARS:
+                body["target_url"] = report.context.link
             if self.ci.branch:
                 body["ref"] = self.ci.branch
             if self.ci.pipeline.isdigit():  # without it the status makes a pipeline of its own
@@ -154,7 +154,7 @@ class GitLab(Publisher):
             create=Request(method="POST", path=path, body={"body": text}, repeatable=False),
             edit=lambda id_: Request(method="PUT", path=f"{path}/{id_}", body={"body": text}),
         )
-        return comment.exchange(self.settings.comment, report, text, api)
+        return comment.exchange(self.settings.reports.comment, report, text, api)
 
 
 def _is_same_state(problem: PublishError) -> bool:

@@ -68,7 +68,7 @@ class CIHost:
 
     def _write_files(self, report: Report) -> list[str]:
         """Write the files that the host reads, and return what could not be written."""
-        folder = self._context.settings.results_dir
+        folder = self._context.settings.reports.results_dir
         directory = self._context.root / folder if folder else None
         problems = []
         for path, text, append in self._host.files(report, directory):

@@ -30,7 +30,7 @@ def commands(report: Report, context: str, *, annotate: bool) -> Iterator[str]:
     """Yield the commands for a report; `annotate`: with an annotation for each failed test."""
     yield command(
         "notice",
-        f"{render.headline(report)} {report.link}".strip(),
+        f"{render.headline(report)} {report.context.link}".strip(),
         title=f"{context}: session {report.session}",
     )
     if report.verdict in NOT_TESTS:

@@ -27,7 +27,7 @@ from pytest_gpu_cluster.contract.record import Ending
 from pytest_gpu_cluster.contract.records import ItemRow, ReportData, TestRecord
 from pytest_gpu_cluster.contract.request import SessionRequest
 from pytest_gpu_cluster.report.facts import SessionFacts
-from pytest_gpu_cluster.report.model import Problem, Report, ReportContext, Result
+from pytest_gpu_cluster.report.model import Machines, Problem, Report, ReportContext, Result
 from pytest_gpu_cluster.report.results import ResultBuilder
 from pytest_gpu_cluster.report.texts import ReportTexts, last_line, usage_error_line
 
@@ -164,26 +164,23 @@ class ReportBuilder:
         first, last = self._times or (0.0, 0.0)
         return Report(
             session=request.session,
-            suite=context.suite,
+            context=context,
             verdict=verdict,
             message=clean(ending.message) or self._unexplained_end(ending.exit_code),
             remedy=clean(ending.remedy),
             exit_code=ending.exit_code,
-            link=context.link,
-            own_page=context.own_page,
-            record=context.record,
             started=request.asked_at,
             duration_s=last - first,
             collected=None if self._items is None else len(self._items),
             deselected=self._deselected,
             results=tuple(results),
-            gpus=tuple(self._facts.gpus),
-            simulated=self._facts.simulated,
-            cluster=self._facts.cluster,
-            provider=request.provider,
-            environment=request.shape.environment if request.shape is not None else "",
-            branch=context.branch,
-            commit=context.commit,
+            machines=Machines(
+                gpus=tuple(self._facts.gpus),
+                simulated=self._facts.simulated,
+                cluster=self._facts.cluster,
+                provider=request.provider,
+                environment=request.shape.environment if request.shape is not None else "",
+            ),
             selection=tuple(clean(argument) for argument in request.args),
         )
 

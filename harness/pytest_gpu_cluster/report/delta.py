@@ -48,8 +48,8 @@ def results_of(report: Report) -> bytes | None:
     body = {
         "v": 1,
         "session": report.session,
-        "commit": report.commit,
-        "branch": report.branch,
+        "commit": report.context.commit,
+        "branch": report.context.branch,
         "selection": list(report.selection),
         "tests": {
             result.nodeid: [result.outcome, round(result.duration_s, 3)]
@@ -89,7 +89,7 @@ def compare(report: Report, before: bytes | None) -> Delta | None:
 
 
 def against_branch(report: Report, store: Store, ci: CI | None, suite: str) -> Delta | None:
-    """Return the differences from the last session of the branch that this is for, else of its own."""
+    """Return the differences from the last session of the target branch, else of its own."""
     if ci is None or not (branch := ci.target or ci.branch):
         return None
     try:
@@ -161,7 +161,7 @@ def _is_slower(*, before_s: float, now_s: float) -> bool:
 
 def _flaky(report: Report, baseline: Baseline, results: Mapping[str, Result]) -> tuple[str, ...]:
     """Return tests that passed in a rerun, or that ended otherwise on the same commit."""
-    same_commit = bool(baseline.commit) and baseline.commit == report.commit
+    same_commit = bool(baseline.commit) and baseline.commit == report.context.commit
     return tuple(
         nodeid
         for nodeid, result in results.items()

@@ -1,6 +1,4 @@
-"""Files of a report: JUnit, JSON and Markdown where the CI host finds them, and the summary in the
-store.
-"""
+"""Files of a report: JUnit, JSON and Markdown for the CI host, and the summary in the store."""
 
 from __future__ import annotations
 
@@ -14,10 +12,10 @@ from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.events import Event
 from pytest_gpu_cluster.contract.failures import FailureClass
 from pytest_gpu_cluster.contract.masking import masker
-from pytest_gpu_cluster.contract.model import SUITE_NAME
 from pytest_gpu_cluster.contract.record import branch_key
+from pytest_gpu_cluster.contract.settings import SUITE_NAME
 from pytest_gpu_cluster.report import delta, junit, render
-from pytest_gpu_cluster.report.model import Report
+from pytest_gpu_cluster.report.model import Report, ReportContext
 from pytest_gpu_cluster.report.sinks import Closing, Current, SinkContext
 
 MARKDOWN_CHARS = 500_000
@@ -38,8 +36,9 @@ class ResultsDirectory:
             self._path(suffix).unlink()
 
     def write(self, suffix: str, data: bytes) -> str:
-        """Write a file and return why that failed, or "": a report that fails changes nothing of
-        the run.
+        """Write a file; return the reason of a failure, or "".
+
+        A report that fails changes nothing of the run.
         """
         path = self._path(suffix)
         try:
@@ -57,10 +56,10 @@ class ResultsDirectory:
 
 def results_directory(context: SinkContext) -> ResultsDirectory | None:
     """Return where files go; None where nobody wants them."""
-    settings = context.settings
-    if not settings.results_dir:
+    reports = context.settings.reports
+    if not reports.results_dir:
         return None
-    return ResultsDirectory(context.root / settings.results_dir, settings.suite)
+    return ResultsDirectory(context.root / reports.results_dir, reports.suite)
 
 
 class JUnitFile:
@@ -77,7 +76,7 @@ class JUnitFile:
         directory = results_directory(context)
         if directory is None:
             return None
-        sink = cls(directory, strict=context.settings.junit_strict)
+        sink = cls(directory, strict=context.settings.reports.junit_strict)
         if context.live:
             for suffix in ("json", "md"):
                 directory.remove(suffix)
@@ -96,9 +95,7 @@ class JUnitFile:
 
 
 class Summaries:
-    """JSON and Markdown beside the JUnit file, the summary in the record, and the results of the
-    branch.
-    """
+    """JSON and Markdown beside the JUnit file, the record's summary, and the branch's results."""
 
     uses_report = True
 
@@ -107,7 +104,7 @@ class Summaries:
 
     @classmethod
     def create(cls, context: SinkContext, current: Current) -> Summaries | None:
-        if context.ci is None and not context.settings.results_dir:
+        if context.ci is None and not context.settings.reports.results_dir:
             return None  # on a laptop there is nobody to tell
         return cls(context)
 
@@ -141,11 +138,16 @@ class Summaries:
             if ci is not None and ci.branch and not ci.pull_request:
                 results = delta.results_of(report)
                 if results is not None:
-                    record.store.put(branch_key(ci.branch, self._context.settings.suite), results)
+                    record.store.put(
+                        branch_key(ci.branch, self._context.settings.reports.suite), results
+                    )
 
 
 def write_refusal(root: Path, environ: Mapping[str, str], problem: HarnessError) -> None:
-    """Write a JUnit file that says why the settings could not be read, where they would have said."""
+    """Write a JUnit file that says why the settings could not be read.
+
+    It lies where the settings would have put it.
+    """
     folder = environ.get("GPU_CLUSTER_RESULTS_DIR", "")
     suite = environ.get("GPU_CLUSTER_SUITE", "")
     inside = folder and not folder.startswith(("/", "~")) and ".." not in folder.split("/")
@@ -156,7 +158,7 @@ def write_refusal(root: Path, environ: Mapping[str, str], problem: HarnessError)
     mask = masker(environ)
     report = Report(
         session="none",
-        suite=directory.stem.name,
+        context=ReportContext(suite=directory.stem.name),
         verdict=FailureClass.REQUEST,
         message=mask(problem.what),
         remedy=mask(problem.remedy),

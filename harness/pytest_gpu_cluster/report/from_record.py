@@ -41,8 +41,9 @@ class RecordedEvents:
 
 
 def recorded_delta(summary: JsonObject) -> Delta | None:
-    """Return how the client had compared the session: by now the branch's last session may be this
-    one.
+    """Return the delta that the client had recorded.
+
+    By now the branch's last session may be this one.
     """
     fields = summary.get("delta")
     if not isinstance(fields, dict):

@@ -37,7 +37,7 @@ def write(report: Report, *, strict: bool = False) -> bytes:
         message = report.message or "no test has a result"
         return _session_alone(report, report.verdict, message, report.remedy)
     root = ET.Element("testsuites", name="pytest-gpu-cluster")
-    suite = ET.SubElement(root, "testsuite", name=report.suite)
+    suite = ET.SubElement(root, "testsuite", name=report.context.suite)
     properties = ET.SubElement(suite, "properties")
     for name, value in facts(report):
         ET.SubElement(properties, "property", name=name, value=_escape(value))
@@ -108,24 +108,25 @@ def _session_result(report: Report) -> Result:
 
 def facts(report: Report) -> Iterator[tuple[str, str]]:
     """Yield name and value of the suite's properties; unknown ones are absent."""
+    context, machines = report.context, report.machines
     yield "session", report.session
-    if report.link:
-        yield "session_url", report.link
+    if context.link:
+        yield "session_url", context.link
     yield "verdict", report.verdict
-    if report.cluster:
-        yield "cluster", report.cluster
-    if report.environment:
-        yield "environment", report.environment
-    if report.provider:
-        yield "provider", report.provider
-    if report.gpus:
-        numbers = Counter(report.gpus)
+    if machines.cluster:
+        yield "cluster", machines.cluster
+    if machines.environment:
+        yield "environment", machines.environment
+    if machines.provider:
+        yield "provider", machines.provider
+    if machines.gpus:
+        numbers = Counter(machines.gpus)
         yield "gpu", ", ".join(f"{number} x {name}" for name, number in numbers.items())
-        yield "simulated_gpus", str(report.simulated).lower()
-    if report.price_usd is not None:
-        yield "cost_usd", f"{report.price_usd:.2f}"
-    if report.commit:
-        yield "commit", report.commit
+        yield "simulated_gpus", str(machines.simulated).lower()
+    if machines.price_usd is not None:
+        yield "cost_usd", f"{machines.price_usd:.2f}"
+    if context.commit:
+        yield "commit", context.commit
     if report.message:
         yield "message", report.message
 
@@ -218,7 +219,7 @@ def _session_alone(report: Report, failure_class: str, message: str, remedy: str
         error_type=error_type(known_class),
     )
     properties = {name: _escape(value) for name, value in facts(report)}
-    suite = TestSuite(report.suite, [case], properties=properties)
+    suite = TestSuite(report.context.suite, [case], properties=properties)
     root = ET.fromstring(to_xml_report_string([suite], prettyprint=False))
     errors = root.findall(".//testcase/error[@message]")
     if len(errors) != 1 or not errors[0].get("message"):

@@ -94,31 +94,33 @@ class ReportContext:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """A session as people read of it: at its start, while it runs, and at its end."""
+class Machines:
+    """The machines on which a session ran, as far as they are known."""
 
-    session: str
-    suite: str
-    verdict: str  # running, passed, failed, cancelled, request, or one of NOT_TESTS
-    message: str = ""  # the reason, where it was not the tests
-    remedy: str = ""
-    exit_code: int | None = None
-    link: str = ""  # a page that others can open; "" if there is none
-    own_page: bool = False  # the link is this session's page, which has an anchor for each test
-    record: str = ""  # URL of the session in the store
-    started: float = 0.0  # unix seconds
-    duration_s: float = 0.0
-    collected: int | None = None  # None until the selection is complete
-    deselected: int = 0
-    results: tuple[Result, ...] = ()
     gpus: tuple[str, ...] = ()  # names, one for each
     simulated: bool = False
     cluster: str = ""
     provider: str = ""
     environment: str = ""  # digest
     price_usd: float | None = None  # None: unknown, which is not 0
-    branch: str = ""
-    commit: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A session as people read of it: at its start, while it runs, and at its end."""
+
+    session: str
+    context: ReportContext
+    verdict: str  # running, passed, failed, cancelled, request, or one of NOT_TESTS
+    message: str = ""  # the reason, where it was not the tests
+    remedy: str = ""
+    exit_code: int | None = None
+    started: float = 0.0  # unix seconds
+    duration_s: float = 0.0
+    collected: int | None = None  # None until the selection is complete
+    deselected: int = 0
+    results: tuple[Result, ...] = ()
+    machines: Machines = Machines()
     selection: tuple[str, ...] = ()  # the arguments of pytest
     delta: Delta | None = None
     troubles: tuple[str, ...] = ()  # what could not be reported, and the remedy
@@ -133,9 +135,9 @@ class Report:
 
     def link_to(self, result: Result) -> str:
         """Return the link to one test; "" when there is no link."""
-        if not self.own_page:
-            return self.link
-        return f"{self.link}#{quote(result.nodeid, safe='', errors='surrogatepass')}"
+        if not self.context.own_page:
+            return self.context.link
+        return f"{self.context.link}#{quote(result.nodeid, safe='', errors='surrogatepass')}"
 
     @property
     def bad(self) -> tuple[Result, ...]:

@@ -31,7 +31,9 @@ _ANSI = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")
 def headline(report: Report) -> str:
     """Return one line without markup: the verdict and the counts.
 
-    >>> headline(Report(session="s", suite="t", verdict="capacity", message="no g6"))
+    >>> from pytest_gpu_cluster.report.model import ReportContext
+    >>> context = ReportContext(suite="t")
+    >>> headline(Report(session="s", context=context, verdict="capacity", message="no g6"))
     'not your tests (capacity): no g6'
     """
     counts, message = _counts(report), one_line(report.message)
@@ -59,8 +61,8 @@ def _counts(report: Report) -> str:
 
 def session_line(report: Report) -> str:
     """Return a link that others can open, else the command that shows the record."""
-    if report.link:
-        return f"Session: {report.link}"
+    if report.context.link:
+        return f"Session: {report.context.link}"
     return f"Session: {report.session} (gpu-cluster logs {report.session})"
 
 
@@ -143,7 +145,7 @@ def _sections(report: Report, sizes: Sizes) -> Iterable[str]:
 
 def _title(report: Report) -> str:
     sign, words = TITLES.get(report.verdict, ("⚠️", ""))
-    suite = "" if report.suite == "gpu-cluster" else f" ({report.suite})"
+    suite = "" if report.context.suite == "gpu-cluster" else f" ({report.context.suite})"
     parts = ", ".join(part for part in (words, _counts(report)) if part)
     return f"{sign} GPU tests{suite}: {parts or report.verdict}"
 
@@ -179,23 +181,24 @@ def _list(names: Sequence[str], listed: int) -> str:
 
 
 def _table(report: Report) -> str:
+    context, machines = report.context, report.machines
     session = _code(report.session)
-    if report.link:
-        session = f"[{report.session}](<{report.link}>)"
+    if context.link:
+        session = f"[{report.session}](<{context.link}>)"
     rows = [("session", session)]
-    if report.gpus:
-        numbers = Counter(report.gpus)
+    if machines.gpus:
+        numbers = Counter(machines.gpus)
         gpus = ", ".join(f"{number} × {_code(name)}" for name, number in numbers.items())
-        rows.append(("GPUs", f"**SIMULATED**: {gpus}" if report.simulated else gpus))
+        rows.append(("GPUs", f"**SIMULATED**: {gpus}" if machines.simulated else gpus))
     if report.duration_s:
         rows.append(("duration", duration(report.duration_s)))
-    if report.price_usd is not None:
-        rows.append(("cost", f"{report.price_usd:.2f} USD"))
-    if report.cluster:
-        provider = f" ({report.provider})" if report.provider else ""
-        rows.append(("cluster", f"{_code(report.cluster)}{provider}"))
-    if report.commit:
-        rows.append(("commit", _code(report.commit[:12])))
+    if machines.price_usd is not None:
+        rows.append(("cost", f"{machines.price_usd:.2f} USD"))
+    if machines.cluster:
+        provider = f" ({machines.provider})" if machines.provider else ""
+        rows.append(("cluster", f"{_code(machines.cluster)}{provider}"))
+    if context.commit:
+        rows.append(("commit", _code(context.commit[:12])))
     lines = [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows]
     return "\n".join(["| | |", "|---|---|", *lines])
 
@@ -265,31 +268,32 @@ def _longest_backticks(text: str) -> int:
 
 def as_json(report: Report) -> dict[str, object]:
     """Return the summary for programs; unknown values are absent."""
+    context, machines = report.context, report.machines
     summary = {
         "v": 1,
         "session": report.session,
-        "suite": report.suite,
+        "suite": context.suite,
         "verdict": report.verdict,
         "headline": headline(report),
         "your_tests": report.verdict not in NOT_TESTS,
         "exit_code": report.exit_code,
         "message": report.message,
         "remedy": report.remedy,
-        "link": report.link,
-        "record": report.record,
+        "link": context.link,
+        "record": context.record,
         "collected": report.collected,
         "deselected": report.deselected,
         "counts": report.counts,
         "started": report.started,
         "duration_s": round(report.duration_s, 3),
-        "gpus": list(report.gpus),
-        "simulated_gpus": report.simulated,
-        "cluster": report.cluster,
-        "provider": report.provider,
-        "environment": report.environment,
-        "cost_usd": report.price_usd,
-        "branch": report.branch,
-        "commit": report.commit,
+        "gpus": list(machines.gpus),
+        "simulated_gpus": machines.simulated,
+        "cluster": machines.cluster,
+        "provider": machines.provider,
+        "environment": machines.environment,
+        "cost_usd": machines.price_usd,
+        "branch": context.branch,
+        "commit": context.commit,
         "delta": dataclasses.asdict(report.delta) if report.delta else None,
         "failures": [_failure_json(result) for result in report.bad],
         "not_reported": list(report.troubles),

@@ -19,9 +19,9 @@ from typing import Protocol
 
 from pytest_gpu_cluster.contract.events import Event
 from pytest_gpu_cluster.contract.masking import masker
-from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import CI, SessionRequest
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.report import delta
 from pytest_gpu_cluster.report.builder import ReportBuilder
 from pytest_gpu_cluster.report.facts import SessionFacts
@@ -137,7 +137,7 @@ class Sinks:
         """Return the final report. `compared`: how an earlier report compared this session."""
         report = self._builder.report(self._context.report, ending)
         if compared is None:
-            ci, suite = self._context.ci, self._context.settings.suite
+            ci, suite = self._context.ci, self._context.settings.reports.suite
             compared = delta.against_branch(report, self._context.record.store, ci, suite)
         return replace(report, delta=compared)
 

@@ -68,19 +68,19 @@ def set_environment(spec: WorkerSpec) -> None:
     os.environ["PYTEST_XDIST_WORKER"] = spec.worker
     os.environ["PYTEST_XDIST_WORKER_COUNT"] = str(spec.workers)
     os.environ["PYTEST_XDIST_TESTRUNUID"] = spec.testrun
-    os.environ["COLUMNS"] = str(spec.columns)
+    os.environ["COLUMNS"] = str(spec.client.columns)
     scratch = Path(spec.scratch)
     for name in ("cache", "artifacts"):
         (scratch / name).mkdir(parents=True, exist_ok=True)
     os.environ["COVERAGE_FILE"] = str(scratch / f"coverage.{spec.worker}")
-    Path(spec.cwd).mkdir(parents=True, exist_ok=True)  # it may lie beside the tree
-    os.chdir(spec.cwd)
-    relocate_imports(path_map(spec), spec.sys_path)
+    Path(spec.tree.cwd).mkdir(parents=True, exist_ok=True)  # it may lie beside the tree
+    os.chdir(spec.tree.cwd)
+    relocate_imports(path_map(spec), spec.client.sys_path)
 
 
 def path_map(spec: WorkerSpec) -> PathMap:
     """Return the map from the client's tree to the shipped one."""
-    return PathMap([(spec.origin, spec.root)])
+    return PathMap([(spec.tree.origin, spec.tree.root)])
 
 
 def relocate_imports(paths: PathMap, client_only: Sequence[str]) -> None:
@@ -131,7 +131,7 @@ def _editable_mappings() -> Iterator[dict[str, str | list[str]]]:
 
 def write_cache(spec: WorkerSpec) -> None:
     """Write the client's cache, as a private copy."""
-    for name, value in spec.cache.items():
+    for name, value in spec.client.cache.items():
         if value is not None:
             path = Path(spec.scratch, "cache", "v", "cache", name)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def pytest_arguments(spec: WorkerSpec) -> list[str]:
     paths = path_map(spec)
     return [
         *("-p", "no:xdist", "-p", "no:xdist.looponfail", "-p", "no:gpu_cluster"),
-        f"--rootdir={spec.root}",
+        f"--rootdir={spec.tree.root}",
         *("-o", f"cache_dir={spec.scratch}/cache"),
         *_allowed([paths.text(argument) for argument in spec.args]),
     ]
@@ -224,8 +224,8 @@ class Options:
                 self.typed[name] = getattr(option, name)
                 setattr(option, name, value)
         option.basetemp = f"{spec.scratch}/basetemp"
-        option.color = spec.color
-        if spec.seed is not None and hasattr(option, "randomly_seed"):
-            option.randomly_seed = spec.seed
+        option.color = spec.client.color
+        if spec.client.seed is not None and hasattr(option, "randomly_seed"):
+            option.randomly_seed = spec.client.seed
         if hasattr(option, "log_file") and (option.log_file or config.getini("log_file")):
             option.log_file = f"{spec.scratch}/log-file"

@@ -73,8 +73,8 @@ class SelectingSession(RemoteSession):
         self.arguments: dict[Path, str] = {}
         channel.send(
             Hello(
-                root=spec.root,
-                origin=spec.origin,
+                root=spec.tree.root,
+                origin=spec.tree.origin,
                 workers=spec.workers,
                 pytest=pytest.__version__,
                 python=platform.python_version(),
@@ -92,7 +92,7 @@ class SelectingSession(RemoteSession):
             self.channel.send(output_event(via, text, fresh=fresh))
 
     def shows_summary_of(self, plugin: str) -> bool:
-        return plugin not in self.spec.plugins  # those write theirs on the client
+        return plugin not in self.spec.client.plugins  # those write theirs on the client
 
     def on_warning(self, record: WarningRecord) -> None:
         self.channel.send(WarningRaised(warning=record))

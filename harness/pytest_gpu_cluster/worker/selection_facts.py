@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_gpu_cluster.contract.events import Raised, SelectionOptions, Stepwise
+from pytest_gpu_cluster.contract.selection import Raised, SelectionOptions, Stepwise
 from pytest_gpu_cluster.worker.hooks import installed_modules, third_party
 
 # A plugin with one of these hooks may want to see every report.

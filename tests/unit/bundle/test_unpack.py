@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpu_cluster.bundle.ship import ship, ship_files
+from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files
 from pytest_gpu_cluster.contract.errors import StoreError
-from pytest_gpu_cluster.contract.model import Tree
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.node.unpack import unpack
 from tests.working_trees import read, write
@@ -90,7 +89,7 @@ def test_two_at_once_make_one_tree(store: Store, shipped: Tree, tmp_path: Path) 
     def make() -> None:
         try:
             unpack(store, shipped.digest, tmp_path / "node")
-        except BaseException as problem:  # noqa: BLE001 - handed to the test's own thread
+        except BaseException as problem:
             problems.append(problem)
 
     threads = [threading.Thread(target=make) for _ in range(8)]

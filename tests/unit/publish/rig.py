@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.request import CI
+from pytest_gpu_cluster.contract.settings import ReportSettings, Settings
 from pytest_gpu_cluster.publish import Publisher, detect, publisher
 from pytest_gpu_cluster.publish.sender import BackgroundSender
-from pytest_gpu_cluster.report.model import NOT_TESTS, Delta, Problem, Report, Result
+from pytest_gpu_cluster.report.model import (
+    NOT_TESTS,
+    Delta,
+    Machines,
+    Problem,
+    Report,
+    ReportContext,
+    Result,
+)
 from tests.hosts import FakeBitbucket, FakeGitHub, FakeGitLab
 
 COMMIT = "a" * 40
@@ -47,19 +55,23 @@ def failing(
     return a_result(name, **{"outcome": "failed", "problems": (problem,), **changes})
 
 
+def _pop_fields(noun: type[ReportContext | Machines], changes: dict[str, Any]) -> dict[str, Any]:
+    return {each.name: changes.pop(each.name) for each in fields(noun) if each.name in changes}
+
+
 def report(**changes: Any) -> Report:
+    """Return a report; a change may be of a field of its context or machines, by that name."""
+    context: dict[str, Any] = {"suite": "gpu-cluster", "link": PAGE, "own_page": True}
+    context |= {"branch": "feature/tiles", "commit": COMMIT}
+    machines: dict[str, Any] = {"gpus": ("NVIDIA L4", "NVIDIA L4")}
     defaults: dict[str, Any] = {
         "session": SESSION,
-        "suite": "gpu-cluster",
+        "context": ReportContext(**context | _pop_fields(ReportContext, changes)),
+        "machines": Machines(**machines | _pop_fields(Machines, changes)),
         "verdict": "passed",
-        "link": PAGE,
-        "own_page": True,
         "duration_s": 83.4,
         "collected": 2,
         "results": (a_result(), a_result("test_too")),
-        "gpus": ("NVIDIA L4", "NVIDIA L4"),
-        "branch": "feature/tiles",
-        "commit": COMMIT,
     }
     return Report(**{**defaults, **changes})
 
@@ -124,7 +136,7 @@ class Step:
 def step(environ: Mapping[str, str], **settings: Any) -> Step:
     ci = detect(environ)
     assert ci is not None
-    host_publisher = publisher(ci, Settings(**settings), environ)
+    host_publisher = publisher(ci, Settings(reports=ReportSettings(**settings)), environ)
     assert host_publisher is not None
     return Step(ci, host_publisher, BackgroundSender(host_publisher))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpu_cluster.contract.model import Settings
 from pytest_gpu_cluster.contract.request import CI
+from pytest_gpu_cluster.contract.settings import ReportSettings, Settings
 from pytest_gpu_cluster.publish import detect, publisher
 from tests.hosts.github import MERGE_COMMIT
 from tests.unit.publish.rig import BITBUCKET, BITBUCKET_STEP, COMMIT, KINDS
@@ -332,7 +332,7 @@ def test_nobody_is_told_where_publishing_is_off(kind: str, tmp_path: Path) -> No
         ci = detect(environ)
 
         assert ci is not None
-        assert publisher(ci, Settings(publish=False), environ) is None
+        assert publisher(ci, Settings(reports=ReportSettings(publish=False)), environ) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpu_cluster.contract.model import Settings
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.publish import HOSTS, api, detect, publisher
 from pytest_gpu_cluster.publish.sender import BackgroundSender
 from tests.conftest import RunPython

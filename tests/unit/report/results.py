@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypedDict, Unpack
 
 from pytest_gpu_cluster.report import delta
-from pytest_gpu_cluster.report.model import Delta, Outcome, Problem, Report, Result
+from pytest_gpu_cluster.report.model import Delta, Outcome, Problem, Report, ReportContext, Result
 
 
 class ReportFields(TypedDict, total=False):
@@ -14,7 +14,6 @@ class ReportFields(TypedDict, total=False):
     session: str
     verdict: str
     collected: int | None
-    commit: str
     selection: tuple[str, ...]
     delta: Delta
 
@@ -64,12 +63,12 @@ def file_error(nodeid: str, *, file: str, name: str) -> Result:
     )
 
 
-def report_of(*results: Result, **fields: Unpack[ReportFields]) -> Report:
+def report_of(*results: Result, commit: str = "b" * 40, **fields: Unpack[ReportFields]) -> Report:
     defaults: ReportFields = {
         "session": "s-now",
         "verdict": "failed" if any(result.problems for result in results) else "passed",
         "collected": len(results),
-        "commit": "b" * 40,
     }
+    context = ReportContext(suite="gpu-cluster", branch="main", commit=commit)
     chosen: ReportFields = {**defaults, **fields}
-    return Report(suite="gpu-cluster", results=results, branch="main", **chosen)
+    return Report(context=context, results=results, **chosen)

@@ -9,7 +9,15 @@ from typing import TypedDict, Unpack
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from pytest_gpu_cluster.report.model import NOT_TESTS, Delta, Problem, Report, Result
+from pytest_gpu_cluster.report.model import (
+    NOT_TESTS,
+    Delta,
+    Machines,
+    Problem,
+    Report,
+    ReportContext,
+    Result,
+)
 
 SLOW = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -100,6 +108,9 @@ FILE_NAMES = st.sampled_from(
 CLASSES = ("test", "crash", "timeout", *NOT_TESTS)
 
 
+CONTEXT = ReportContext(suite="gpu-cluster")
+
+
 def reports(text: st.SearchStrategy[str]) -> st.SearchStrategy[Report]:
     """Draw reports that a builder could build, but for their texts.
 
@@ -147,7 +158,7 @@ def reports(text: st.SearchStrategy[str]) -> st.SearchStrategy[Report]:
     any_report = st.builds(
         Report,
         session=st.just("20260101-120000-abcd"),
-        suite=st.just("gpu-cluster"),
+        context=st.builds(ReportContext, suite=st.just("gpu-cluster"), branch=text, commit=text),
         verdict=st.sampled_from(
             ["running", "passed", "failed", "cancelled", "request", *NOT_TESTS]
         ),
@@ -157,11 +168,7 @@ def reports(text: st.SearchStrategy[str]) -> st.SearchStrategy[Report]:
         started=st.floats(0, 4e9),
         results=st.lists(good | bad, max_size=5).map(tuple),
         collected=st.none() | st.integers(0, 9),
-        gpus=tuples(text),
-        simulated=st.booleans(),
-        cluster=text,
-        branch=text,
-        commit=text,
+        machines=st.builds(Machines, gpus=tuples(text), simulated=st.booleans(), cluster=text),
         selection=tuples(text),
         delta=st.none() | deltas,
         troubles=tuples(text),
@@ -195,5 +202,5 @@ def failed_test(*, message: str = "no", text: str = "no", **fields: Unpack[TestF
     chosen: TestFields = {"nodeid": "t.py::t", "classname": "t", "name": "t", **fields}
     result = Result(file="t.py", line=1, outcome="failed", problems=(problem,), **chosen)
     return Report(
-        session="20260101-120000-abcd", suite="gpu-cluster", verdict="failed", results=(result,)
+        session="20260101-120000-abcd", context=CONTEXT, verdict="failed", results=(result,)
     )

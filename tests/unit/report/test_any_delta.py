@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from pytest_gpu_cluster.contract.record import branch_key
 from pytest_gpu_cluster.report import delta
-from pytest_gpu_cluster.report.model import NOT_TESTS, Outcome, Problem, Report, Result
+from pytest_gpu_cluster.report.model import (
+    NOT_TESTS,
+    Outcome,
+    Problem,
+    Report,
+    ReportContext,
+    Result,
+)
 from tests.unit.report.strategies import SLOW, TEXT
 
 OUTCOMES: st.SearchStrategy[Outcome] = st.sampled_from(get_args(Outcome))
@@ -45,12 +52,12 @@ def sessions(draw: st.DrawFn) -> Report:
         )
     return Report(
         session=draw(st.sampled_from(["s-1", "s-2"])),
-        suite="t",
+        context=ReportContext(
+            suite="t", branch="main", commit=draw(st.sampled_from(["", "a", "b"]))
+        ),
         verdict="failed" if any(result.problems for result in results) else "passed",
         collected=len(results) + draw(st.integers(0, 1)),
         results=tuple(results),
-        branch="main",
-        commit=draw(st.sampled_from(["", "a", "b"])),
         selection=draw(st.sampled_from([(), ("-x",)])),
     )
 
@@ -125,7 +132,12 @@ def test_the_same_results_once_more_are_no_difference(report: Report) -> None:
 @SLOW
 def test_any_bytes_where_a_baseline_should_be_are_as_none(stored: bytes) -> None:
     """A store is shared, and a file in it may be cut."""
-    assert delta.compare(Report(session="s", suite="t", verdict="passed"), stored) is None
+    assert (
+        delta.compare(
+            Report(session="s", context=ReportContext(suite="t"), verdict="passed"), stored
+        )
+        is None
+    )
 
 
 BRANCHES = st.text(st.characters(codec="utf-8", exclude_characters="~"), min_size=1, max_size=20)

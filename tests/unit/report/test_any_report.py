@@ -17,7 +17,7 @@ from pytest_gpu_cluster.report import junit, render
 from pytest_gpu_cluster.report.model import NOT_TESTS, Delta, Problem, Report, Result
 from tests.hosts.markdown import rendered
 from tests.hosts.readers import XSD
-from tests.unit.report.strategies import SLOW, TEXT, failed_test, reports
+from tests.unit.report.strategies import CONTEXT, SLOW, TEXT, failed_test, reports
 
 SCHEMAS = {
     strict: xmlschema.XMLSchema(XSD / f"{kind}.xsd")
@@ -83,7 +83,9 @@ def test_no_two_cases_have_one_name(named: list[tuple[str, str]]) -> None:
         for name, kind in named
     ]
     verdict = "failed" if any(kind for _, kind in named) else "passed"
-    written = junit.write(Report(session="s", suite="t", verdict=verdict, results=tuple(results)))
+    written = junit.write(
+        Report(session="s", context=CONTEXT, verdict=verdict, results=tuple(results))
+    )
     names = [case.get("name") for case in ET.fromstring(written).iter("testcase")]
 
     assert len(names) == sum(2 if kind == "twice" else 1 for _, kind in named)
@@ -269,7 +271,8 @@ def test_every_result_has_a_link_where_there_is_a_page(report: Report) -> None:
 
     A report must not end with a traceback because of it.
     """
-    report = dataclasses.replace(report, link="https://gpu.example.com/s/1", own_page=True)
+    context = dataclasses.replace(report.context, link="https://gpu.example.com/s/1", own_page=True)
+    report = dataclasses.replace(report, context=context)
 
     assert all(
         re.fullmatch(r"https://gpu\.example\.com/s/1#[\w.~%-]*", report.link_to(result), re.ASCII)

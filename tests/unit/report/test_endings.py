@@ -15,7 +15,7 @@ from pytest_gpu_cluster.contract.events import (
 from pytest_gpu_cluster.contract.failures import FailureClass
 from pytest_gpu_cluster.contract.record import Ending
 from pytest_gpu_cluster.report import junit
-from pytest_gpu_cluster.report.model import NOT_TESTS, Outcome, Report
+from pytest_gpu_cluster.report.model import NOT_TESTS, Outcome, Report, ReportContext
 from tests.unit.report import ends
 from tests.unit.report.ends import NODEIDS, without_second
 from tests.unit.report.events import build_report, session
@@ -198,6 +198,9 @@ MESSAGES = [
 ]
 
 
+NIGHTLY = ReportContext(suite="nightly")
+
+
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda text: ascii(text[:20]))
 @pytest.mark.parametrize("verdict", TYPES)
 @pytest.mark.parametrize("strict", [False, True], ids=["enriched", "strict"])
@@ -207,7 +210,7 @@ def test_a_session_without_a_result_is_one_error_that_says_why(
     """The library that writes this file makes a pass of an error without a message."""
     written = junit.write(
         Report(
-            session="s-1", suite="nightly", verdict=verdict, message=message, remedy="try again"
+            session="s-1", context=NIGHTLY, verdict=verdict, message=message, remedy="try again"
         ),
         strict=strict,
     )
@@ -237,7 +240,7 @@ def test_a_session_that_ended_by_itself_without_a_result_does_not_blame_the_mach
     An empty selection would be re-run for ever.
     """
     (case,) = cases_of(
-        junit.write(Report(session="s-1", suite="nightly", verdict=verdict, message=message))
+        junit.write(Report(session="s-1", context=NIGHTLY, verdict=verdict, message=message))
     )
 
     assert tag_of(case) == "error"
@@ -262,7 +265,7 @@ def test_only_a_pass_looks_like_one(verdict: str, outcomes: tuple[Outcome, ...])
     """
     results = tuple(result(f"t.py::{outcome}", outcome) for outcome in outcomes)
     report = Report(
-        session="s-1", suite="gpu-cluster", verdict=verdict, results=results, collected=len(results)
+        session="s-1", context=CONTEXT, verdict=verdict, results=results, collected=len(results)
     )
 
     for strict in (False, True):
