@@ -25,7 +25,7 @@ from pytest_gpu_cluster.contract.specs import BootSpec
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import WAITS
 from pytest_gpu_cluster.environment import own_code
-from pytest_gpu_cluster.liveness import close_lost, held, silent_sessions
+from pytest_gpu_cluster.liveness import close_for_lost_client, is_served, silent_sessions
 from pytest_gpu_cluster.providers import (
     BootScript,
     ClusterRef,
@@ -84,7 +84,7 @@ def new_id() -> str:
 
 
 def acquire(
-    store: Store, provider: Provider, spec: ClusterSpec, session: str, values: Mapping[str, str]
+    store: Store, provider: Provider, spec: ClusterSpec, session: str, passed_env: Mapping[str, str]
 ) -> HeldCluster:
     """Ask the warm clusters of this shape, else launch one.
 
@@ -95,16 +95,16 @@ def acquire(
         ref = ClusterRef(provider=provider.name, id=description.id)
         if provider.state(ref).state == "gone":
             ClusterRecord(store, ref.id).delete()
-        elif soon_idle(store, state) and offer_session(store, provider, ref, session, values):
+        elif soon_idle(store, state) and offer_session(store, provider, ref, session, passed_env):
             return HeldCluster(store, provider, ref, "warm")
         else:
             serves = f"serves session {state.session}" if state.session else f"is {state.state}"
             busy = f"cluster {ref.id} {serves}; "
-    ref = launch(store, provider, spec, session, values)
+    ref = launch(store, provider, spec, session, passed_env)
     return HeldCluster(store, provider, ref, f"{busy}starting one of our own")
 
 
-def launched(store: Store, provider: Provider, spec: ClusterSpec) -> HeldCluster | None:
+def find_launched(store: Store, provider: Provider, spec: ClusterSpec) -> HeldCluster | None:
     """Return what an interrupted `acquire` has launched.
 
     None where that is nothing; then it has no record either.
@@ -130,12 +130,12 @@ def interchangeable(
 def soon_idle(store: Store, state: Announcement) -> bool:
     """Return True for a cluster that is idle, or still puts away a finished session."""
     if state.session is not None:
-        return SessionRecord(store, state.session).is_final()
+        return SessionRecord(store, state.session).is_closed()
     return state.state is ClusterPhase.IDLE
 
 
 def offer_session(
-    store: Store, provider: Provider, ref: ClusterRef, session: str, values: Mapping[str, str]
+    store: Store, provider: Provider, ref: ClusterRef, session: str, passed_env: Mapping[str, str]
 ) -> bool:
     """Ask a warm cluster to serve the session, and return its keeper's decision.
 
@@ -144,7 +144,7 @@ def offer_session(
     """
     with contextlib.suppress(InfrastructureError):
         record = ClusterRecord(store, ref.id)
-        provider.hand_over(ref, session, values)
+        provider.hand_over(ref, session, passed_env)
         record.offer(session)
         deadline = time.monotonic() + WAITS.decision_s
         while time.monotonic() < deadline:
@@ -156,7 +156,7 @@ def offer_session(
 
 
 def launch(
-    store: Store, provider: Provider, spec: ClusterSpec, session: str, values: Mapping[str, str]
+    store: Store, provider: Provider, spec: ClusterSpec, session: str, passed_env: Mapping[str, str]
 ) -> ClusterRef:
     """Put the record first, then rent: whatever happens, the next reader knows what to look for."""
     plan = provider.plan(spec)
@@ -172,7 +172,7 @@ def launch(
     )
     record.offer(session)
     ref = provider.launch(plan, BootScript(code=own_code(), spec=boot_spec(store, spec)))
-    provider.hand_over(ref, session, values)
+    provider.hand_over(ref, session, passed_env)
     return ref
 
 
@@ -215,8 +215,6 @@ def _sweep_records(store: Store, provider: Provider) -> list[str]:
             ClusterRecord(store, ref.id).delete()
             lines.append(f"cluster {ref.id}: struck off the store's list")
     for record in silent_sessions(store, session_ids(store)[-RECENT:]):
-        if not held(record) and close_lost(record, by=Closer.SWEEP):
-            lines.append(
-                f"session {record.session}: its record is final; it was lost with its client"
-            )
+        if not is_served(record) and close_for_lost_client(record, by=Closer.SWEEP):
+            lines.append(f"session {record.session}: its client was lost; the record is now closed")
     return lines

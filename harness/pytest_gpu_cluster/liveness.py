@@ -50,32 +50,32 @@ def silent_sessions(store: Store, sessions: Iterable[str]) -> list[SessionRecord
     Their heartbeats are watched for `WAITS.silent_s` seconds.
     """
     records = [SessionRecord(store, session) for session in sessions]
-    beats = [(record, record.heartbeat()) for record in records if not record.is_final()]
+    beats = [(record, record.heartbeat()) for record in records if not record.is_closed()]
     if beats:
         time.sleep(WAITS.silent_s)
     silent = [record for record, beat in beats if record.heartbeat() == beat]
-    return [record for record in silent if not record.is_final()]
+    return [record for record in silent if not record.is_closed()]
 
 
-def finalize_lost_session(record: SessionRecord) -> bool:
-    """Make the record final of a session whose client is lost. False while the client lives.
+def close_when_client_gone(record: SessionRecord) -> bool:
+    """Close the record of a session whose client is gone, and return True; False: it lives.
 
     The agent is asked to stop and waited for, `WAITS.settle_s` seconds at most.
     """
-    if record.is_final():
+    if record.is_closed():
         return True
     if not silent_sessions(record.store, [record.session]):
-        return record.is_final()
+        return record.is_closed()
     record.order_stop(StopReason.CLIENT_LOST)
     deadline = time.monotonic() + WAITS.settle_s
-    while held(record) and not record.has_ended() and time.monotonic() < deadline:
+    while is_served(record) and not record.journal_has_end() and time.monotonic() < deadline:
         time.sleep(0.2 if record.store.is_local else 1.0)
-    close_lost(record, by=Closer.REPORT)
+    close_for_lost_client(record, by=Closer.REPORT)
     return True
 
 
-def held(record: SessionRecord) -> bool:
-    """Return True when a cluster serves the session, or will find it when it has started."""
+def is_served(record: SessionRecord) -> bool:
+    """Return True when a cluster serves the session, or starts with it in its inbox."""
     return any(
         state.session == record.session
         or (
@@ -86,11 +86,11 @@ def held(record: SessionRecord) -> bool:
     )
 
 
-def close_lost(record: SessionRecord, *, by: Closer) -> bool:
-    """Make the record final for a lost client.
+def close_for_lost_client(record: SessionRecord, *, by: Closer) -> bool:
+    """Close the record in the place of a lost client. False when another has done it before.
 
-    The journal says how the tests ended; else they are lost too.
+    A journal with `session_finished` says how the tests ended; without it they are lost too.
     """
-    lost = None if record.has_ended() else FailureClass.INFRASTRUCTURE
+    lost = None if record.journal_has_end() else FailureClass.INFRASTRUCTURE
     message = "the client was lost; what had finished is in the journal"
     return record.close(Ending(failure_class=lost, message=message), by=by)

@@ -19,7 +19,7 @@ from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
 from pytest_gpu_cluster.contract.request import CI, SessionRequest
 from pytest_gpu_cluster.contract.settings import SUITE_NAME, Settings
 from pytest_gpu_cluster.contract.store import Store
-from pytest_gpu_cluster.liveness import finalize_lost_session
+from pytest_gpu_cluster.liveness import close_when_client_gone
 from pytest_gpu_cluster.publish.links import link
 from pytest_gpu_cluster.report import junit, render
 from pytest_gpu_cluster.report.from_record import RecordedEvents, recorded_delta
@@ -89,10 +89,10 @@ def report_session(
             f"session {record.session} has no request in {record.store.url}",
             remedy="take an id from: gpu-cluster ls",
         )
-    final = finalize_lost_session(record)
+    final = close_when_client_gone(record)
     summary = record.summary()
     context = _context(record, request, settings, environ, root, publish_it=publish_it)
-    sinks = Sinks(replace(context, repeated=bool(summary)), request)
+    sinks = Sinks(replace(context, already_published=bool(summary)), request)
     events = RecordedEvents(record)
     for event in events:
         sinks.event(event)

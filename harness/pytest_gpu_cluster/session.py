@@ -52,7 +52,7 @@ class Stage(Enum):
 
     NEW = auto()  # nobody knows of it
     RECORDED = auto()  # the store has its request, so that others can say how it ended
-    FINISHED = auto()  # the agent's last event has arrived
+    FINISHED = auto()  # `session_finished` has arrived
 
 
 class Run:
@@ -62,7 +62,7 @@ class Run:
         self, request: RunRequest, pytest_version: str, local: PytestFacts, report: ReportFacts
     ) -> None:
         self.id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-        self._run_request, self._pytest_version = request, pytest_version
+        self._asked, self._pytest_version = request, pytest_version  # with values of variables
         self.settings: Settings = request.settings
         # Before the store, which a refused request must not create.
         self.provider: Provider = load_provider(self.settings.provider, self.settings, os.environ)
@@ -73,12 +73,12 @@ class Run:
         self.cluster: HeldCluster | None = None
         self.reusable = False  # the agent says that the cluster may serve another session
         self.interrupted = False  # by the user
-        self.failure: HarnessError | None = None  # of the teardown
+        self.teardown_failure: HarnessError | None = None
 
     def events(self) -> Generator[Event, None, None]:
-        """THE RUN: ship, rent, ask, follow, give back.
+        """THE RUN: ship, rent, follow, give back.
 
-        Raises HarnessError; after the launch a failure is an event first.
+        Raises HarnessError. A session that keeper or guard report as lost ends with an event.
         """
         began = time.monotonic()
         yield Requested(request=self.request)
@@ -145,7 +145,7 @@ class Run:
         files = self.settings.files
         tree = ship(
             self.store,
-            self._run_request.root,
+            self._asked.root,
             include=files.include,
             exclude=files.exclude,
             allow_files=files.allow_files,
@@ -158,11 +158,11 @@ class Run:
 
         No way out of the block leaves it unattended.
         """
-        values = self._run_request.passed_env
+        values = self._asked.passed_env
         try:
             self.cluster = clusters.acquire(self.store, self.provider, spec, self.id, values)
         except BaseException:
-            self.cluster = clusters.launched(self.store, self.provider, spec)
+            self.cluster = clusters.find_launched(self.store, self.provider, spec)
             self.close_cluster()
             raise
         try:
@@ -229,7 +229,7 @@ class Run:
     def close_cluster(self, *, now: bool = False) -> None:
         """End the cluster, once. One that would not go is the failure of the session."""
         if self.cluster is not None:
-            self.failure = self.cluster.close(now=now) or self.failure
+            self.teardown_failure = self.cluster.close(now=now) or self.teardown_failure
 
     @property
     def closing(self) -> bool:
@@ -265,7 +265,7 @@ class Run:
 
     def _session_request(self, local: PytestFacts, report: ReportFacts) -> SessionRequest:
         """Return the request before anything is done: without tree, code and shape."""
-        s, request = self.settings, self._run_request
+        s, request = self.settings, self._asked
         limits = Limits(
             max_s=s.limits.max_minutes * 60,
             idle_s=s.limits.idle_minutes * 60,

@@ -17,7 +17,7 @@ import pytest
 from pytest_gpu_cluster import providers, publish
 from pytest_gpu_cluster.contract.events import EVENTS, Message
 from pytest_gpu_cluster.contract.messages import MESSAGES, AgentFinished
-from pytest_gpu_cluster.contract.model import Settings
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.report import sinks
 from tests.contract.directories import DirectoryProvider
 from tests.unit.publish.test_outside_host import ACME, BUILD

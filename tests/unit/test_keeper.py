@@ -206,7 +206,7 @@ def test_the_words_of_an_agent_decide_nothing(boot: Boot) -> None:
         "its agent ended with 1: RuntimeError: cannot put clusters/1/heartbeat: deadline passed"
     )
     assert "Traceback" in end.tail
-    assert not booted.session.is_final()
+    assert not booted.session.is_closed()
     booted.guard.wait(30)  # a cluster that lost an agent is not lent again
     assert not booted.directory.exists()
 
@@ -215,7 +215,7 @@ def test_a_silent_client_ends_its_session_and_the_record_is_closed(boot: Boot) -
     """Nobody pays for tests whose client is gone, and nobody is left to close the record."""
     booted = boot("forever", grace_s=1.0)
 
-    until(booted.session.is_final)
+    until(booted.session.is_closed)
 
     result = booted.session.result()
     assert result is not None
@@ -234,7 +234,7 @@ def test_the_deadline_of_a_cluster_ends_its_session_with_a_limit(boot: Boot) -> 
 
     assert end.failure_class is FailureClass.LIMIT
     assert end.message == "the cluster's deadline passed"
-    assert not booted.session.is_final()
+    assert not booted.session.is_closed()
     booted.guard.wait(30)
     assert booted.processes() == []
 

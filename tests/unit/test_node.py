@@ -18,7 +18,7 @@ from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
 from pytest_gpu_cluster.node.lease import NODE_VARIABLE
 from pytest_gpu_cluster.node.processes import environment
 from pytest_gpu_cluster.node.requests import NodeFacts, RequestFailed, RequestServer
-from pytest_gpu_cluster.node.session import record_lost_session
+from pytest_gpu_cluster.node.session import append_lost_end
 
 BOOT = BootSpec(
     cluster="c1",
@@ -42,7 +42,7 @@ def test_the_kind_of_a_stop_decides_whatever_its_text(
     """Texts are edited freely: class and finality are those of the kind."""
     record = SessionRecord(Store.open("store", base=tmp_path), "s1")
 
-    record_lost_session(
+    append_lost_end(
         record, Stop(kind=kind, message=message), tail="its last words", timeout_s=5
     )
 
@@ -50,7 +50,7 @@ def test_the_kind_of_a_stop_decides_whatever_its_text(
     assert isinstance(end, SessionFinished)
     assert (end.failure_class, end.message) == (kind.failure_class, message)
     assert end.tail == "its last words"
-    assert record.is_final() is (kind is KeeperStop.CLIENT_SILENT)
+    assert record.is_closed() is (kind is KeeperStop.CLIENT_SILENT)
 
 
 def test_the_first_reason_to_close_counts() -> None:

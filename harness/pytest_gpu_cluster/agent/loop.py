@@ -1,7 +1,7 @@
 """The agent's loop: whatever happens arrives in one queue, and each outcome is committed once.
 
-The loop alone acts on a message of a process, a lost node or a limit. It is the only writer of the
-session's journal and the only place that decides where a test runs.
+The loop alone acts on a message of a process, a lost node or a limit. While the agent lives it is
+the only writer of the session's journal, and the only place that decides where a test runs.
 """
 
 from __future__ import annotations

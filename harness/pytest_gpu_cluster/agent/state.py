@@ -75,7 +75,7 @@ class SessionState:
             return
         self.stop, self.stop_message = reason, message
         failure_class = reason.failure_class
-        if failure_class is not None and failure_class.of_machines:
+        if failure_class is not None and failure_class.not_of_tests:
             self.outcomes.failure_class = failure_class
         tests, self.backlog = list(self.backlog), Backlog()
         for worker in list(self.workers):
@@ -91,6 +91,6 @@ class SessionState:
         They are errors by name when machines or limits are the reason, else they are just not run.
         """
         failure_class = self.stop.failure_class if self.stop is not None else None
-        if failure_class is not None and failure_class.of_machines:
+        if failure_class is not None and failure_class.not_of_tests:
             for test in tests:
                 self.fail(test, f"{failure_class}: {self.stop_message}", failure_class)

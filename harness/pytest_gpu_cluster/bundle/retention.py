@@ -43,8 +43,8 @@ def _prune_sessions(folder: Path, keep_sessions: int) -> list[Path]:
     ids = sorted((entry.name for entry in _entries(folder)), reverse=True)
     retained = [folder / session for session in ids[:keep_sessions]]
     for session in (folder / session for session in ids[keep_sessions:]):
-        is_final = (session / "result.json").exists()
-        if not is_final and any(map(_is_young, (session, *session.glob("events/*")))):
+        is_closed = (session / "result.json").exists()
+        if not is_closed and any(map(_is_young, (session, *session.glob("events/*")))):
             retained.append(session)
         else:
             shutil.rmtree(session, ignore_errors=True)  # the next call deletes the rest

@@ -1,6 +1,6 @@
 """Everything that can go wrong, each with a remedy and an exit code.
 
-HarnessError                 1
+HarnessError                10
 ├── RequestError             4   what was asked cannot be done; nothing was spent
 ├── InfrastructureError     10   not your tests: Ray, a node, the agent, or the store failed
 │   └── StoreError          10   the object store refused, vanished or lied

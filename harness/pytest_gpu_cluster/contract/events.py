@@ -1,10 +1,10 @@
 """Events of a session: one class for each kind, every key documented.
 
-The agent appends them to the session's journal and the client reads them; `phase` comes from the
-client as well, and `session_finished` from a keeper or guard that has lost the agent. Each is one
-JSON object with its `kind`. Who reads one that is unknown, or has a key too many or too few, gets
-an error that names it. Several kinds come from a test process and are journaled as they are:
-`messages` has those that are not.
+The agent appends them to the session's journal, and the client reads them. A keeper or guard that
+has lost the agent appends `session_finished` in its place. The client makes `request` and `phase`
+for its own sinks; they are in no journal. Each event is one JSON object with its `kind`. Reading
+one that is unknown, or has a key too many or too few, is an error that names it. Several kinds come
+from a test process and are journaled as they are: `messages` has those that are not.
 """
 
 from __future__ import annotations

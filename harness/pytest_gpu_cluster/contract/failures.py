@@ -27,8 +27,8 @@ class FailureClass(StrEnum):
         return self in _OF_TESTS
 
     @property
-    def of_machines(self) -> bool:
-        """True for the failures that are never the fault of a test."""
+    def not_of_tests(self) -> bool:
+        """True for the classes with an exit code from 10 to 19."""
         return self in NOT_TESTS
 
     @property
@@ -73,15 +73,16 @@ class StopReason(StrEnum):
 
     @property
     def failure_class(self) -> FailureClass | None:
-        """The class of the session's end, and of each test that has no turn.
+        """The class that goes with this reason.
 
-        None: such a test is just not run.
+        Only one that is `not_of_tests` becomes the class of the session, and makes errors of the
+        tests that have no turn.
         """
         return _STOP_CLASSES.get(self)
 
     @property
     def discards(self) -> bool:
-        """True where outcomes of tests that still run are of no interest."""
+        """True where outcomes that arrive after the stop are dropped."""
         return self.failure_class is None
 
 
@@ -107,7 +108,7 @@ class KeeperStop(StrEnum):
 
     @property
     def closes_record(self) -> bool:
-        """True where the client, whose part it is, will not make the record final."""
+        """True where the keeper closes the record, because the client is gone."""
         return self is KeeperStop.CLIENT_SILENT
 
 

@@ -172,12 +172,12 @@ class SessionRecord:
         journal.append(event)
         journal.close(timeout_s)
 
-    def has_ended(self) -> bool:
+    def journal_has_end(self) -> bool:
         """True when some writer has said how the session ended."""
         entries = self.journal().poll()
         return any(entry.get("kind") == SessionFinished.kind for entry in entries)
 
-    def is_final(self) -> bool:
+    def is_closed(self) -> bool:
         return self.store.get(f"{self.prefix}/result.json") is not None
 
     def result(self) -> Result | None:

@@ -38,7 +38,7 @@ class Failure:
     @property
     def decides(self) -> bool:
         """True for a failure that has an exit code of its own: a crash is the tests'."""
-        return self.failure_class.of_machines or self.failure_class is FailureClass.REQUEST
+        return self.failure_class.not_of_tests or self.failure_class is FailureClass.REQUEST
 
 
 def decide(

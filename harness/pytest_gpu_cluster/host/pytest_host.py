@@ -77,7 +77,7 @@ class PytestHost:
         self._sinks = Sinks(self._sink_context(), self.run.request)
         self._events = self.run.events()
         self.replay.begin(session)
-        self._guarded(session, Stage.RUNNING)
+        self._follow_safely(Stage.RUNNING)
         return True
 
     def _sink_context(self) -> SinkContext:
@@ -106,7 +106,7 @@ class PytestHost:
         )
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        self._guarded(session, Stage.ENDED)
+        self._follow_safely(Stage.ENDED)
         if self._failure is not None:
             self.replay.fail_unfinished(self._failure.message, self._failure.failure_class)
         self._combine_coverage()
@@ -126,7 +126,7 @@ class PytestHost:
         elif self.replay.must_end:
             self._follow(Stage.ENDED)
 
-    def _guarded(self, session: pytest.Session, stage: Stage) -> None:
+    def _follow_safely(self, stage: Stage) -> None:
         """Follow, and turn what goes wrong on this side into the failure of the session."""
         try:
             self._follow(stage)
@@ -148,9 +148,9 @@ class PytestHost:
             raise
 
     def _hurry(self, number: int, frame: object) -> None:
-        """A further Ctrl-C hurries the closing of the cluster.
+        """Hurry the closing of the cluster for a further Ctrl-C.
 
-        Before and after it there is only a summary to lose.
+        Outside of closing it is ignored: it would only cut off the summary.
         """
         if self.run.closing:
             raise KeyboardInterrupt
@@ -177,7 +177,7 @@ class PytestHost:
         try:
             self._events.close()
         except HarnessError as problem:
-            self.run.failure = problem
+            self.run.teardown_failure = problem
         except KeyboardInterrupt:  # asked a second time: at once, then
             self.run.interrupted = True
         if self.run.interrupted:
@@ -191,7 +191,9 @@ class PytestHost:
 
     def ending(self, pytest_status: int) -> Ending:
         """Return how the session ends, given pytest's own exit status."""
-        teardown = Failure.of(self.run.failure) if self.run.failure is not None else None
+        teardown = (
+            Failure.of(self.run.teardown_failure) if self.run.teardown_failure is not None else None
+        )
         return decide(
             pytest_status,
             failure=self._failure,
@@ -245,8 +247,8 @@ class PytestHost:
         ):
             remedy = f"\n  remedy: {failure.remedy}" if failure.remedy else ""
             lines.append(f"{failure.failure_class}: {failure.message}{remedy}")
-        if self.run.failure is not None:
-            lines.append(str(self.run.failure))
+        if self.run.teardown_failure is not None:
+            lines.append(str(self.run.teardown_failure))
         return lines
 
 

@@ -115,7 +115,7 @@ def close_record(record: SessionRecord, *, heartbeat_s: float) -> None:
     """Make the record of a lost session final when its client, whose part that is, is gone too."""
     heartbeat = record.heartbeat()
     time.sleep(heartbeat_s * 1.5)
-    if not record.is_final() and record.heartbeat() == heartbeat:
+    if not record.is_closed() and record.heartbeat() == heartbeat:
         message = "client and keeper were lost; what had finished is in the journal"
         ending = Ending(failure_class=FailureClass.INFRASTRUCTURE, message=message)
         record.close(ending, by=Closer.GUARD)

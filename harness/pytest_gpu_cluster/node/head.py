@@ -22,7 +22,7 @@ from pytest_gpu_cluster.node.processes import ForkServer, Ray, State
 from pytest_gpu_cluster.node.session import (
     SESSION_FILE,
     ActiveSession,
-    record_lost_session,
+    append_lost_end,
     start_session,
 )
 
@@ -158,7 +158,7 @@ class Head:
 
     def _record_lost(self, record: SessionRecord, stop: Stop, *, tail: str = "") -> None:
         timeout_s = self.node.boot.waits.store_patience_s
-        record_lost_session(record, stop, tail=tail, timeout_s=timeout_s)
+        append_lost_end(record, stop, tail=tail, timeout_s=timeout_s)
 
 
 def unfit_because(session: ActiveSession) -> str:

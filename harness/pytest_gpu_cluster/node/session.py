@@ -153,9 +153,7 @@ def credentials(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith(STORE_CREDENTIALS)}
 
 
-def record_lost_session(
-    record: SessionRecord, stop: Stop, *, tail: str = "", timeout_s: float
-) -> None:
+def append_lost_end(record: SessionRecord, stop: Stop, *, tail: str = "", timeout_s: float) -> None:
     """Say in a session's record why its agent will not, and close it when the client will not.
 
     Raises StoreError.

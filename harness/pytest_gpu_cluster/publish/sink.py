@@ -58,7 +58,7 @@ class CIHost:
         troubles = tuple(self._mask(text) for text in (*self._host.troubles, *problems))
         lines = [f"told {name}: {', '.join(targets)}"] if targets else []
         lines += [*(f"{name}: {note}" for note in self._host.notes), *troubles]
-        if self._context.repeated:
+        if self._context.already_published:
             return Closing(lines=tuple(lines), troubles=troubles)
         report = dataclasses.replace(report, troubles=(*report.troubles, *troubles))
         lines += self._write_files(report)

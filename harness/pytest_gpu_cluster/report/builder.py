@@ -199,7 +199,7 @@ class ReportBuilder:
         stopped the session.
         """
         end = self._facts.ended or SessionFinished()
-        if end.failure_class is not None and end.failure_class.of_machines:
+        if end.failure_class is not None and end.failure_class.not_of_tests:
             message = end.message or ending.message
             return replace(ending, exit_code=None, failure_class=end.failure_class, message=message)
         missing = len(self._items or ()) - len(self._results)

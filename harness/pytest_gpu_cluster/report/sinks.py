@@ -2,8 +2,8 @@
 
 One line in SINKS for each.
 
-A sink has two methods. `event` is called for every event, in order; `finish` once, after teardown,
-with the final report. A sink that raises is dropped: it changes nothing of the run, and the
+A sink is made by its class method `create` and has two methods. `event` is called for every event,
+in order; `finish` once, after teardown, with the final report. A sink that raises is dropped: it changes nothing of the run, and the
 terminal says so. A sink from outside this package is an entry point of the group
 `pytest_gpu_cluster.sinks`.
 """
@@ -28,8 +28,7 @@ from pytest_gpu_cluster.report.facts import SessionFacts
 from pytest_gpu_cluster.report.model import Delta, Report, ReportContext
 
 GROUP = "pytest_gpu_cluster.sinks"
-# In the order in which they are told: a report tells the later ones what the earlier ones could not
-# do.
+# The order matters: `report.troubles` holds what the earlier ones could not do.
 SINKS = (
     "pytest_gpu_cluster.host.progress:Progress",
     "pytest_gpu_cluster.report.files:JUnitFile",
@@ -50,9 +49,9 @@ class SinkContext:
     ci: CI | None  # None: on a laptop
     write: Callable[[str], None]  # a line for the terminal, which is marked as this plugin's
     echo: Callable[[str], None]  # a line for the output as it is, for a host that reads it
-    live: bool = True  # False: the session is told from its record
+    live: bool = True  # False: the events come from a stored record
     verbosity: int = 0  # pytest's
-    repeated: bool = False  # what a host reads from files and from the output, it has
+    already_published: bool = False  # the host has the files and output lines of this session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,7 @@ class Closing:
 class Sink(Protocol):
     """Whoever wants to know of a session."""
 
-    uses_report: bool  # False: `finish` looks at no report, which then need not be built
+    uses_report: bool  # False: `finish` is called only where another sink uses the report
 
     def event(self, event: Event) -> None:
         """Take one event."""
