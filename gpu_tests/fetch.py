@@ -102,7 +102,9 @@ def download(
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         options = ["--quiet", "--disable-pip-version-check", "--no-deps", "-d", folder]
         command = [*pip, "download", *options, source.requirement]
-        process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        process = subprocess.run(
+            command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
         fresh = Path(folder, source.wheel)
         if process.returncode or not fresh.is_file():
             reason = (process.stderr.strip() or "no output").splitlines()[-1]

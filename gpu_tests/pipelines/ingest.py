@@ -143,7 +143,7 @@ def produce_epochs(
                 if cancelled.is_set():
                     return
         put(None)
-    except BaseException as problem:
+    except BaseException as problem:  # noqa: BLE001 - raised again where the batches are used
         put(problem)
 
 

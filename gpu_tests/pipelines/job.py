@@ -142,7 +142,7 @@ def resolve_job(url: str) -> tuple[Job, StoredTiles]:
         )
     except (obstore.exceptions.BaseError, ValueError) as problem:
         message = f"tiles = {job.tiles!r} or output = {job.output!r} cannot be opened: {problem}"
-        raise ConfigError(message.split("\n")[0]) from problem
+        raise ConfigError(message.split("\n", maxsplit=1)[0]) from problem
     if not images:
         raise ConfigError(f"there are no tiles of zoom {job.zoom} at {job.tiles}/images/{job.zoom}")
     if bare := [name for name in images if name not in masks]:

@@ -149,9 +149,9 @@ def train_in_one_process(config: TrainConfig, tiles: Tiles, *, world: int) -> Tr
                 for rank, batch in enumerate(step):
                     training.optimiser.zero_grad()
                     totals[rank] += training.backward(training.net, batch) * len(batch)
-                    for gradient, weights in zip(mean, training.net.parameters(), strict=True):
+                    for total, weights in zip(mean, training.net.parameters(), strict=True):
                         assert weights.grad is not None
-                        gradient += weights.grad / world
+                        total.add_(weights.grad / world)
                 for gradient, weights in zip(mean, training.net.parameters(), strict=True):
                     weights.grad = gradient
                 training.optimiser.step()

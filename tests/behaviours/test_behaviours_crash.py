@@ -190,7 +190,7 @@ def test_b66_x_stops_the_tests_of_other_workers_with_teardown(bench: Bench) -> N
     assert ours.code == 1
     assert "stopping after 1 failures" in ours.out
     assert "1 failed in N s" in ours.counts
-    assert eventually(lambda: (marks / "torn-down").exists(), within_s=10)
+    assert eventually((marks / "torn-down").exists, within_s=10)
     assert sorted(path.name for path in marks.iterdir()) == ["running", "torn-down"]
 
 

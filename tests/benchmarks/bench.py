@@ -60,7 +60,7 @@ def measure(names: Sequence[str], rounds: int, *, ci: bool) -> tuple[list[Row], 
         began = time.monotonic()
         try:
             found = figure(Lab(scratch=scratch, env=environment(os.environ, ci=ci)), rounds)
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001
             # One figure that cannot be measured does not cost the others.
             failed.append(f"{figure.__name__}: {type(problem).__name__}: {problem}")
             print(f"{RED}{failed[-1]}{RESET}", flush=True)

@@ -156,7 +156,7 @@ def heavy_durations(seed: int = 7) -> list[float]:
 
 def lower_bound_s(durations: Sequence[float], slots: int) -> float:
     """No schedule is shorter than its longest test, nor than its sum over the slots."""
-    return max(max(durations), sum(durations) / slots)
+    return max(*durations, sum(durations) / slots)
 
 
 HEAVY = """import time

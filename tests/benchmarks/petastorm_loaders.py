@@ -16,7 +16,7 @@ from petastorm import make_batch_reader  # noqa: E402
 from petastorm.pytorch import BatchedDataLoader, DataLoader  # noqa: E402
 
 
-def main(folder, batch):
+def main(folder: str, batch: int) -> None:
     """Measure both loaders."""
     speeds = {}
     for name, loader in (("row loader", DataLoader), ("batched loader", BatchedDataLoader)):

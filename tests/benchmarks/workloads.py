@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         try:
             measured = measure(module, function, rounds=arguments.rounds, busy=busy)
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001
             # A failure does not cost the other measurements.
             failed += 1
             print(f"{function}: {type(problem).__name__}: {problem}", flush=True)

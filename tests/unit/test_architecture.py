@@ -46,7 +46,7 @@ def section(page: Path, heading: str) -> str:
     """Return the text below a heading of the second level."""
     text = f"\n{page.read_text('utf-8')}"
     assert f"\n## {heading}\n" in text, f"{page.name} has no section {heading}"
-    return text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return text.split(f"\n## {heading}\n")[1].split("\n## ", maxsplit=1)[0]
 
 
 def rows(text: str) -> list[list[str]]:

@@ -42,9 +42,7 @@ def test_the_kind_of_a_stop_decides_whatever_its_text(
     """Texts are edited freely: class and finality are those of the kind."""
     record = SessionRecord(Store.open("store", base=tmp_path), "s1")
 
-    append_lost_end(
-        record, Stop(kind=kind, message=message), tail="its last words", timeout_s=5
-    )
+    append_lost_end(record, Stop(kind=kind, message=message), tail="its last words", timeout_s=5)
 
     (end,) = record.reader().poll()
     assert isinstance(end, SessionFinished)

@@ -69,7 +69,8 @@ class Launcher:
                 reservation,
                 lambda message: self._arrivals.put(ReservationLost(worker=worker, message=message)),
             )
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001
+            # Whatever fails there is the end of that process.
             message = f"{type(problem).__name__}: {problem}".splitlines()[0]
             self._arrivals.put((worker, [Exit(status=None, why=message)]))
 

@@ -66,7 +66,7 @@ class Cluster:
         began = time.monotonic()
         try:
             self._join(began + READY_LIMIT_S)
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 - told as the failure of the cluster
             self._joining = Joining.FAILED
             message = f"Ray could not be joined: {type(problem).__name__}: {problem}"
             self._arrivals.put(ClusterFailed(message=message))
@@ -107,7 +107,7 @@ class Cluster:
             time.sleep(1.0)
             try:
                 alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-            except Exception:
+            except Exception:  # noqa: BLE001
                 # Ray is being left, or its head has died: then the keeper says so.
                 return
             for node in set(self._total) - alive - self._lost_nodes:

@@ -200,7 +200,7 @@ class Reservations:
             except ray.exceptions.RayActorError as problem:
                 if reservation in self._active:
                     on_loss(str(problem).splitlines()[0])
-            except Exception:
+            except Exception:  # noqa: BLE001 - Ray is being left
                 return
 
         threading.Thread(target=wait, daemon=True).start()

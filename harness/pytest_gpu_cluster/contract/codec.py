@@ -35,9 +35,6 @@ def encode_line(message: Mapping[str, JsonValue]) -> bytes:
     return text.encode("ascii") + b"\n"
 
 
-_encoder = json.JSONEncoder(separators=(",", ":"), default=lambda value: text_of(value))
-
-
 def to_wire(value: object, lossy: list[str] | None = None, depth: int = 0) -> JsonValue:
     """Return a value as plain JSON.
 
@@ -54,7 +51,8 @@ def to_wire(value: object, lossy: list[str] | None = None, depth: int = 0) -> Js
     if depth < DEPTH and isinstance(value, list | tuple | Mapping):
         try:
             return _container(value, lossy, depth + 1)
-        except Exception:  # a container that lies about itself is text like anything else
+        except Exception:  # noqa: BLE001
+            # A container that lies about itself is text like anything else.
             pass
     if isinstance(value, os.PathLike):
         return text_of(os.fspath(value))
@@ -89,7 +87,7 @@ def _number(value: float) -> JsonValue:
     """Return a number of a subclass, such as numpy's, as the plain number that prints alike."""
     try:
         return to_wire(int(value)) if isinstance(value, int) else float(value)
-    except Exception:
+    except Exception:  # noqa: BLE001 - an object that is printed may raise anything
         return text_of(value)
 
 
@@ -97,8 +95,11 @@ def text_of(value: object) -> str:
     """Return `str(value)`, whatever the value does."""
     try:
         return str.__str__(str(value))
-    except Exception:
+    except Exception:  # noqa: BLE001 - an object that is printed may raise anything
         return f"<unprintable {type(value).__qualname__}>"
+
+
+_encoder = json.JSONEncoder(separators=(",", ":"), default=text_of)
 
 
 def from_wire(value: object) -> Any:

@@ -31,7 +31,7 @@ def by_nvml(environ: Mapping[str, str]) -> tuple[list[Gpu], str | None]:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # no package, no library, no driver: no device is usable
+    except Exception:  # noqa: BLE001 - no package, no library, no driver: no device is usable
         return [], None
     try:
         devices = list(map(_device, range(pynvml.nvmlDeviceGetCount())))

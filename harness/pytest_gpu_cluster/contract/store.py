@@ -197,7 +197,7 @@ def _interruptible(call: Callable[[], T]) -> T:
     def run() -> None:
         try:
             answers.append(call())
-        except BaseException as error:  # raised again in the calling thread
+        except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
             failures.append(error)
 
     thread = threading.Thread(target=run, daemon=True)

@@ -51,7 +51,7 @@ class SpawnOrder(TypedDict):
 
 
 def prctl(option: int, value: int | bytes) -> None:
-    """Linux's prctl(2) with one argument; raises OSError."""
+    """Call prctl of Linux with one argument. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}, {value!r})")
@@ -121,7 +121,7 @@ def _run(order: SpawnOrder, descriptors: list[int]) -> NoReturn:
         code = entry(json.loads(_exactly(channel, size)), channel)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - printed, and the exit code says so
         import traceback
 
         traceback.print_exc()

@@ -50,7 +50,7 @@ def guard(spec: KeeperSpec) -> int:
     record = None
     try:
         record = leave_record(spec, os.waitstatus_to_exitcode(status))
-    except Exception as problem:
+    except Exception as problem:  # noqa: BLE001
         # A store that is gone must not keep the directory alive.
         print(f"guard: {problem}", flush=True)
     remove_directory(spec.directory)
@@ -73,7 +73,7 @@ def _keep(spec: KeeperSpec, parent: int) -> NoReturn:
                 with contextlib.suppress(HarnessError):
                     leave_record(spec, 0)
                 remove_directory(spec.directory)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - printed, and the exit code says so
         traceback.print_exc()
     finally:
         sys.stdout.flush()

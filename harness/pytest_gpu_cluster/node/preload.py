@@ -48,7 +48,7 @@ def import_pytest_plugins() -> None:
                 and (spec.origin or "").startswith(installed)
             ):
                 importlib.import_module(point.module)
-    except Exception as problem:
+    except Exception as problem:  # noqa: BLE001
         # Whose plugin it is will say so when a session imports it.
         print(f"plugins {type(problem).__name__}: {problem}".replace("\n", " "), flush=True)
     finally:

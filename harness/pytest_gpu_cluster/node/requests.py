@@ -80,7 +80,7 @@ class RequestServer:
             self._carry_out(line)
         except HarnessError as problem:
             return RequestFailed(error=problem.what, remedy=problem.remedy)
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 - the asking process gets it as its answer
             message = f"{type(problem).__name__}: {problem}"
             return RequestFailed(error=message, remedy="see the node's log")
         return NodeFacts(gpus=self.node.gpus, host=self.node.host, driver=self.node.driver)

@@ -141,7 +141,7 @@ def detect(environ: Mapping[str, str], read: ReadText = read_text) -> CI | None:
     for entry in _entry_points():
         try:
             ci = _load_entry(entry).detect(environ, read)
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001
             # An installed host must not break runs on other hosts.
             reason = f"{type(problem).__name__}: {problem}"
             warnings.warn(f"the CI host {entry.value} is skipped: {reason}", stacklevel=2)

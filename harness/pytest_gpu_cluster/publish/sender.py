@@ -99,7 +99,7 @@ class BackgroundSender:
         except PublishError as problem:
             message = f"{place} was not taken: {problem}"
             job.troubles.append(self._trouble(message, target.name, problem))
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001
             # A host that answers nonsense must not end the thread.
             message = f"{place} failed: {type(problem).__name__}: {problem}"
             job.troubles.append(self._trouble(message, target.name, PublishError(message)))

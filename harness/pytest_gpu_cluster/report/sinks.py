@@ -3,9 +3,9 @@
 One line in SINKS for each.
 
 A sink is made by its class method `create` and has two methods. `event` is called for every event,
-in order; `finish` once, after teardown, with the final report. A sink that raises is dropped: it changes nothing of the run, and the
-terminal says so. A sink from outside this package is an entry point of the group
-`pytest_gpu_cluster.sinks`.
+in order; `finish` once, after teardown, with the final report. A sink that raises is dropped: it
+changes nothing of the run, and the terminal says so. A sink from outside this package is an entry
+point of the group `pytest_gpu_cluster.sinks`.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Sinks:
         for name, create in registered():
             try:
                 sink = create(context, self.current)
-            except Exception as problem:
+            except Exception as problem:  # noqa: BLE001 - a sink must not end the run
                 self._drop(name, problem)
             else:
                 self._sinks += [sink] if sink is not None else []
@@ -128,7 +128,7 @@ class Sinks:
         for sink in self._sinks.copy():
             try:
                 sink.event(event)
-            except Exception as problem:
+            except Exception as problem:  # noqa: BLE001 - a sink must not end the run
                 self._sinks.remove(sink)
                 self._drop(type(sink).__name__, problem)
 
@@ -149,14 +149,15 @@ class Sinks:
         for sink in self._sinks:
             try:
                 closing += sink.finish(replace(report, troubles=closing.troubles))
-            except Exception as problem:
+            except Exception as problem:  # noqa: BLE001 - a sink must not end the run
                 closing += Closing(lines=(self._drop(type(sink).__name__, problem),))
         return closing
 
     def _build(self, event: Event) -> None:
         try:
             self._builder.add(event)
-        except Exception as problem:  # whatever a test or a plugin put into it, the run goes on
+        except Exception as problem:  # noqa: BLE001
+            # Whatever a test or a plugin put into it, the run goes on.
             self._add_trouble(
                 f"an event of kind {event.kind} could not be taken into the report:"
                 f" {type(problem).__name__}: {problem}"

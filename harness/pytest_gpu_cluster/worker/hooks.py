@@ -41,7 +41,7 @@ def surround(
             value = next(wrapper)
         try:
             answer = yield value
-        except BaseException as problem:
+        except BaseException as problem:  # noqa: BLE001 - passed on to the hook that is surrounded
             with context():
                 return _finish(partial(wrapper.throw, problem))
         with context():

@@ -88,7 +88,7 @@ def report_data(config: pytest.Config, report: Report, lossy: list[str]) -> Repo
             else {}
         )
         plain = cast(ReportData, cast(JsonObject, to_wire(data, lossy)) | properties)
-    except Exception as problem:
+    except Exception as problem:  # noqa: BLE001 - objects of plugins may raise anything
         lossy.append(f"{type(report).__qualname__} ({type(problem).__name__}: {text_of(problem)})")
         plain = _bare(report)
     if hasattr(longrepr, "toterminal") and not (
@@ -123,7 +123,7 @@ def rendered(longrepr: object, *, markup: bool) -> str:
     writer.hasmarkup = markup
     try:
         cast(TerminalRepr, longrepr).toterminal(writer)
-    except Exception as problem:
+    except Exception as problem:  # noqa: BLE001 - objects of plugins may raise anything
         return f"<unprintable failure: {type(problem).__name__}: {text_of(problem)}>\n"
     return file.getvalue()
 
