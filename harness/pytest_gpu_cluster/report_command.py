@@ -57,6 +57,7 @@ def report_sessions(
             environ=os.environ,
             root=root,
             publish_it=publish_it,
+            already_published=bool(summaries[name]),
         )
         for line in closing.output:
             _to_stderr(line)  # a host reads both streams, and the answer is on the other
@@ -77,11 +78,12 @@ def report_session(
     environ: Mapping[str, str],
     root: Path,
     publish_it: bool,
+    already_published: bool = False,
 ) -> tuple[Report, Closing]:
     """Return the report of a session as far as the store has it, and what its sinks said.
 
     `publish_it`: with the files and requests that its client would have made; without, nothing is
-    written or sent.
+    written or sent. `already_published`: the host has the files and output lines already.
     """
     request = record.request()
     if request is None:
@@ -92,7 +94,7 @@ def report_session(
     final = close_when_client_gone(record)
     summary = record.summary()
     context = _context(record, request, settings, environ, root, publish_it=publish_it)
-    sinks = Sinks(replace(context, already_published=bool(summary)), request)
+    sinks = Sinks(replace(context, already_published=already_published), request)
     events = RecordedEvents(record)
     for event in events:
         sinks.event(event)
