@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_gpu_cluster import clusters, options
-from pytest_gpu_cluster.contract.cluster_record import ClusterRecord
+from pytest_gpu_cluster.contract.cluster_record import ClusterRecord, cluster_ids
 from pytest_gpu_cluster.contract.cluster_record import clusters as recorded_clusters
-from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
+from pytest_gpu_cluster.contract.errors import HarnessError, RequestError, UnreadableRecordError
 from pytest_gpu_cluster.contract.fields import JsonObject
 from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
 from pytest_gpu_cluster.contract.settings import Settings
@@ -184,7 +184,10 @@ def list_all(chosen: argparse.Namespace) -> Answer:
 
 def _session_row(record: SessionRecord) -> JsonObject:
     row: JsonObject = {"session": record.session, "exitstatus": None}
-    result = record.result()
+    try:
+        result = record.result()
+    except UnreadableRecordError as problem:
+        return {**row, "closed_by": None, "message": f"unreadable: {problem.what}"}
     return row | (
         {"closed_by": None, "message": "not final"} if result is None else result.to_json()
     )
@@ -204,6 +207,9 @@ def logs(chosen: argparse.Namespace) -> Answer:
 
 def _log_line(entry: JsonObject) -> str:
     """Return an event for a reader: when, by whom, and the keys that matter."""
+    warning = entry.get("warning")
+    if isinstance(warning, dict):  # its keys lie one level deeper
+        entry = {**warning, **entry}
     values = {key: entry[key] for key in SHOWN if entry.get(key) not in (None, "")}
     text = " ".join(
         f"{key}={round(value, 3) if isinstance(value, float) else value}"
@@ -238,7 +244,9 @@ def report(chosen: argparse.Namespace) -> Answer:
 def down(chosen: argparse.Namespace) -> Answer:
     place = project(chosen)
     store = place.store
-    providers = {cluster.id: cluster.provider for cluster, _ in recorded_clusters(store)}
+    # A cluster of another version is closed by the provider of the settings.
+    providers = dict.fromkeys(cluster_ids(store), place.settings.provider)
+    providers |= {cluster.id: cluster.provider for cluster, _ in recorded_clusters(store)}
     if unknown := [name for name in chosen.cluster if name not in providers]:
         raise RequestError(
             f"no cluster {', '.join(unknown)} in {store.url}",

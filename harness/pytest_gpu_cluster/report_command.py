@@ -9,12 +9,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from pytest_gpu_cluster import publish
-from pytest_gpu_cluster.contract.errors import RequestError, StoreError
+from pytest_gpu_cluster.contract.errors import RequestError, UnreadableRecordError
 from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
 from pytest_gpu_cluster.contract.request import CI, SessionRequest
 from pytest_gpu_cluster.contract.settings import SUITE_NAME, Settings
@@ -59,8 +59,6 @@ def report_sessions(
             publish_it=publish_it,
             already_published=bool(summaries[name]),
         )
-        for line in closing.output:
-            _to_stderr(line)  # a host reads both streams, and the answer is on the other
         if junitxml:
             _write_junit(Path(junitxml), report, strict=settings.reports.junit_strict)
         text = [
@@ -79,12 +77,15 @@ def report_session(
     root: Path,
     publish_it: bool,
     already_published: bool = False,
+    echo: Callable[[str], None] | None = None,
 ) -> tuple[Report, Closing]:
     """Return the report of a session as far as the store has it, and what its sinks said.
 
     `publish_it`: with the files and requests that its client would have made; without, nothing is
-    written or sent. `already_published`: the host has the files and output lines already.
+    written or sent. `already_published`: the host has the files and output lines already. `echo`
+    takes lines that a host reads from the output; by default stderr, for stdout has the answer.
     """
+    echo = echo or _to_stderr
     request = record.request()
     if request is None:
         raise RequestError(
@@ -105,6 +106,8 @@ def report_session(
     if not publish_it:
         return report, Closing()
     closing = sinks.finish(ending, compared=compared)
+    for line in sinks.last_output():
+        echo(line)
     return replace(report, troubles=closing.troubles), closing
 
 
@@ -172,7 +175,7 @@ def _sessions_of_build(store: Store) -> list[str]:
     for name in _recent(sessions):
         try:
             request = SessionRecord(store, name).request()
-        except StoreError:  # no request of ours, so none of this build's
+        except UnreadableRecordError:  # no request of ours, so none of this build's
             continue
         if request is None or request.quiet or request.ci is None:
             continue

@@ -83,14 +83,16 @@ def tell(
         **environ,
     }
     settings = options.read_settings(project.root / "pyproject.toml", profile=None, environ=environ)
+    commands: list[str] = []
     report, closing = report_session(
         SessionRecord(project.opened(), session),
         settings=settings,
         environ=environ,
         root=project.root,
         publish_it=True,
+        echo=commands.append,
     )
-    return report, list(closing.lines), list(closing.output)
+    return report, list(closing.lines), commands
 
 
 def normal(value: Any, project: Project, session: str) -> Any:

@@ -341,7 +341,7 @@ def test_what_another_distribution_brings_is_found_by_its_entry_point() -> None:
     assert provider.name == "acme"
     assert ci is not None
     assert type(publish.publisher(ci, Settings(), BUILD)).__name__ == "Acme"
-    assert registered["chat"].__qualname__ == "Chat.create"
+    assert registered["chat"]().__name__ == "Chat"
 
 
 @pytest.mark.parametrize("heading", ROADS)

@@ -102,6 +102,20 @@ def test_every_reason_to_stop_says_what_follows() -> None:
     assert KeeperStop.DEADLINE.failure_class is FailureClass.LIMIT
 
 
+def test_the_reason_for_which_tests_stopped_early_is_told() -> None:
+    """`1 failed; stopping after 1 failures` says why the others had no turn."""
+    ending = decide(
+        1,
+        failure=None,
+        teardown=None,
+        failed_tests=True,
+        interrupted=False,
+        message="stopping after 1 failures",
+    )
+
+    assert (ending.exit_code, ending.message) == (1, "stopping after 1 failures")
+
+
 TEXTS = {"message", "what", "remedy", "reason", "why", "tail", "detail"}
 # Where a text of pytest's, of a vendor or of a person is read because there is nothing else.
 ALLOWED = {

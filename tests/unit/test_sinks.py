@@ -23,11 +23,9 @@ NODE = NodeReady(node="head", host="h", gpus=(GPU,), driver="1", simulated=False
 
 # A whole sink, as another distribution would bring it.
 CHAT = """
-from pytest_gpu_cluster.report.sinks import Closing
+from pytest_gpu_cluster.report.sinks import Closing, Sink
 
-class Chat:
-    uses_report = True
-
+class Chat(Sink):
     def __init__(self):
         self.kinds = []
 
@@ -148,3 +146,42 @@ def test_on_a_laptop_no_report_is_built(tmp_path: Path) -> None:
 
     assert not (tmp_path / "store" / "sessions").exists()
     assert session.sinks.facts.gpus == ["H100"]
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_sink_that_cannot_be_loaded_costs_nothing_but_itself(
+    tmp_path: Path, installed: Path
+) -> None:
+    """An entry point of another package must not turn every run of a team red."""
+    (installed / "acme_chat.py").write_text("import no_such_module\n")
+    session = Session(tmp_path, Settings(reports=ReportSettings(results_dir="results")))
+
+    closing = session.sinks.finish(Ending(exit_code=0))
+
+    assert "no_such_module" in "\n".join(closing.lines)
+    assert (tmp_path / "results" / "gpu-cluster.xml").exists()
+
+
+def test_the_last_output_comes_also_from_a_sink_that_was_dropped(
+    tmp_path: Path, installed: Path
+) -> None:
+    """A host that was asked not to read the output has to be asked to read it again."""
+    source = CHAT.replace("self.kinds.append(event.kind)", "1 / 0")
+    last = "    def last_output(self, report):\n        return ['::resume::']\n"
+    (installed / "acme_chat.py").write_text(source + last)
+    session = Session(tmp_path, Settings())
+    session.tell(NODE)
+
+    session.sinks.finish(Ending(exit_code=0))
+
+    assert session.sinks.last_output() == ["::resume::"]
+
+
+def test_junit_is_there_as_soon_as_the_cluster_is_gone(tmp_path: Path) -> None:
+    """A host that kills a cancelled step does not wait for pytest's summary."""
+    session = Session(tmp_path, Settings(reports=ReportSettings(results_dir="results")))
+    session.tell(NODE, SessionFinished(writer="agent", fit=True))
+
+    session.sinks.ended(Ending(exit_code=0))
+
+    assert 'errors="0"' in (tmp_path / "results" / "gpu-cluster.xml").read_text()

@@ -11,12 +11,14 @@ but not change one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pytest_gpu_cluster.contract.errors import UnreadableRecordError
 from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.record import get_noun, put_noun
 from pytest_gpu_cluster.contract.request import VERSION, Shape
@@ -140,9 +142,18 @@ class ClusterRecord:
 
 
 def clusters(store: Store) -> Iterator[tuple[ClusterDescription, Announcement]]:
-    """Return each cluster of the store with its keeper's last word."""
+    """Yield each cluster of the store with its keeper's last word.
+
+    A record of another version is passed over: its cluster is none that this one can speak to.
+    """
     for key in store.list("clusters/"):
         if key.endswith("/cluster.json"):
             record = ClusterRecord(store, key.split("/")[1])
-            if (description := record.description()) is not None:
-                yield description, record.announcement()
+            with contextlib.suppress(UnreadableRecordError):
+                if (description := record.description()) is not None:
+                    yield description, record.announcement()
+
+
+def cluster_ids(store: Store) -> list[str]:
+    """Return the ids of all clusters on the store's list, those of another version too."""
+    return store.names("clusters")

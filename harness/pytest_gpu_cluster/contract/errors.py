@@ -4,6 +4,7 @@ HarnessError                10
 ├── RequestError             4   what was asked cannot be done; nothing was spent
 ├── InfrastructureError     10   not your tests: Ray, a node, the agent, or the store failed
 │   └── StoreError          10   the object store refused, vanished or lied
+│       └── UnreadableRecordError   a record is not what this version writes
 ├── EnvironmentBuildError   11   the environment could not be built, or is not what was asked for
 ├── CapacityError           12   nobody would rent us this machine
 ├── LimitError              13   the session's deadline was reached
@@ -49,6 +50,10 @@ class InfrastructureError(HarnessError):
 
 class StoreError(InfrastructureError):
     """The object store refused, vanished or returned something that is not what was written."""
+
+
+class UnreadableRecordError(StoreError):
+    """A record in the store is not what this version writes: another one did, or somebody else."""
 
 
 class EnvironmentBuildError(HarnessError):

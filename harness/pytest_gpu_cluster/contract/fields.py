@@ -57,14 +57,14 @@ def outside() -> Mapping[str, str]:
 class Noun:
     """Base of the frozen dataclasses that cross a process or the store."""
 
-    sparse: ClassVar[bool] = False  # True: a field that has its default is left out
+    sparse: ClassVar[bool] = False  # True: a field with its default is left out, but for `v`
 
     def to_json(self) -> JsonObject:
         """Return the JSON object of this noun."""
         result: JsonObject = {}
         for each in _plan(type(self)).fields:
             value = getattr(self, each.name)
-            if self.sparse and value == each.default:
+            if self.sparse and value == each.default and each.key != "v":
                 continue
             encoded = value if each.encode is None else each.encode(value)
             result[each.key] = encoded  # type: ignore[assignment]  # JSON by its type

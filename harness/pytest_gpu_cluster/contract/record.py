@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,11 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from pytest_gpu_cluster.contract.codec import map_strings
-from pytest_gpu_cluster.contract.errors import StoreError
+from pytest_gpu_cluster.contract.errors import InfrastructureError, UnreadableRecordError
 from pytest_gpu_cluster.contract.events import Event, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
 from pytest_gpu_cluster.contract.fields import JsonObject, Noun, alias
-from pytest_gpu_cluster.contract.journal import JournalWriter
+from pytest_gpu_cluster.contract.journal import Entry, JournalWriter
 from pytest_gpu_cluster.contract.journal_reader import JournalReader
 from pytest_gpu_cluster.contract.request import VERSION, SessionRequest
 from pytest_gpu_cluster.contract.store import Store
@@ -95,13 +96,26 @@ class EventReader:
 
     def __init__(self, journal: JournalReader) -> None:
         self._journal = journal
+        self._entries: deque[Entry] = deque()  # read, and not yet returned
 
     def poll(self) -> list[Event]:
         """Return the events that are new.
 
-        Raises StoreError; InfrastructureError for one that cannot be read.
+        Raises StoreError; InfrastructureError for an event that cannot be read, when all before it
+        have been returned.
         """
-        return [Event.of(entry) for entry in self._journal.poll()]
+        if not self._entries:
+            self._entries.extend(self._journal.poll())
+        events: list[Event] = []
+        while self._entries:
+            try:
+                events.append(Event.of(self._entries[0]))
+            except InfrastructureError:
+                if events:
+                    break
+                raise
+            self._entries.popleft()
+        return events
 
     def wait(self) -> None:
         """Sleep until it is time for the next poll."""
@@ -243,11 +257,11 @@ def branch_key(branch: str, suite: str) -> str:
     return f"history/branches/{quote(branch, safe='', errors='surrogatepass')}{other}.json"
 
 
-def damaged(store: Store, key: str, problem: Exception) -> StoreError:
-    return StoreError(
+def damaged(store: Store, key: str, problem: Exception) -> UnreadableRecordError:
+    """Return the error for an object that is not the noun that belongs there."""
+    return UnreadableRecordError(
         f"{key} in {store.url} is not what was written there: {problem}",
-        remedy="nothing but this plugin may write to the store;"
-        " remove that key, or use a new store",
+        remedy="use the version of pytest-gpu-cluster that wrote it, or remove that key",
     )
 
 

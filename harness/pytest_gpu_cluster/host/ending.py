@@ -48,8 +48,9 @@ def decide(
     teardown: Failure | None,
     failed_tests: bool,
     interrupted: bool,
+    message: str = "",
 ) -> Ending:
-    """Return the ending of a session.
+    """Return the ending of a session. `message`: why tests that decide stopped early.
 
     pytest's own exit code stands, unless what failed was not a test; a failed test wins over
     machines, and results over a teardown that failed.
@@ -63,7 +64,7 @@ def decide(
     return Ending(
         exit_code=exit_code,
         failure_class=cause.failure_class if cause is not None else None,
-        message=cause.message if cause is not None else "",
+        message=cause.message if cause is not None else message,
         remedy=cause.remedy if cause is not None else "",
         cancelled=interrupted,
     )

@@ -15,11 +15,10 @@ from pytest_gpu_cluster.contract.events import (
     WorkerLost,
 )
 from pytest_gpu_cluster.contract.failures import FailureClass
-from pytest_gpu_cluster.report.model import Report
-from pytest_gpu_cluster.report.sinks import Closing, Current, SinkContext
+from pytest_gpu_cluster.report.sinks import Current, Sink, SinkContext
 
 
-class Progress:
+class Progress(Sink):
     """Writes a line for a phase, a node, or a failure of a machine; none for a result."""
 
     uses_report = False
@@ -50,9 +49,6 @@ class Progress:
                 self._write(f"node lost    {event.message}")
             case WorkerLost() if event.failure_class is FailureClass.INFRASTRUCTURE:
                 self._write(f"worker lost  {event.worker}: {event.message}")
-
-    def finish(self, report: Report) -> Closing:
-        return Closing()
 
 
 def counted(gpu_names: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from _pytest.junitxml import xml_key
 from pytest_gpu_cluster import publish
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.events import Event, SessionFinished
-from pytest_gpu_cluster.contract.failures import FailureClass
+from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
 from pytest_gpu_cluster.contract.record import Ending
 from pytest_gpu_cluster.contract.request import PytestFacts, ReportFacts
 from pytest_gpu_cluster.contract.settings import RunRequest
@@ -67,6 +67,7 @@ class PytestHost:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self._session = session
+        self._sinks = Sinks(self._sink_context(), self.run.request)
 
     def pytest_report_header(self) -> str:
         return f"gpu-cluster: session {self.run.id}  {self.run.record.url}"
@@ -74,7 +75,6 @@ class PytestHost:
     # -- the run -----------------------------------------------------------------------------------
 
     def pytest_collection(self, session: pytest.Session) -> bool:
-        self._sinks = Sinks(self._sink_context(), self.run.request)
         self._events = self.run.events()
         self.replay.begin(session)
         self._follow_safely(Stage.RUNNING)
@@ -188,6 +188,8 @@ class PytestHost:
         session.exitstatus = ending.exit_code if ending.exit_code is not None else 1
         if self.run.stage is not RunStage.NEW:
             self._write_result(ending)
+        if self._sinks is not None:
+            self._sinks.ended(self.ending(int(session.exitstatus)))
 
     def ending(self, pytest_status: int) -> Ending:
         """Return how the session ends, given pytest's own exit status."""
@@ -200,7 +202,15 @@ class PytestHost:
             teardown=teardown,
             failed_tests=bool(self.replay.own_failures),
             interrupted=self.run.interrupted,
+            message=self._stop_message(),
         )
+
+    def _stop_message(self) -> str:
+        """Return why the tests stopped early, where the cluster knows; "" where they did not."""
+        ended = self.replay.ended
+        if ended is None or ended.stop in (None, StopReason.NOTHING_TO_RUN):
+            return ""
+        return ended.message
 
     def _describe_suite(self) -> None:
         """Put the session among JUnit's suite properties."""
@@ -222,19 +232,18 @@ class PytestHost:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         lines = [*self._failure_lines()]
-        if self.run.stage is not RunStage.NEW and self._sinks is not None:
-            lines += self.run.closing_lines(simulated=self._sinks.facts.simulated)
-        output: tuple[str, ...] = ()
-        if self._sinks is not None:
+        sinks = self._sinks if self._events is not None else None
+        if self.run.stage is not RunStage.NEW and sinks is not None:
+            lines += self.run.closing_lines(simulated=sinks.facts.simulated)
+        if sinks is not None:
             final = int(self._session.exitstatus)  # a plugin may have changed it since
             try:
-                closing = self._sinks.finish(self.ending(final))
-                lines, output = [*lines, *closing.lines], closing.output
+                lines += sinks.finish(self.ending(final)).lines
             except KeyboardInterrupt:
                 lines.append(INTERRUPTED)
         for line in lines:
             self.write(line)
-        for line in output:
+        for line in sinks.last_output() if sinks is not None else ():
             print(line)
 
     def _failure_lines(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_gpu_cluster.contract.events import Event
@@ -11,16 +12,14 @@ from pytest_gpu_cluster.contract.masking import masker
 from pytest_gpu_cluster.publish import Publisher, publisher
 from pytest_gpu_cluster.publish.sender import WITHIN_S, BackgroundSender
 from pytest_gpu_cluster.report.model import Report
-from pytest_gpu_cluster.report.sinks import Closing, Current, SinkContext
+from pytest_gpu_cluster.report.sinks import Closing, Current, Sink, SinkContext
 
 PROGRESS_S = 30.0  # between two reports on the way
 CANCELLED_S = 8.0  # a host that cancels a step kills it soon
 
 
-class CIHost:
+class CIHost(Sink):
     """Publishes to the CI host in the background; only the end waits for it, and not for long."""
-
-    uses_report = True
 
     def __init__(self, context: SinkContext, host: Publisher, current: Current) -> None:
         self._context, self._host, self._current = context, host, current
@@ -62,9 +61,10 @@ class CIHost:
             return Closing(lines=tuple(lines), troubles=troubles)
         report = dataclasses.replace(report, troubles=(*report.troubles, *troubles))
         lines += self._write_files(report)
-        return Closing(
-            lines=tuple(lines), troubles=troubles, output=tuple(self._host.closing(report))
-        )
+        return Closing(lines=tuple(lines), troubles=troubles)
+
+    def last_output(self, report: Report) -> Sequence[str]:
+        return () if self._context.already_published else self._host.closing(report)
 
     def _write_files(self, report: Report) -> list[str]:
         """Write the files that the host reads, and return what could not be written."""

@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pytest_gpu_cluster.contract.errors import HarnessError
-from pytest_gpu_cluster.contract.events import Event
 from pytest_gpu_cluster.contract.failures import FailureClass
 from pytest_gpu_cluster.contract.masking import masker
 from pytest_gpu_cluster.contract.record import branch_key
 from pytest_gpu_cluster.contract.settings import SUITE_NAME
 from pytest_gpu_cluster.report import delta, junit, render
 from pytest_gpu_cluster.report.model import Report, ReportContext
-from pytest_gpu_cluster.report.sinks import Closing, Current, SinkContext
+from pytest_gpu_cluster.report.sinks import Closing, Current, Sink, SinkContext
 
 MARKDOWN_CHARS = 500_000
 
@@ -62,10 +61,8 @@ def results_directory(context: SinkContext) -> ResultsDirectory | None:
     return ResultsDirectory(context.root / reports.results_dir, reports.suite)
 
 
-class JUnitFile:
+class JUnitFile(Sink):
     """The JUnit file. Until the session has ended it says that nothing has passed."""
-
-    uses_report = True
 
     def __init__(self, directory: ResultsDirectory, *, strict: bool) -> None:
         self._directory, self._strict = directory, strict
@@ -83,8 +80,8 @@ class JUnitFile:
             sink._write(current())
         return sink
 
-    def event(self, event: Event) -> None:
-        pass
+    def ended(self, report: Report) -> None:
+        self._write(report)
 
     def finish(self, report: Report) -> Closing:
         trouble = self._write(report)
@@ -94,10 +91,8 @@ class JUnitFile:
         return self._directory.write("xml", junit.write(report, strict=self._strict))
 
 
-class Summaries:
+class Summaries(Sink):
     """JSON and Markdown beside the JUnit file, the record's summary, and the branch's results."""
-
-    uses_report = True
 
     def __init__(self, context: SinkContext) -> None:
         self._context = context
@@ -107,9 +102,6 @@ class Summaries:
         if context.ci is None and not context.settings.reports.results_dir:
             return None  # on a laptop there is nobody to tell
         return cls(context)
-
-    def event(self, event: Event) -> None:
-        pass
 
     def finish(self, report: Report) -> Closing:
         closing = self._write(report)

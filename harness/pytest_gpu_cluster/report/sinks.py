@@ -1,21 +1,21 @@
-"""Sinks: whoever is told of a session's events and of its report.
+"""Sinks: whoever is told of a session's events and of its report. One line in SINKS for each.
 
-One line in SINKS for each.
-
-A sink is made by its class method `create` and has two methods. `event` is called for every event,
-in order; `finish` once, after teardown, with the final report. A sink that raises is dropped: it
-changes nothing of the run, and the terminal says so. A sink from outside this package is an entry
-point of the group `pytest_gpu_cluster.sinks`.
+A sink is a subclass of `Sink`. `event` is called for every event, in order; `finish` once, after
+teardown, with the final report. A sink that raises is dropped: it changes nothing of the run, and
+the terminal says so. A sink from outside this package is an entry point of the group
+`pytest_gpu_cluster.sinks`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
 from pytest_gpu_cluster.contract.events import Event
 from pytest_gpu_cluster.contract.masking import masker
@@ -60,41 +60,51 @@ class Closing:
 
     lines: tuple[str, ...] = ()  # for the terminal
     troubles: tuple[str, ...] = ()  # what could not be reported, with the remedy; for the report
-    output: tuple[str, ...] = ()  # lines for the very end of the output, as they are
 
     def __add__(self, other: Closing) -> Closing:
-        return Closing(
-            lines=self.lines + other.lines,
-            troubles=self.troubles + other.troubles,
-            output=self.output + other.output,
-        )
-
-
-class Sink(Protocol):
-    """Whoever wants to know of a session."""
-
-    uses_report: bool  # False: `finish` is called only where another sink uses the report
-
-    def event(self, event: Event) -> None:
-        """Take one event."""
-        ...
-
-    def finish(self, report: Report) -> Closing:
-        """Take the final report."""
-        ...
+        return Closing(lines=self.lines + other.lines, troubles=self.troubles + other.troubles)
 
 
 Current = Callable[[], Report]  # returns the report as it stands
-Create = Callable[[SinkContext, Current], Sink | None]  # None: nobody wants to know
 
 
-def registered() -> Iterator[tuple[str, Create]]:
-    """Yield every sink's name and its `create`."""
+class Sink:
+    """Whoever wants to know of a session. What a sink does not override does nothing."""
+
+    uses_report: ClassVar[bool] = True  # False: the report need not be built for this one
+
+    @classmethod
+    def create(cls, context: SinkContext, current: Current) -> Sink | None:
+        """Return the sink of a session that begins; None where nobody wants to know."""
+        raise NotImplementedError
+
+    def event(self, event: Event) -> None:
+        """Take one event."""
+
+    def ended(self, report: Report) -> None:
+        """Take the report after teardown; a plugin may still change the exit status."""
+
+    def finish(self, report: Report) -> Closing:
+        """Take the final report. Called only where some sink uses the report."""
+        return Closing()
+
+    def last_output(self, report: Report) -> Sequence[str]:
+        """Return lines for the very end of the output, as they are; also after this has raised."""
+        return ()
+
+
+def registered() -> Iterator[tuple[str, Callable[[], type[Sink]]]]:
+    """Yield every sink's name and what loads its class."""
     for target in SINKS:
-        module, _, name = target.partition(":")
-        yield name, getattr(importlib.import_module(module), name).create
+        yield target.partition(":")[2], partial(_load, target)
     for point in entry_points(group=GROUP):
-        yield point.name, point.load().create
+        yield point.name, point.load
+
+
+def _load(target: str) -> type[Sink]:
+    module, _, name = target.partition(":")
+    sink: type[Sink] = getattr(importlib.import_module(module), name)
+    return sink
 
 
 class Sinks:
@@ -107,13 +117,14 @@ class Sinks:
         self._builder = ReportBuilder(request, self.facts, mask=self._mask)
         self._troubles: list[str] = []
         self._sinks: list[Sink] = []
-        for name, create in registered():
+        for name, load in registered():
             try:
-                sink = create(context, self.current)
+                sink = load().create(context, self.current)
             except Exception as problem:  # noqa: BLE001 - a sink must not end the run
                 self._drop(name, problem)
             else:
                 self._sinks += [sink] if sink is not None else []
+        self._created = self._sinks.copy()  # those too that are dropped later
         self._reported = not context.live or any(sink.uses_report for sink in self._sinks)
 
     def current(self) -> Report:
@@ -145,13 +156,39 @@ class Sinks:
         closing = Closing(lines=tuple(self._troubles), troubles=tuple(self._troubles))
         if not self._reported:
             return closing
-        report = self.report(ending, compared=compared)
+        try:
+            report = self.report(ending, compared=compared)
+        except Exception as problem:  # noqa: BLE001 - no report must not end the run
+            return closing + self._trouble("the report", problem)
         for sink in self._sinks:
             try:
                 closing += sink.finish(replace(report, troubles=closing.troubles))
             except Exception as problem:  # noqa: BLE001 - a sink must not end the run
-                closing += Closing(lines=(self._drop(type(sink).__name__, problem),))
+                closing += self._trouble(type(sink).__name__, problem)
         return closing
+
+    def ended(self, ending: Ending) -> None:
+        """Tell every sink the report as it is after teardown."""
+        if not self._reported:
+            return
+        for sink in self._sinks.copy():
+            try:
+                sink.ended(self.report(ending))
+            except Exception as problem:  # noqa: BLE001 - a sink must not end the run
+                self._sinks.remove(sink)
+                self._drop(type(sink).__name__, problem)
+
+    def last_output(self) -> list[str]:
+        """Return the lines for the very end of the output, of dropped sinks too."""
+        lines: list[str] = []
+        for sink in self._created:
+            with contextlib.suppress(Exception):  # nothing is left that could say so
+                lines += sink.last_output(self.current())
+        return lines
+
+    def _trouble(self, name: str, problem: Exception) -> Closing:
+        text = self._drop(name, problem)
+        return Closing(lines=(text,), troubles=(text,))
 
     def _build(self, event: Event) -> None:
         try:

@@ -134,7 +134,7 @@ class RemoteSession(ABC):
             Interrupted(
                 text=text_of(exit_.msg if exit_ else excinfo.exconly()),
                 exit=exit_ is not None,
-                returncode=exit_.returncode if exit_ else None,
+                returncode=_number(exit_.returncode) if exit_ else None,
                 longrepr=exception_repr(self.config, excinfo) if self.texts.configured else None,
                 **vars(self.interrupted_in),
             )
@@ -174,3 +174,13 @@ class LastConfigured:
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
         self._session.configure(config)
+
+
+def stop_request(value: object) -> str | bool:
+    """Return pytest's `shouldfail` or `shouldstop`, which a hook may have set to anything."""
+    return value if isinstance(value, str | bool) else text_of(value) if value else False
+
+
+def _number(value: object) -> int | None:
+    """Return the return code that somebody gave to `pytest.exit`."""
+    return int(value) if isinstance(value, int) else None

@@ -33,7 +33,7 @@ from pytest_gpu_cluster.worker.orders import OrderQueue, Supply
 from pytest_gpu_cluster.worker.prepare import Options
 from pytest_gpu_cluster.worker.quarantine import Quarantine
 from pytest_gpu_cluster.worker.recorder import Recorder
-from pytest_gpu_cluster.worker.role import RemoteSession, RunningTest
+from pytest_gpu_cluster.worker.role import RemoteSession, RunningTest, stop_request
 from pytest_gpu_cluster.worker.serialize import LogFile, report_data
 from pytest_gpu_cluster.worker.streams import Channel, Via
 
@@ -107,8 +107,8 @@ class RunningSession(RemoteSession):
             self.channel.send(
                 Interrupted(
                     text=str(session.shouldfail or session.shouldstop),
-                    shouldfail=session.shouldfail,
-                    shouldstop=session.shouldstop,
+                    shouldfail=stop_request(session.shouldfail),
+                    shouldstop=stop_request(session.shouldstop),
                 )
             )
 

@@ -42,7 +42,7 @@ from pytest_gpu_cluster.worker.hooks import (
 )
 from pytest_gpu_cluster.worker.prepare import Options
 from pytest_gpu_cluster.worker.recorder import output_event
-from pytest_gpu_cluster.worker.role import RemoteSession
+from pytest_gpu_cluster.worker.role import RemoteSession, stop_request
 from pytest_gpu_cluster.worker.selection_facts import (
     collection_problem,
     raised,
@@ -281,7 +281,9 @@ class SelectingSession(RemoteSession):
 
     def stop_requests(self) -> tuple[bool | str | None, bool | str | None]:
         session = self.session
-        return (None, None) if session is None else (session.shouldfail, session.shouldstop)
+        if session is None:
+            return None, None
+        return stop_request(session.shouldfail), stop_request(session.shouldstop)
 
 
 def lines_of(answer: object) -> list[str]:
