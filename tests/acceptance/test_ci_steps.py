@@ -373,7 +373,7 @@ def test_a_client_that_prepares_for_long_is_not_taken_for_gone(project: Project)
     running.process.send_signal(signal.SIGTERM)
     running.wait()
 
-    assert "its record is final" not in swept.stdout
+    assert "the record is now closed" not in swept.stdout
     assert results == [b""]
 
 

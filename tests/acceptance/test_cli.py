@@ -120,7 +120,7 @@ def test_a_sweep_finishes_what_a_double_kill_left(lone: Project) -> None:
     assert f"cluster {cluster}  local  gone" in listed.stdout
     assert swept.returncode == 0, swept.stderr
     assert f"cluster {cluster}:" in swept.stdout
-    assert f"session {ran.session}: its record is final" in swept.stdout
+    assert f"session {ran.session}: its client was lost; the record is now closed" in swept.stdout
     (session,) = json.loads(lone.command("ls", "--json").stdout)["sessions"]
     assert (session["closed_by"], session["failure_class"]) == ("sweep", "infrastructure")
     assert eventually(lambda: left_of(cluster) == [], within_s=5), left_of(cluster)

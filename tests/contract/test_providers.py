@@ -108,7 +108,7 @@ def owned_ids(provider: Provider) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=[*REGISTRY, OUTSIDE])
-def find_launched(
+def launched(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Launched]:
     """One cluster of each provider, in a store of its own."""

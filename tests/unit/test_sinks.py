@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_gpu_cluster.contract.events import Event, NodeReady, Requested, SessionFinished
+from pytest_gpu_cluster.contract.failures import FailureClass
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import Limits, SessionRequest
@@ -175,6 +176,18 @@ def test_the_last_output_comes_also_from_a_sink_that_was_dropped(
     session.sinks.finish(Ending(exit_code=0))
 
     assert session.sinks.last_output() == ["::resume::"]
+
+
+def test_the_last_output_is_made_of_the_final_report(tmp_path: Path, installed: Path) -> None:
+    """The last line of a log is what a reviewer reads: it must not say that the run goes on."""
+    last = "    def last_output(self, report):\n        return [report.verdict]\n"
+    (installed / "acme_chat.py").write_text(CHAT + last)
+    session = Session(tmp_path, Settings())
+    session.tell(NODE)
+
+    session.sinks.finish(Ending(exit_code=12, failure_class=FailureClass.CAPACITY))
+
+    assert session.sinks.last_output() == ["capacity"]
 
 
 def test_junit_is_there_as_soon_as_the_cluster_is_gone(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ class Sinks:
             else:
                 self._sinks += [sink] if sink is not None else []
         self._created = self._sinks.copy()  # those too that are dropped later
+        self._final: Report | None = None
         self._reported = not context.live or any(sink.uses_report for sink in self._sinks)
 
     def current(self) -> Report:
@@ -165,6 +166,7 @@ class Sinks:
                 closing += sink.finish(replace(report, troubles=closing.troubles))
             except Exception as problem:  # noqa: BLE001 - a sink must not end the run
                 closing += self._trouble(type(sink).__name__, problem)
+        self._final = replace(report, troubles=closing.troubles)
         return closing
 
     def ended(self, ending: Ending) -> None:
@@ -183,7 +185,7 @@ class Sinks:
         lines: list[str] = []
         for sink in self._created:
             with contextlib.suppress(Exception):  # nothing is left that could say so
-                lines += sink.last_output(self.current())
+                lines += sink.last_output(self._final or self.current())
         return lines
 
     def _trouble(self, name: str, problem: Exception) -> Closing:
