@@ -63,6 +63,28 @@ def test_b47_options_and_settings_of_conftests_are_accepted(
     assert bench.same(scenario, header=False).code == (0 if accepted else 4)
 
 
+REFUSES_LATE = """
+import os, time, pytest
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    yield
+    if not os.environ.get("CUDA_VISIBLE_DEVICES"):  # where tests are selected, and in plain pytest
+        time.sleep(2)
+    raise pytest.UsageError("no such flavour")
+"""
+
+
+def test_b47_a_selection_that_is_refused_after_a_worker_was_is_still_a_usage_error(
+    bench: Bench,
+) -> None:
+    """A worker that refuses the same settings first must not turn them into an internal error."""
+    test = "import pytest\n\n@pytest.mark.gpu\ndef test_g(): pass\n"
+    files = {"conftest.py": REFUSES_LATE, "test_g.py": test}
+
+    assert bench.same(Scenario(files=files)).code == 4
+
+
 def test_b47_the_same_with_two_workers(bench: Bench) -> None:
     """Each worker gets the option."""
     test = (

@@ -287,7 +287,7 @@ def test_a_process_that_does_not_start_is_tried_again_while_a_machine_may_be_the
 
 def test_a_process_that_refuses_to_start_ends_the_session_with_its_words(parts: Parts) -> None:
     """Every other process would refuse the same arguments."""
-    parts.state.collected = True
+    parts.state.selected = True
     messages = [UsageError(text="unknown option --x"), Exit(status=4)]
     parts.workers.on_messages(parts.worker, messages)
 

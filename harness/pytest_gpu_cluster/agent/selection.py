@@ -26,6 +26,7 @@ from pytest_gpu_cluster.contract.messages import (
     FinishSession,
     Order,
     Raw,
+    Ready,
     ShowReports,
     encode,
 )
@@ -73,6 +74,8 @@ class Selection:
                 self._state.outcomes.wants_reports = message.options.wants_reports
                 self._state.journal.append(message)
                 self._take_items(message, resources())
+            case Ready():
+                self._state.selected = True
             case Done():
                 self._on_done(message)
             case Exit():
@@ -86,7 +89,7 @@ class Selection:
         if self.stage is SelectionStage.COLLECTING:
             self.stage = SelectionStage.COLLECTED
         cases = cases_of(message.items, resources, state.history)
-        state.collected, state.tests = True, cases.tests
+        state.tests = cases.tests
         if not message.run:
             return
         all_refused = len(cases.refused) == len(cases.tests)
@@ -101,7 +104,7 @@ class Selection:
             state.discard(cases.runnable)
 
     def _on_done(self, message: Done) -> None:
-        if self.stage is SelectionStage.COLLECTING:
+        if not self._state.selected:  # refused, nothing to run, or no more than --collect-only
             self._state.end(StopReason.NOTHING_TO_RUN, "nothing to run")
         self.stage, self.result = SelectionStage.ENDED, message
 

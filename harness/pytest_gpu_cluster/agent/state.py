@@ -24,7 +24,7 @@ class SessionState:
         self.record, self.journal, self.limits, self.history = record, journal, limits, history
         self.outcomes = Outcomes(journal.append)
         self.options = SelectionOptions()
-        self.collected = False
+        self.selected = False  # collected, and the selecting process waits for the end
         self.tests: list[Case] = []  # as collected
         self.backlog = Backlog()
         self.single = False  # one slot: tests keep their order, and its process may have them all

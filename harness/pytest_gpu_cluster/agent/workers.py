@@ -171,7 +171,7 @@ class Workers:
                 text = f"no test process could be started: {message}"
                 state.end(StopReason.INFRASTRUCTURE, text)
             return
-        if not state.collected:
+        if not state.selected:
             return  # the selection fails in the same way, and says so itself
         message = worker.refusal or crash_text(ending, "before its first test")
         text = with_last_output(f"a test process did not start: {message}", ending)

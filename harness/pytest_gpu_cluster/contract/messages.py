@@ -35,7 +35,7 @@ class CaptureFiles(Message, kind="capture_fds"):
 
 @dataclass(frozen=True, kw_only=True)
 class Ready(Message, kind="ready"):
-    """The process waits for its first test."""
+    """The process waits for its first order."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from pytest_gpu_cluster.contract.events import (
     Summary,
     WarningRaised,
 )
-from pytest_gpu_cluster.contract.messages import Collecting, FinishSession, ShowReports
+from pytest_gpu_cluster.contract.messages import Collecting, FinishSession, Ready, ShowReports
 from pytest_gpu_cluster.contract.records import (
     PluginLines,
     PluginText,
@@ -195,6 +195,7 @@ class SelectingSession(RemoteSession):
             raise session.Interrupted(problem)
         if session.config.option.collectonly:
             return True
+        self.channel.send(Ready())
         while (order := self.channel.receive(wait=True)) is not None:
             match order:
                 case ShowReports(tests=tests):
