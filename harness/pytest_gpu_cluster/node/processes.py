@@ -83,7 +83,7 @@ class NodeProcess(ABC):
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509 - takes no lock
+                preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509 - no lock
             )
         process.returncode = 0  # the keeper reaps: `subprocess` must not take the exit code from it
         self.pid, self.state = process.pid, State.STARTING
