@@ -74,6 +74,10 @@ class NodeProcess(ABC):
 
     def spawn(self, argv: list[str]) -> None:
         """Start the process with a death signal, so that it does not outlive the keeper."""
+
+        def die_with_keeper() -> None:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
         with open(self.node.directory / f"{self.name}.log", "ab") as log:
             process = subprocess.Popen(
                 argv,
@@ -83,7 +87,7 @@ class NodeProcess(ABC):
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509 - no lock
+                preexec_fn=die_with_keeper,  # noqa: PLW1509 - takes no lock
             )
         process.returncode = 0  # the keeper reaps: `subprocess` must not take the exit code from it
         self.pid, self.state = process.pid, State.STARTING
