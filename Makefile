@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --prefer-binary
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-own test-smoke demo test-versions bench bench-workloads mutations faults outside clean
+.PHONY: help setup lint format test test-own test-full test-smoke demo test-versions bench bench-workloads mutations faults outside clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,9 +31,15 @@ format: $(STAMP)  ## let ruff rewrite what it can
 
 test: test-own test-smoke  ## our own tests, then the smoke tests on a local cluster
 
+# On two cores, a file at a time: what a file's tests share is started once. The long files are first.
+OWN := -m pytest tests/behaviours tests/acceptance tests/contract tests/unit \
+	-n 2 --dist loadfile --no-loadscope-reorder --timeout 300 --junitxml=test-results/own.xml
+
 test-own: $(STAMP)
-	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile --timeout 300 --junitxml=test-results/unit.xml
-	$(BIN)/python -m pytest tests/acceptance tests/behaviours --timeout 300 --junitxml=test-results/own.xml
+	$(BIN)/python $(OWN) -m 'not slow'
+
+test-full: $(STAMP)  ## all of our own tests, with those that `make test` leaves out as slow
+	$(BIN)/python $(OWN)
 
 test-smoke: $(STAMP) | images
 	GPU_CLUSTER_RESULTS_DIR=test-results GPU_CLUSTER_SUITE=smoke $(BIN)/python -m pytest --gpu-cluster gpu_tests -m smoke

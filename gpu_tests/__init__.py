@@ -1,1 +1,1 @@
-"""Smoke tests that run on the cluster, and the small training and inference pipelines that they exercise."""
+"""Smoke tests that run on the cluster, and the training and inference pipelines they use."""

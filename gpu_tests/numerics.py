@@ -1,4 +1,4 @@
-"""One policy for numbers: seeds, TF32 and determinism pinned, said, and put back; how far results may lie apart."""
+"""One policy for numbers: pinned seeds, TF32 and determinism, and a tolerance per type."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# The largest error of a product of 256 to 4,096 long sums over its largest entry. The CPU and a GPU without TF32 keep a type's own
-# precision; TF32 has 10 bits of mantissa where float32 has 23.
+# The largest error of a product of 256 to 4,096 long sums over its largest entry. The CPU and a GPU
+# without TF32 keep a type's own precision; TF32 has 10 bits of mantissa where float32 has 23.
 TOLERANCE = {
     torch.float64: 1e-13,
     torch.float32: 1e-5,
@@ -23,7 +23,7 @@ TF32 = 2e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What is in force. `architecture` is the CPU's or GPU's name, for which a figure holds."""
+    """The settings in force. `architecture` names the CPU or GPU for which a figure holds."""
 
     seed: int
     tf32: bool
@@ -31,7 +31,10 @@ class Policy:
     architecture: str
 
     def tolerance(self, dtype: torch.dtype) -> float:
-        """How far a product in `dtype` may lie from float64, relative to its largest entry."""
+        """Return the largest error allowed to a product in `dtype` against float64.
+
+        The error is relative to the product's largest entry.
+        """
         return (
             TF32
             if dtype is torch.float32 and self.tf32 and self.architecture != "cpu"
@@ -41,7 +44,7 @@ class Policy:
 
 @contextmanager
 def pinned(device: torch.device, *, seed: int = 0, tf32: bool = False) -> Iterator[Policy]:
-    """Everything that numbers depend on is set, and afterwards as it was, the states of the generators too."""
+    """Pin everything that numbers depend on, and restore it afterwards, generators included."""
     before = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     flags = (
         torch.backends.cuda.matmul.allow_tf32,

@@ -1,7 +1,8 @@
-"""A real S3 over HTTP, in a process of its own, as far away as a test wants it and with faults on demand.
+"""A real S3 over HTTP, in a process of its own, with a chosen latency and with faults on demand.
 
-moto serves the S3; a thin layer before it answers, delays or drops what a test asked it to, and counts. A client reaches it
-as it reaches any S3: `AWS_ENDPOINT_URL` and dummy keys, both in `S3Server.env`.
+moto serves the S3. A thin layer before it answers, delays or drops the requests that a test names,
+and counts. A client reaches it as any S3: `AWS_ENDPOINT_URL` and dummy keys, both in
+`S3Server.env`.
 
     with S3Server() as server:
         server.make_bucket("bucket")
@@ -20,9 +21,12 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Required, TypedDict
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIEnvironment
 
 Fault = Literal["403", "503", "skew", "slow", "drop", "drop-after"]
 CONDITIONS = (
@@ -40,9 +44,10 @@ ERRORS = {
 
 
 class S3Server:
-    """The server's process, seen from the test. Ends with the `with` block, or when the test's process dies.
+    """The server's process, as the test sees it.
 
-    `host` is where it listens: the loopback, or this node's address when other machines are to reach it.
+    It ends with the `with` block, or when the test's process dies. `host` is the address it listens
+    on: the loopback, or this node's address for other machines.
     """
 
     def __init__(self, host: str = "127.0.0.1") -> None:
@@ -53,7 +58,7 @@ class S3Server:
         self._process = subprocess.Popen(
             command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        self.endpoint = f"http://{self.host}:{self._ask(do='accept')}"
+        self.endpoint = f"http://{self.host}:{self._send(do='accept')}"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,7 +71,7 @@ class S3Server:
 
     @property
     def env(self) -> dict[str, str]:
-        """What a client's environment needs to come here, and nowhere else."""
+        """Return the variables with which a client reaches this server, and no other."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": "dummy-access-key",
@@ -76,7 +81,7 @@ class S3Server:
         }
 
     def make_bucket(self, name: str) -> None:
-        """Create the bucket `name`; quiet when it is there."""
+        """Create the bucket `name`; a bucket that exists stays as it is."""
         request = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT", data=b"")
         request.add_header("Content-Type", "application/octet-stream")
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
@@ -94,42 +99,50 @@ class S3Server:
     ) -> None:
         """Let the next `times` requests of `method` whose path contains `path` fail.
 
-        "slow" answers after `seconds`; "drop" hangs up before the request is served, "drop-after" when it was.
+        "slow" answers after `seconds`; "drop" hangs up before the request is served, "drop-after"
+        when it has been.
         """
-        self._ask(do="fault", kind=kind, times=times, method=method, path=path, seconds=seconds)
+        rule = FaultRule(kind=kind, times=times, method=method, path=path, seconds=seconds)
+        self._send(do="fault", rule=rule)
 
     def throttle(self, *, get_s: float = 0, put_s: float = 0) -> None:
-        """Let every GET and PUT take so long: simulated, as the way to a real S3 is not here."""
-        self._ask(do="throttle", waits={"GET": get_s, "PUT": put_s})
+        """Delay every GET and PUT by these seconds, which simulate the distance of a real S3."""
+        self._send(do="throttle", waits={"GET": get_s, "PUT": put_s})
 
     def refuse(self) -> None:
-        """Refuse connections from now on; what is stored stays."""
-        self._ask(do="refuse")
+        """Refuse connections from now on; the stored objects stay."""
+        self._send(do="refuse")
 
     def heal(self) -> None:
-        """No fault any more; accept connections."""
-        self._ask(do="heal")
-        self._ask(do="accept")
+        """Remove all faults, and accept connections."""
+        self._send(do="heal")
+        self._send(do="accept")
 
     def requests(self) -> list[str]:
-        """Method and path of every request so far, oldest first."""
-        answer = self._ask(do="requests")
+        """Return method and path of every request so far, oldest first."""
+        answer = self._send(do="requests")
         assert isinstance(answer, list)
         return answer
 
     def most_at_once(self, method: str) -> int:
-        """How many requests of `method` were being answered at the same moment, at most; then counts anew."""
-        answer = self._ask(do="most_at_once", method=method)
+        """Return the largest number of requests of `method` that were answered at the same moment.
+
+        The count then starts anew.
+        """
+        answer = self._send(do="most_at_once", method=method)
         assert isinstance(answer, int)
         return answer
 
     def first_request(self, path: str) -> float:
-        """When (unix seconds) a request whose path contains `path` first came since the last such question; 0 for never."""
-        answer = self._ask(do="first_request", path=path)
+        """Return when (unix seconds) a request whose path contains `path` first came; 0 for never.
+
+        Only requests since the last call of this method count.
+        """
+        answer = self._send(do="first_request", path=path)
         assert isinstance(answer, float)
         return answer
 
-    def _ask(self, **command: Any) -> object:
+    def _send(self, **command: object) -> object:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(command) + "\n")
@@ -137,8 +150,44 @@ class S3Server:
         return json.loads(self._process.stdout.readline())
 
 
+class Command(TypedDict, total=False):
+    """One line of the process's stdin.
+
+    `do` selects the command, the other keys are its arguments.
+    """
+
+    do: Required[str]
+    rule: FaultRule
+    method: str
+    path: str
+    waits: dict[str, float]
+
+
+class FaultRule(TypedDict):
+    """The next `times` requests of `method`, or of any, whose path contains `path` fail."""
+
+    kind: Fault
+    times: int
+    method: str
+    path: str
+    seconds: float
+
+
+class StoredObject(Protocol):
+    """An object in moto's memory, and the headers of its response."""
+
+    @property
+    def value(self) -> bytes: ...
+
+    @property
+    def response_dict(self) -> Mapping[str, str]: ...
+
+
+StartResponse = Callable[[str, list[tuple[str, str]]], object]
+
+
 class _Server:
-    """The process itself: commands come in on stdin, one JSON object a line; each is answered with one."""
+    """The process itself: one JSON command a line on stdin, each answered with one JSON value."""
 
     def __init__(self, host: str) -> None:
         from moto.core.models import DEFAULT_ACCOUNT_ID
@@ -147,34 +196,33 @@ class _Server:
 
         self._s3: Callable[..., Iterable[bytes]] = DomainDispatcherApplication(create_backend_app)
         self._backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
-        self._faults: list[dict[str, Any]] = []
-        self._seen: list[str] = []
-        self._times: list[float] = []  # unix seconds of each of them
-        self._asked = 0  # how many there were at the last question
+        self._faults: list[FaultRule] = []
+        self._requests: list[str] = []
+        self._times: list[float] = []  # unix seconds of each request
+        self._queried = 0  # number of requests at the last `first_request`
         self._waits: dict[str, float] = {}
-        self._now: Counter[str] = Counter()  # requests that are being answered, by method
+        self._current: Counter[str] = Counter()  # requests being answered, by method
         self._most: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._host = host
         self._port = 0
         self._http: Any = None  # werkzeug's server
 
-    def command(self, do: str, **fault: Any) -> object:
-        match do:
+    def command(self, command: Command) -> object:
+        """Execute a command and return its answer."""
+        match command["do"]:
             case "fault":
-                self._faults.append(fault)
+                self._faults.append(command["rule"])
             case "heal":
                 self._faults.clear()
             case "throttle":
-                self._waits = fault["waits"]
+                self._waits = command["waits"]
             case "requests":
-                return self._seen
+                return self._requests
             case "first_request":
-                since, self._asked = self._asked, len(self._seen)
-                new = zip(self._seen[since:], self._times[since:], strict=False)
-                return next((at for line, at in new if fault["path"] in line), 0.0)
+                return self._first_request(command["path"])
             case "most_at_once":
-                return self._most.pop(fault["method"], 0)
+                return self._most.pop(command["method"], 0)
             case "refuse" if self._http is not None:
                 self._http.shutdown()
                 self._http.server_close()
@@ -182,6 +230,11 @@ class _Server:
             case "accept" if self._http is None:
                 self._listen()
         return self._port
+
+    def _first_request(self, path: str) -> float:
+        since, self._queried = self._queried, len(self._requests)
+        recent = zip(self._requests[since:], self._times[since:], strict=False)
+        return next((moment for line, moment in recent if path in line), 0.0)
 
     def _listen(self) -> None:
         from moto.moto_server.werkzeug_app import MotoRequestHandler
@@ -199,34 +252,25 @@ class _Server:
             target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
         ).start()
 
-    def _serve(
-        self, environ: dict[str, Any], start_response: Callable[..., object]
-    ) -> Iterable[bytes]:
+    def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
         with self._lock:
-            self._now[method] += 1
-            self._most[method] = max(self._most[method], self._now[method])
+            self._current[method] += 1
+            self._most[method] = max(self._most[method], self._current[method])
         try:
             time.sleep(self._waits.get(method, 0))
             return self._answer(environ, start_response)
         finally:
             with self._lock:
-                self._now[method] -= 1
+                self._current[method] -= 1
 
-    def _answer(
-        self, environ: dict[str, Any], start_response: Callable[..., object]
-    ) -> Iterable[bytes]:
+    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         fault = self._next_fault(environ["REQUEST_METHOD"], environ["PATH_INFO"])
         kind = fault["kind"] if fault else ""
         if fault and kind == "slow":
             time.sleep(fault["seconds"])
         if kind in ERRORS:
-            status, code = ERRORS[kind]
-            body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as the test asked</Message></Error>".encode()
-            start_response(
-                status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
-            )
-            return [body]
+            return refuse_request(kind, start_response)
         answer: Iterable[bytes] = [b""]
         if kind == "drop":
             start_response("200 OK", [])
@@ -242,10 +286,10 @@ class _Server:
             return [b""]
         return answer
 
-    def _object(self, environ: dict[str, Any]) -> Any:
-        """What a plain GET asks for, straight from moto's memory, a tenth of the work; None where moto is to answer.
+    def _object(self, environ: WSGIEnvironment) -> StoredObject | None:
+        """Return the object of a plain GET straight from moto's memory; None where moto answers.
 
-        A store that is far away does not take time of the machine that reads from it.
+        This is a tenth of moto's work: a distant store would not load the machine that reads.
         """
         if (
             environ["REQUEST_METHOD"] != "GET"
@@ -254,13 +298,16 @@ class _Server:
         ):
             return None
         bucket, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
-        with contextlib.suppress(Exception):  # no such bucket: moto knows how to say so
-            return self._backend.get_object(bucket, key) if key else None
+        if not key:
+            return None
+        with contextlib.suppress(Exception):  # no such bucket: moto answers with the right error
+            stored: StoredObject | None = self._backend.get_object(bucket, key)
+            return stored
         return None
 
-    def _next_fault(self, method: str, path: str) -> dict[str, Any] | None:
+    def _next_fault(self, method: str, path: str) -> FaultRule | None:
         with self._lock:
-            self._seen.append(f"{method} {path}")
+            self._requests.append(f"{method} {path}")
             self._times.append(time.time())
             for fault in self._faults:
                 if fault["times"] > 0 and fault["method"] in ("", method) and fault["path"] in path:
@@ -269,10 +316,21 @@ class _Server:
         return None
 
 
+def refuse_request(kind: str, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer with one of ERRORS, as S3 words it."""
+    status, code = ERRORS[kind]
+    message = "<Message>as the test asked</Message>"
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code>{message}</Error>".encode()
+    headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+    start_response(status, headers)
+    return [body]
+
+
 def main() -> None:
+    """Serve until stdin ends."""
     server = _Server(sys.argv[1])
     for line in sys.stdin:
-        print(json.dumps(server.command(**json.loads(line))), flush=True)
+        print(json.dumps(server.command(json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

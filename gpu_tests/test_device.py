@@ -1,4 +1,4 @@
-"""Is the device that a test was given fit to compute on? Right to tolerance; how fast, is recorded with its name."""
+"""The test's device is fit to compute on: right to tolerance; speeds are recorded with its name."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
-from .conftest import ONE_GPU, SHARE, Accelerators
+from .accelerators import ONE_GPU, SHARE, Accelerators
 from .numerics import TOLERANCE, Policy, pinned
 from .pipelines import health
 from .pipelines.health import Sizes
+
+if TYPE_CHECKING:
+    from pytest_gpu_cluster.contract.gpus import Gpu
 
 # Ray Data warns of its own settings.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")
@@ -24,13 +27,14 @@ DTYPES = tuple(TOLERANCE)
 
 @pytest.fixture
 def policy(device: torch.device) -> Iterator[Policy]:
+    """Pin the numbers of the test."""
     with pinned(device) as policy:
         yield policy
 
 
 @pytest.fixture
 def sizes(device: torch.device) -> Sizes:
-    """On a CPU, which stands in for a device, as small as shows that it works."""
+    """Return sizes for the device; a CPU, which stands in for one, gets small ones."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return Sizes(product=4096, memory_bytes=int(free * 0.8))
@@ -52,27 +56,29 @@ def test_h1_a_product_is_right_in_every_type(
 
 
 def test_h1_speeds_are_recorded(
-    device: torch.device, policy: Policy, sizes: Sizes, gpus: list[Any], artifacts: Path
+    device: torch.device, policy: Policy, sizes: Sizes, gpus: list[Gpu], artifacts: Path
 ) -> None:
-    """A device that is slower than its kind is a reason to ask; the next run has something to compare with."""
+    """A device that is slower than its kind is a reason to ask; the next run can compare."""
     piece = min(sizes.memory_bytes, 1 << 30)
-    found: dict[str, Any] = {
+    tflops = {
+        str(dtype): round(health.product_tflops(dtype, sizes.product, device), 4)
+        for dtype in DTYPES
+    }
+    memory_gb_s = round(health.bandwidth_gb_s(piece, device), 2)
+    speeds = {
         "device": policy.architecture,
         "gpus": [gpu.name for gpu in gpus],
-        "tflops": {
-            str(dtype): round(health.product_tflops(dtype, sizes.product, device), 4)
-            for dtype in DTYPES
-        },
-        "memory_gb_s": round(health.bandwidth_gb_s(piece, device), 2),
+        "tflops": tflops,
+        "memory_gb_s": memory_gb_s,
         "copies_gb_s": {
             way: round(speed, 2) for way, speed in health.copies_gb_s(piece, device).items()
         },
     }
-    (artifacts / "speeds.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
+    (artifacts / "speeds.json").write_text(json.dumps(speeds, indent=1) + "\n")
+    print(json.dumps(speeds))
 
-    assert min(found["tflops"].values()) > 0
-    assert found["memory_gb_s"] > 0
+    assert min(tflops.values()) > 0
+    assert memory_gb_s > 0
 
 
 @pytest.mark.smoke
@@ -102,12 +108,7 @@ def test_h1_devices_add_up(accelerators: Accelerators, figures: Callable[..., No
 @pytest.mark.smoke
 def test_numbers_are_as_they_were_after_a_pinned_test(device: torch.device) -> None:
     """A test that leaves a seed or TF32 behind decides what the next one computes."""
-    drawn = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # type: ignore[index]
-    flags = (
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cudnn.benchmark,
-    )
+    before = number_state()
 
     with pinned(device, seed=5, tf32=True):
         first = (random.random(), float(np.random.random()), float(torch.rand(())))
@@ -115,12 +116,15 @@ def test_numbers_are_as_they_were_after_a_pinned_test(device: torch.device) -> N
         second = (random.random(), float(np.random.random()), float(torch.rand(())))
 
     assert first == second
-    assert drawn == (
+    assert before == number_state()
+
+
+def number_state() -> tuple[object, ...]:
+    """Return everything of this process that numbers depend on."""
+    return (
         random.getstate(),
-        np.random.get_state()[1].tolist(),  # type: ignore[index]
+        np.random.get_state()[1].tolist(),  # type: ignore[index]  # the default form is a tuple
         torch.get_rng_state().tolist(),
-    )
-    assert flags == (
         torch.backends.cuda.matmul.allow_tf32,
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.cudnn.benchmark,

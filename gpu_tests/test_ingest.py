@@ -1,4 +1,4 @@
-"""Shuffled ingest: every row once an epoch, another order each time, and the trainer hardly waits."""
+"""Shuffled ingest: every row once an epoch, in a new order, and a trainer that hardly waits."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ import pyarrow as pa
 import pytest
 import ray
 
-from .conftest import Accelerators
+from .accelerators import Accelerators
 from .pipelines.ingest import (
     Consumer,
     Epochs,
     Windows,
-    by_ray_data,
-    in_advance,
-    one_after_another,
-    quality,
-    write,
+    prefetch_epochs,
+    ray_data_epochs,
+    serial_epochs,
+    shuffle_quality,
+    write_files,
 )
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.", "ignore::UserWarning")
 ROWS, FILES, WIDTH, BATCH = 24_000, 24, 6, 500
 EPOCHS = 3
-# rank correlation and share of old neighbours, at most. A window spreads rows over a quarter of the epoch; files keep their rows' order.
+# Rank correlation and share of old neighbours, at most. A window spreads rows over a quarter of the
+# epoch; files keep their rows' order.
 BOUNDS = {"global": (0.05, 0.01), "windowed": (0.9, 0.01), "file": (0.9, 1.0), "local": (1.0, 0.05)}
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
-    return write(str(tmp_path), rows=ROWS, files=FILES)
+    """Return the paths of FILES files with ROWS rows together."""
+    return write_files(str(tmp_path), rows=ROWS, files=FILES)
 
 
 def epochs_of(mode: str, files: list[str]) -> Epochs:
+    """Return the epochs of a way to shuffle."""
     if mode == "windowed":
         return Windows(files=files, width=WIDTH, batch=BATCH).epoch
-    return by_ray_data(files, mode, batch=BATCH, buffer=4 * BATCH)
+    return ray_data_epochs(files, mode, batch=BATCH, buffer=4 * BATCH)
 
 
 @pytest.mark.ray(gpus=2)
@@ -47,18 +50,18 @@ def epochs_of(mode: str, files: list[str]) -> Epochs:
 def test_d1_every_epoch_is_a_new_order_of_every_row(
     mode: str, files: list[str], accelerators: Accelerators, figures: Callable[..., None]
 ) -> None:
-    """A row that is missing, doubled or always at the same place is learned wrongly, and nothing says so."""
+    """A row that is missing, doubled or always at the same place is learned wrongly, silently."""
     consumer = Consumer(step_s=0)
     began = time.monotonic()
-    consumer.take(one_after_another(epochs_of(mode, files), EPOCHS))
+    consumer.take(serial_epochs(epochs_of(mode, files), EPOCHS))
     seconds = time.monotonic() - began
 
-    mixed = [quality(ids) for ids in consumer.rows.values()]
+    mixed = [shuffle_quality(ids) for ids in consumer.rows.values()]
     figures(
         mode=mode,
         rows_per_s=round(EPOCHS * ROWS / seconds),
         first_batch_s=round(consumer.first_s, 2),
-        quality=[vars(q) for q in mixed],
+        quality=[vars(quality) for quality in mixed],
     )
     for number in range(EPOCHS):
         assert sorted(consumer.rows[number]) == list(range(ROWS)), (
@@ -68,9 +71,9 @@ def test_d1_every_epoch_is_a_new_order_of_every_row(
         "two epochs have the same order"
     )
     correlation, neighbours = BOUNDS[mode]
-    for found in mixed:
-        assert found.rank_correlation <= correlation, f"{mode}: {found}"
-        assert found.neighbours <= neighbours, f"{mode}: {found}"
+    for quality in mixed:
+        assert quality.rank_correlation <= correlation, f"{mode}: {quality}"
+        assert quality.neighbours <= neighbours, f"{mode}: {quality}"
 
 
 @pytest.mark.ray(gpus=2)
@@ -104,14 +107,14 @@ def test_d1_memory_is_bound_by_the_window(
     def counted(self: Windows, names: list[str], epoch: int, window: int) -> object:
         nonlocal open_now, most
         open_now += 1
-        most = max(most, open_now - done)
+        most = max(most, open_now - consumed)
         return read(self, names, epoch, window)
 
     monkeypatch.setattr(Windows, "read", counted)
-    done = 0
+    consumed = 0
     for number, batch in enumerate(windows.epoch(0)):
         assert len(batch) == BATCH
-        done = (number + 1) * BATCH // (ROWS // FILES * WIDTH)
+        consumed = (number + 1) * BATCH // (ROWS // FILES * WIDTH)
 
     assert open_now == FILES // WIDTH
     assert most <= 2, f"{most} windows were in memory at once"
@@ -121,18 +124,21 @@ def test_d1_memory_is_bound_by_the_window(
 def test_d1_the_trainer_waits_less_when_the_next_epoch_is_read_in_advance(
     files: list[str], accelerators: Accelerators, figures: Callable[..., None]
 ) -> None:
-    """At the start of each epoch an expensive device would stand still. Its steps, and a store that is far away, are simulated."""
+    """At the start of each epoch an expensive device would stand still.
+
+    Its steps, and a store that is far away, are simulated.
+    """
     step_s, first_read_s = (0.0, 0.0) if accelerators.cuda else (0.004, 0.3)
     windows = Windows(files=files, width=WIDTH, batch=100)
-    ray.get([windows.read(files[:1], 0, at) for at in range(4)])  # Ray's processes for it
+    ray.get([windows.read(files[:1], 0, window) for window in range(4)])  # Ray's processes for it
 
     def epochs(number: int) -> Iterator[pa.Table]:
         time.sleep(first_read_s)
         return windows.epoch(number)
 
     serial, ahead = Consumer(step_s=step_s), Consumer(step_s=step_s)
-    serial.take(one_after_another(epochs, EPOCHS))
-    ahead.take(in_advance(epochs, EPOCHS, ahead=64))
+    serial.take(serial_epochs(epochs, EPOCHS))
+    ahead.take(prefetch_epochs(epochs, EPOCHS, ahead=64))
 
     figures(
         simulated_step_s=step_s,
@@ -142,16 +148,18 @@ def test_d1_the_trainer_waits_less_when_the_next_epoch_is_read_in_advance(
     )
     assert ahead.rows == serial.rows, "reading in advance changed what was read"
     if not accelerators.cuda:
-        waited = f"the trainer waited {ahead.idle:.0%} of the time, and {serial.idle:.0%} with nothing in advance"
-        assert ahead.idle < 0.75 * serial.idle, waited
+        assert ahead.idle < 0.75 * serial.idle, (
+            f"the trainer waited {ahead.idle:.0%} of the time, "
+            f"and {serial.idle:.0%} with nothing in advance"
+        )
 
 
 def test_d1_what_fails_in_advance_is_raised_where_it_is_used() -> None:
     """A reader that dies in a thread of its own would leave the trainer waiting for ever."""
 
-    def broken(number: int) -> object:
+    def broken(number: int) -> Iterator[pa.Table]:
         yield pa.table({"id": [number]})
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        list(in_advance(broken, 2, ahead=4))  # type: ignore[arg-type]
+        list(prefetch_epochs(broken, 2, ahead=4))

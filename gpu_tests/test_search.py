@@ -1,4 +1,4 @@
-"""Hyper-parameter search: most epochs are never computed, and the best configuration is found all the same."""
+"""Hyper-parameter search: most epochs are not computed, and the best configuration is found."""
 
 from __future__ import annotations
 
@@ -9,22 +9,31 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import ray
 import torch
 
-from .conftest import SHARE, Accelerators
-from .pipelines.search import REDUCTION, Cost, Space, best, curve, saved, search
-from .pipelines.tiles import Tiles, decode
+from .accelerators import SHARE, Accelerators
+from .pipelines.search import (
+    REDUCTION,
+    Cost,
+    Space,
+    Trial,
+    best_trial,
+    epochs_saved,
+    full_grid,
+    search_tiles,
+)
+from .pipelines.tiles import Tiles, decode_table
 
 pytestmark = pytest.mark.filterwarnings(
     r"ignore::DeprecationWarning:ray\.", "ignore::FutureWarning"
 )
-REGRET = 0.005  # of the best trial's loss, over what the whole grid would have found
+REGRET = 0.005  # of the best trial's loss, over the lowest loss of the whole grid
 
 
 @pytest.fixture
 def tiles(all_tiles: pa.Table) -> Tiles:
-    return decode(all_tiles.slice(0, 90))
+    """Return the first 90 tiles of the photographs, decoded."""
+    return decode_table(all_tiles.slice(0, 90))
 
 
 @pytest.mark.ray(gpus=2)
@@ -35,65 +44,47 @@ def test_t3_early_termination_saves_four_fifths_and_keeps_the_best(
     artifacts: Path,
     tmp_path: Path,
 ) -> None:
-    """GPU hours are what a search costs; a configuration that is thrown away too early is what saving them may cost."""
+    """GPU hours are the cost of a search; saving them may cost the best configuration."""
     space = Space.read()
-    with ThreadPoolExecutor(1) as beside:  # the whole grid, in this process
-        grid_to_come = beside.submit(grid_of, tiles, space, cuda=accelerators.cuda)
-        held, device = (
-            ray.put(tiles),
-            torch.device("cuda" if accelerators.cuda else "cpu"),
-        )  # one copy for all trials
-        costs = search(
-            lambda trial: curve(
-                ray.get(held), trial, seed=space.seed, epochs=space.epochs, device=device
-            ),
-            space.trials,
-            epochs=space.epochs,
-            storage=f"file://{tmp_path}",
-            gpus=SHARE / 2,
-        )
-        grid = grid_to_come.result()
+    device = torch.device("cuda" if accelerators.cuda else "cpu")
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(full_grid, tiles, space, device)
+        storage = f"file://{tmp_path}"
+        costs = search_tiles(tiles, space, storage=storage, device=device, gpus=SHARE / 2)
+        grid = future.result()
 
-    share = saved(costs, space.epochs)
-    keep_table(costs, artifacts / "trials.csv")
-    figures(trials=len(costs), epochs_saved=round(share, 3), best=best(costs).row())
+    share = epochs_saved(costs, space.epochs)
+    write_table(costs, artifacts / "trials.csv")
+    figures(trials=len(costs), epochs_saved=round(share, 3), best=best_trial(costs).row())
     check_prefixes(costs, grid, cuda=accelerators.cuda)
     check_rungs(costs, space, stopping=(1, REDUCTION))
     assert share >= 0.8, f"only {share:.1%} of the epochs were saved"
     lowest = min(min(losses) for losses in grid)
-    assert best(costs).best <= lowest + REGRET, (
-        f"the search ends at {best(costs).best:.4f}; the grid has {lowest:.4f}"
+    assert best_trial(costs).best <= lowest + REGRET, (
+        f"the search ends at {best_trial(costs).best:.4f}; the grid has {lowest:.4f}"
     )
 
 
-def grid_of(tiles: Tiles, space: Space, *, cuda: bool) -> list[list[float]]:
-    """What every trial would come to with all its epochs."""
-    device = torch.device("cuda" if cuda else "cpu")
-    return [
-        list(curve(tiles, trial, seed=space.seed, epochs=space.epochs, device=device))
-        for trial in space.trials
-    ]
-
-
-def check_prefixes(costs: list[Cost], grid: list[list[float]], *, cuda: bool) -> None:
-    """A trial is the beginning of what it would have been: nothing but its end was changed."""
-    for found, whole in zip(costs, grid, strict=True):
-        given = whole[: len(found.losses)]
-        assert list(found.losses) == (pytest.approx(given, rel=0.02) if cuda else given), (
-            f"{found.trial} went another way on the cluster"
+def check_prefixes(costs: list[Cost[Trial]], grid: list[list[float]], *, cuda: bool) -> None:
+    """A trial is the beginning of its curve in the grid: only its end was changed."""
+    for cost, curve in zip(costs, grid, strict=True):
+        prefix = curve[: len(cost.losses)]
+        assert list(cost.losses) == (pytest.approx(prefix, rel=0.02) if cuda else prefix), (
+            f"{cost.trial} went another way on the cluster"
         )
 
 
-def check_rungs(costs: list[Cost], space: Space, *, stopping: tuple[int, ...]) -> None:
-    """The lower rungs each stopped somebody, and somebody got all the epochs."""
-    lengths = [len(one.losses) for one in costs]
+def check_rungs(costs: list[Cost[Trial]], space: Space, *, stopping: tuple[int, ...]) -> None:
+    """The lower rungs each stopped a trial, and one trial got all the epochs."""
+    lengths = [len(cost.losses) for cost in costs]
     for rung in stopping:
         assert rung in lengths, f"no trial was stopped after {rung} epochs: {sorted(lengths)}"
     assert max(lengths) == space.epochs, "no trial was carried through"
 
 
-def keep_table(costs: list[Cost], path: Path) -> None:
+def write_table(costs: list[Cost[Trial]], path: Path) -> None:
+    """Write a row for each trial."""
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, fieldnames=list(costs[0].row()))
         table.writeheader()
-        table.writerows(one.row() for one in costs)
+        table.writerows(cost.row() for cost in costs)

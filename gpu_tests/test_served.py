@@ -1,10 +1,10 @@
-"""Served composition: eight models and one decision, whatever the order of the uploads, and whatever does not come."""
+"""Served composition: eight models and one decision, in every order, and with failures."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from typing import TypeVar
@@ -12,11 +12,9 @@ from typing import TypeVar
 import pytest
 import ray
 
-from .conftest import Accelerators
+from .accelerators import Accelerators
 from .nodes import Node
-from .pipelines.served import (
-    MODELS,
-    UPLOADS,
+from .pipelines.cases import (
     Answer,
     Cases,
     Decided,
@@ -24,25 +22,22 @@ from .pipelines.served import (
     LateModelError,
     MissingUploadError,
     RefusedUploadError,
-    Served,
-    Upload,
-    decision_latency_s,
-    one_after_another,
-    serving,
-    specimen,
 )
+from .pipelines.parcel import MODELS, UPLOADS, Upload, decide_sequentially, specimen
+from .pipelines.served import Client, decision_latency_s, serving
 
 # Serve, too, warns of Ray's own settings.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")
 SIMULATED_S = 0.1  # of a device or a service, each model, where there is no GPU
-DECISION_S = 60.0  # for what is to come: a busy machine may be slow
+DECISION_S = 60.0  # for a decision: a busy machine may be slow
 HANGS_S = 120.0  # a model that is ended in less was cancelled
-CLOCKS_S = 0.01  # how far the clocks of two machines may lie apart
-T = TypeVar("T")
+CLOCKS_S = 0.01  # between the clocks of two machines, at most
+Value = TypeVar("Value")
 
 
 @pytest.fixture
 def simulated_s(accelerators: Accelerators) -> dict[str, float]:
+    """Return the simulated seconds of each model; none on GPUs."""
     return {} if accelerators.cuda else dict.fromkeys(MODELS, SIMULATED_S)
 
 
@@ -53,22 +48,20 @@ def test_s1_eight_served_models_come_to_the_decision_of_a_plain_loop(
     simulated_s: dict[str, float],
     figures: Callable[..., None],
 ) -> None:
-    """What a team composes of models in three places is to decide as their notebook did, sooner, and to keep nothing of a case that failed.
+    """Models in three places must decide as a team's notebook did, sooner, and forget failed cases.
 
-    One app for all of it: it starts in 10 s and more.
+    One app for all of it: it takes 10 s and more to start.
     """
     nodes = {"cpu": another_node(cpu_models=8).id, "api": another_node(api_models=8).id}
     began = time.monotonic()
-    with serving(simulated_s, cuda=accelerators.cuda) as served:
+    with serving(simulated_s, cuda=accelerators.cuda) as client:
         started_s = time.monotonic() - began
-        latency_s, loop_s = check_sooner(served, simulated_s, must=not accelerators.cuda)
+        latency_s, loop_s = check_sooner(client, simulated_s, must=not accelerators.cuda)
         for number, order in enumerate(permutations(UPLOADS)):
-            check_order(served, f"order {number}", specimen(number), order, nodes)
-        check_side_by_side(served)
-        check_refusal(served)
-        check_missing(served)
-        check_hanging(served)
-        check_failure(served)
+            check_beginnings(decided := check_order(client, number, order))
+            check_places(decided, nodes)
+        for check in CHECKS:
+            check(client)
 
     figures(
         start_s=round(started_s, 1),
@@ -81,18 +74,21 @@ def test_s1_eight_served_models_come_to_the_decision_of_a_plain_loop(
 
 
 def check_sooner(
-    served: Served, simulated_s: dict[str, float], *, must: bool
+    client: Client, simulated_s: dict[str, float], *, must: bool
 ) -> tuple[float, float]:
-    """The median of three cases, in seconds from the last upload to the decision: served, and one model after another."""
-    both = []
+    """Return the median of three cases, in seconds from the last upload to the decision.
+
+    Served, and one model after another. `must`: served has to be sooner.
+    """
+    pairs = []
     for number in range(3):
         uploads = specimen(50 + number)
-        latency_s, decided = decision_latency_s(served, f"timed {number}", uploads)
+        latency_s, decided = decision_latency_s(client, f"timed {number}", uploads)
         began = time.monotonic()
-        plain = one_after_another(uploads, simulated_s)
-        both.append((latency_s, time.monotonic() - began))
+        plain = decide_sequentially(uploads, simulated_s)
+        pairs.append((latency_s, time.monotonic() - began))
         assert decided.decision == plain, f"served: {decided.decision}; one after another: {plain}"
-    served_s, loop_s = (sorted(each)[1] for each in zip(*both, strict=True))
+    served_s, loop_s = (sorted(each)[1] for each in zip(*pairs, strict=True))
     if must:
         assert loop_s >= 2 * served_s, (
             f"{served_s:.2f} s served, {loop_s:.2f} s one after another: nothing overlaps"
@@ -100,43 +96,46 @@ def check_sooner(
     return served_s, loop_s
 
 
-def check_order(
-    served: Served,
-    case: str,
-    uploads: dict[str, Upload],
-    order: tuple[str, ...],
-    nodes: dict[str, str],
-) -> None:
-    """Each upload twice, one by one: after each exactly the models run that have all they want, and at the end, all of them once."""
-    before = served.calls()
-    given: set[str] = set()
+def check_order(client: Client, number: int, order: tuple[str, ...]) -> Decided:
+    """Upload each twice, one by one: all models run, each once, and the decision is repeatable."""
+    case, uploads = f"order {number}", specimen(number)
+    before = client.calls()
+    check_triggers(client, case, uploads, order)
+    decided = client.decision(case, DECISION_S)
     for kind in order:
-        served.upload(case, kind, uploads[kind])
-        served.upload(case, kind, uploads[kind])
-        given.add(kind)
-        ready = {name for name, model in MODELS.items() if given >= set(model.triggers)}
-        answered = after(lambda: served.answered(case), ready)
-        assert answered == ready, (
-            f"{order}: with {sorted(given)}, {sorted(answered)} have answered, not {sorted(ready)}"
-        )
-    decided = served.decision(case, DECISION_S)
-    for kind in order:
-        served.upload(case, kind, uploads[kind])
-    again = served.decision(case, DECISION_S)
+        client.upload(case, kind, uploads[kind])
+    again = client.decision(case, DECISION_S)
 
-    plain = one_after_another(uploads, {})
+    plain = decide_sequentially(uploads, {})
     assert decided.decision == plain, (
         f"{order}: decided {decided.decision}; one after another: {plain}"
     )
     assert again == decided, f"{order}: asked again, the decision is {again.decision}"
-    ran = {name: begun - before[name][0] for name, (begun, _) in served.calls().items()}
+    ran = {name: started - before[name][0] for name, (started, _) in client.calls().items()}
     assert set(ran.values()) == {1}, f"{order}: the models ran so often: {ran}"
-    assert served.open_cases() == 0, f"{order}: a decided case is still open"
-    check_beginnings(decided)
-    check_places(decided, nodes)
+    assert client.open_cases() == 0, f"{order}: a decided case is still open"
+    return decided
+
+
+def check_triggers(
+    client: Client, case: str, uploads: Mapping[str, Upload], order: tuple[str, ...]
+) -> None:
+    """After each upload exactly the models run that have all of their triggers."""
+    uploaded: set[str] = set()
+    for kind in order:
+        client.upload(case, kind, uploads[kind])
+        client.upload(case, kind, uploads[kind])
+        uploaded.add(kind)
+        ready = {name for name, model in MODELS.items() if uploaded >= set(model.triggers)}
+        answered = wait_until(lambda: client.answered(case), ready)
+        assert answered == ready, (
+            f"{order}: with {sorted(uploaded)}, {sorted(answered)} have answered, "
+            f"not {sorted(ready)}"
+        )
 
 
 def check_beginnings(decided: Decided) -> None:
+    """No model began before its triggers had arrived."""
     for name, model in MODELS.items():
         early_s = (
             max(decided.arrived[kind] for kind in model.triggers) - decided.answers[name].began
@@ -147,8 +146,9 @@ def check_beginnings(decided: Decided) -> None:
 
 
 def check_places(decided: Decided, nodes: dict[str, str]) -> None:
-    """Where a model ran: on the node of its group, or on one that has GPUs."""
-    gpus = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU", 0) > 0}  # type: ignore[no-untyped-call]  # ray
+    """A model ran on the node of its group, or on one that has GPUs."""
+    living = ray.nodes()  # type: ignore[no-untyped-call]  # ray
+    gpus = {node["NodeID"] for node in living if node["Resources"].get("GPU", 0) > 0}
     for name, model in MODELS.items():
         allowed = gpus if model.group == "gpu" else {nodes[model.group]}
         assert decided.answers[name].node in allowed, (
@@ -156,135 +156,139 @@ def check_places(decided: Decided, nodes: dict[str, str]) -> None:
         )
 
 
-def check_side_by_side(served: Served) -> None:
+def check_side_by_side(client: Client) -> None:
     """Six cases at once, two of them of the same uploads: each gets its own decision."""
     seeds = (20, 21, 22, 23, 24, 24)
 
     def inspect(number: int) -> Decided:
-        return decision_latency_s(served, f"side by side {number}", specimen(seeds[number]))[1]
+        return decision_latency_s(client, f"side by side {number}", specimen(seeds[number]))[1]
 
     with ThreadPoolExecutor(len(seeds)) as pool:
         decided = list(pool.map(inspect, range(len(seeds))))
-    for seed, one in zip(seeds, decided, strict=True):
-        plain = one_after_another(specimen(seed), {})
-        assert one.decision == plain, f"beside others: {one.decision}; alone: {plain}"
-    assert len({one.decision for one in decided}) == len(set(seeds)), (
-        "cases of different uploads have one decision"
-    )
+    decisions = [each.decision for each in decided]
+    for seed, decision in zip(seeds, decisions, strict=True):
+        plain = decide_sequentially(specimen(seed), {})
+        assert decision == plain, f"beside others: {decision}; alone: {plain}"
+    assert len(set(decisions)) == len(set(seeds)), "cases of different uploads have one decision"
 
 
-def check_refusal(served: Served) -> None:
-    """Another photo for a case that has one would make a decision that is about neither."""
+def check_refusal(client: Client) -> None:
+    """Another photo for a case that has one would make a decision about neither."""
     uploads, others = specimen(30), specimen(31)
-    served.upload("refused", "photo", uploads["photo"])
+    client.upload("refused", "photo", uploads["photo"])
     with pytest.raises(
         RefusedUploadError,
         match=r"case 'refused' was given another photo \(.*upload it as another case",
     ):
-        served.upload("refused", "photo", others["photo"])
+        client.upload("refused", "photo", others["photo"])
     with pytest.raises(
         RefusedUploadError, match=r"'video' is no upload of a case: those are photo, plan, report"
     ):
-        served.upload("refused", "video", others["photo"])
+        client.upload("refused", "video", others["photo"])
     for kind in ("plan", "report"):
-        served.upload("refused", kind, uploads[kind])
-    decided = served.decision("refused", DECISION_S).decision
-    plain = one_after_another(uploads, {})
+        client.upload("refused", kind, uploads[kind])
+    decided = client.decision("refused", DECISION_S).decision
+    plain = decide_sequentially(uploads, {})
     assert decided == plain, f"after a refusal: {decided}; without: {plain}"
     with pytest.raises(RefusedUploadError, match="another plan"):
-        served.upload("refused", "plan", others["plan"])
+        client.upload("refused", "plan", others["plan"])
 
 
-def check_missing(served: Served) -> None:
-    """A case whose report never comes: whoever waits is told so, and it can be begun anew with other uploads."""
+def check_missing(client: Client) -> None:
+    """Whoever waits for a case without a report is told so; other uploads begin it anew."""
     first, second = specimen(32), specimen(33)
     for kind in ("photo", "plan"):
-        served.upload("missing", kind, first[kind])
+        client.upload("missing", kind, first[kind])
     with pytest.raises(MissingUploadError, match=r"case 'missing' has no report after 0\.2 s"):
-        served.decision("missing", timeout_s=0.2)
-    assert served.open_cases() == 0, "a case whose time was over is still open"
-    _, decided = decision_latency_s(served, "missing", second)
-    plain = one_after_another(second, {})
+        client.decision("missing", timeout_s=0.2)
+    assert client.open_cases() == 0, "a case whose time was over is still open"
+    _, decided = decision_latency_s(client, "missing", second)
+    plain = decide_sequentially(second, {})
     assert decided.decision == plain, f"begun anew: {decided.decision}; one after another: {plain}"
 
 
-def check_hanging(served: Served) -> None:
-    """What was asked for a case is not worth a GPU when nobody waits for it any more."""
-    served.simulate("crowns", HANGS_S)
+def check_hanging(client: Client) -> None:
+    """A call for a case that nobody waits for any more is not worth a GPU."""
+    client.simulate("crowns", HANGS_S)
     uploads = specimen(34)
-    served.upload("hangs", "photo", uploads["photo"])
-    assert after(lambda: served.calls()["crowns"][1], 1) == 1, "the model was not asked"
+    client.upload("hangs", "photo", uploads["photo"])
+    running = wait_until(lambda: client.calls()["crowns"][1], 1)
+    assert running == 1, "the model was not asked"
     with pytest.raises(MissingUploadError, match="no plan and no report"):
-        served.decision("hangs", timeout_s=0.2)
-    check_ended(served)
+        client.decision("hangs", timeout_s=0.2)
+    check_ended(client)
     for kind, content in uploads.items():
-        served.upload("hangs", kind, content)
-    assert after(lambda: served.answered("hangs"), set(MODELS) - {"crowns"}) == set(MODELS) - {
-        "crowns"
-    }
+        client.upload("hangs", kind, content)
+    others = set(MODELS) - {"crowns"}
+    assert wait_until(lambda: client.answered("hangs"), others) == others
     with pytest.raises(LateModelError, match=r"case 'hangs': no answer of crowns after 0\.2 s"):
-        served.decision("hangs", timeout_s=0.2)
-    check_ended(served)
-    served.simulate("crowns", 0)
+        client.decision("hangs", timeout_s=0.2)
+    check_ended(client)
+    client.simulate("crowns", 0)
 
 
-def check_failure(served: Served) -> None:
-    """The report lacks what the registry's service asks for: whoever decides is to know which of eight it was."""
+def check_failure(client: Client) -> None:
+    """Without the field that the registry's service needs, the error names the model of eight."""
     uploads = specimen(35) | {"report": "flown: 2026-06-05\nNo parcel."}
-    served.simulate("crowns", HANGS_S)
+    client.simulate("crowns", HANGS_S)
     for kind, content in uploads.items():
-        served.upload("fails", kind, content)
+        client.upload("fails", kind, content)
     with pytest.raises(
         FailedModelError,
-        match=r"case 'fails': the model 'registry' failed: ValueError\('the report has no line `parcel:",
+        match=r"case 'fails': the model 'registry' failed: "
+        r"ValueError\('the report has no line `parcel:",
     ):
-        served.decision("fails", DECISION_S)
-    check_ended(served)
-    served.simulate("crowns", 0)
+        client.decision("fails", DECISION_S)
+    check_ended(client)
+    client.simulate("crowns", 0)
 
 
-def check_ended(served: Served) -> None:
-    assert served.open_cases() == 0, "the case is still open"
+def check_ended(client: Client) -> None:
+    """No case is open, and no call is running."""
+    assert client.open_cases() == 0, "the case is still open"
 
-    def under_way() -> list[str]:
-        return [name for name, (_, running) in served.calls().items() if running]
+    def running_models() -> set[str]:
+        return {name for name, (_, running) in client.calls().items() if running}
 
-    nothing: list[str] = []
-    running = after(under_way, nothing)
-    assert not running, f"still under way for a case that has ended: {running}"
+    nothing: set[str] = set()
+    running = wait_until(running_models, nothing)
+    assert not running, f"still under way for a case that has ended: {sorted(running)}"
 
 
 def check_nothing_left() -> None:
-    """All that the app held of the cluster is free again."""
+    """All resources of the app are free again."""
 
-    def held() -> set[str]:
-        free, all_of_it = ray.available_resources(), ray.cluster_resources()  # type: ignore[no-untyped-call]  # ray
-        return {
-            name
-            for name in ("GPU", "cpu_models", "api_models")
-            if free.get(name, 0) < all_of_it[name]
-        }
+    def reserved_resources() -> set[str]:
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]  # ray
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # ray
+        names = ("GPU", "cpu_models", "api_models")
+        return {name for name in names if free.get(name, 0) < total[name]}
 
     nothing: set[str] = set()
-    left = after(held, nothing)
-    assert not left, f"still held when the app is gone: {left}"
+    reserved = wait_until(reserved_resources, nothing)
+    assert not reserved, f"still held when the app is gone: {reserved}"
 
 
-def after(read: Callable[[], T], wanted: T, *, seconds: float = 20) -> T:
-    """What is read when it is as wanted, or at last."""
+CHECKS = (check_side_by_side, check_refusal, check_missing, check_hanging, check_failure)
+
+
+def wait_until(read: Callable[[], Value], expected: Value, *, seconds: float = 20) -> Value:
+    """Read until the value is as expected, or the time is over; return the last value."""
     end = time.monotonic() + seconds
-    while (found := read()) != wanted and time.monotonic() < end:
+    while (value := read()) != expected and time.monotonic() < end:
         time.sleep(0.02)
-    return found
+    return value
 
 
-class Here:
+class LocalModel:
     """A model in this process, called as Serve's handles are."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def remote(self, *inputs: Upload) -> asyncio.Task[Answer]:
+        """Start the model's function as a task."""
+
         async def run() -> Answer:
             return Answer(value=MODELS[self.name].function(*inputs), began=time.time(), node="")
 
@@ -292,10 +296,10 @@ class Here:
 
 
 def test_s1_what_is_kept_of_cases_is_bounded() -> None:
-    """A process that serves for months must not grow with the cases that nobody asks for, nor with those that were decided."""
+    """A process that serves for months must not grow with abandoned or with decided cases."""
 
     async def serve_some() -> tuple[Cases, int]:
-        cases = Cases({name: Here(name) for name in MODELS}, limit_s=0.5, kept=2)
+        cases = Cases({name: LocalModel(name) for name in MODELS}, limit_s=0.5, retained=2)
         for number in range(4):
             for kind, content in specimen(number).items():
                 await cases.upload(f"decided {number}", kind, content)

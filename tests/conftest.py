@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,10 @@ from hypothesis import settings
 # How long an example takes is the machine's matter: a busy one is no failure.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+# Started with `&` from a script, this process ignores Ctrl-C, and so would each process of a test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,7 +37,7 @@ def repository() -> Path:
 
 @pytest.fixture
 def run_python(tmp_path: Path) -> RunPython:
-    """Run this interpreter with this repository importable; `env` is added to ours; output is text."""
+    """Run this interpreter with this repository importable; `env` is added, output is text."""
 
     def run(
         *args: str, cwd: Path | None = None, env: dict[str, str] | None = None

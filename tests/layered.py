@@ -1,6 +1,6 @@
-"""A virtual environment on top of the one that runs: its own versions of a few packages, everything else from here.
+"""A virtual environment on top of this one: a few packages of its own, the others from this one.
 
-It takes a second and no disk where a whole environment (Ray, torch) would take minutes and gigabytes.
+It takes a second and no disk; a whole environment (Ray, torch) would take minutes and gigabytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def make_layer(folder: Path, *pip_args: str) -> Path:
-    """Create the environment `folder` and `pip install` into it; the path of its interpreter, absolute.
+    """Create the environment `folder`, `pip install` into it, and return its interpreter, absolute.
 
     Raises subprocess.CalledProcessError when pip fails; its output is on stderr.
     """

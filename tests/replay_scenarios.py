@@ -1,81 +1,18 @@
-"""Small projects in which a replayed run must equal a plain one: exit code, stdout, JUnit, cache files.
+"""Small projects in which a replayed run must equal a plain one: exit code, stdout, JUnit, cache.
 
 Each name begins with the number of the behaviour that it stands for.
 """
 
 from __future__ import annotations
 
+from tests.replay_files import CONFTEST, ERRORS, EXIT, MIXED_FILES, PASS, XML
 from tests.replay_rig import Scenario
+from tests.replay_terminal import TERMINAL
 
-MIXED = """
-import warnings, pytest
-
-@pytest.fixture
-def broken_setup(): raise RuntimeError("in setup")
-
-@pytest.fixture
-def broken_teardown():
-    yield
-    print("tearing down")
-    raise RuntimeError("in teardown")
-
-def test_passes(): print("to stdout")
-def test_fails():
-    import sys
-    print("to stderr", file=sys.stderr)
-    assert {"a": [1, 2]} == {"a": [1, 3]}
-def test_setup_error(broken_setup): pass
-def test_teardown_error(broken_teardown): pass
-def test_both(broken_teardown): assert 0
-@pytest.mark.skip(reason="not now")
-def test_skipped(): pass
-def test_skips_itself(): pytest.skip("inside")
-@pytest.mark.xfail(reason="known")
-def test_xfails(): assert 0
-@pytest.mark.xfail
-def test_xpasses(): pass
-@pytest.mark.xfail(strict=True)
-def test_strict(): pass
-def test_warns(): warnings.warn("look out")
-@pytest.mark.parametrize("x", [1, "a::b/c@d", 2.5])
-def test_param(x): warnings.warn("look out again", DeprecationWarning)
-class TestClass:
-    def test_method(self): pass
-    def test_bad(self):
-        try: {}["x"]
-        except KeyError as e: raise ValueError("chained") from e
-"""
-MIXED_FILES = {
-    "test_mixed.py": MIXED,
-    "sub/test_other.py": "def test_one(): pass\ndef test_two(): assert 1 == 2\n",
-}
-PASS = {"test_pass.py": "def test_one(): pass\ndef test_two(): pass\n"}
-ERRORS = {
-    "test_broken.py": "import nowhere\n",
-    "test_ok.py": "def test_ok(): pass\ndef test_ko(): assert 0\n",
-}
-EXIT = "import pytest\ndef test_before(): pass\ndef test_exit(): pytest.exit('bye', 7)\ndef test_after(): pass\n"
-CONFTEST = """
-import pytest
-def pytest_addoption(parser):
-    parser.addoption("--dev", default="cpu")
-    parser.addini("flavour", "of the month", default="plain")
-def pytest_report_header(config): return ["device: " + config.getoption("--dev"), "flavour: " + config.getini("flavour")]
-def pytest_report_collectionfinish(config, items): return f"found {len(items)} things"
-def pytest_report_teststatus(report, config):
-    if report.when == "call" and report.passed: return "fine", "+", ("FINE", {"purple": True})
-seen = []
-def pytest_runtest_logreport(report):
-    if report.when == "call": seen.append(report.outcome)
-def pytest_terminal_summary(terminalreporter, exitstatus):
-    terminalreporter.section("mine")
-    terminalreporter.write_line(f"saw {seen} and {int(exitstatus)}")
-    print("printed in the summary")
-"""
-MISSING = "import torch_that_is_not_there\n"
-XML = ("--junitxml=junit.xml",)
+__all__ = ["CONFTEST", "MIXED_FILES", "PASS", "SCENARIOS"]
 
 SCENARIOS: dict[str, Scenario] = {
+    **TERMINAL,
     "b01_all_pass": Scenario(files=PASS, args=XML),
     "b01_failure": Scenario(files=MIXED_FILES, args=XML),
     "b02_exitfirst": Scenario(files=MIXED_FILES, args=("-x", *XML)),
@@ -95,7 +32,12 @@ SCENARIOS: dict[str, Scenario] = {
     "b09_exit_in_test": Scenario(files={"test_exit.py": EXIT}, args=XML),
     "b09_exit_in_fixture": Scenario(
         files={
-            "test_e.py": "import pytest\n@pytest.fixture\ndef f(): pytest.exit('stop here')\ndef test(f): pass\n"
+            "test_e.py": (
+                "import pytest\n"
+                "@pytest.fixture\n"
+                "def f(): pytest.exit('stop here')\n"
+                "def test(f): pass\n"
+            )
         }
     ),
     "b09_exit_at_import": Scenario(
@@ -103,7 +45,9 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "b10_keyboard_interrupt": Scenario(
         files={
-            "test_k.py": "def test_a(): pass\ndef test_b(): raise KeyboardInterrupt\ndef test_c(): pass\n"
+            "test_k.py": (
+                "def test_a(): pass\ndef test_b(): raise KeyboardInterrupt\ndef test_c(): pass\n"
+            )
         },
         args=XML,
     ),
@@ -116,7 +60,10 @@ SCENARIOS: dict[str, Scenario] = {
     "b14_usage_error_in_conftest": Scenario(
         files={
             **PASS,
-            "conftest.py": "import pytest\ndef pytest_configure(config): raise pytest.UsageError('not like this')\n",
+            "conftest.py": (
+                "import pytest\n"
+                "def pytest_configure(config): raise pytest.UsageError('not like this')\n"
+            ),
         },
         differs=("out", "cache"),
     ),
@@ -126,126 +73,16 @@ SCENARIOS: dict[str, Scenario] = {
         },
         args=("--max-warnings=1",),
     ),
-    "b19_verbose": Scenario(files=MIXED_FILES, args=("-v",)),
-    "b19_quiet": Scenario(files=MIXED_FILES, args=("-q",)),
-    "b19_quieter": Scenario(files=MIXED_FILES, args=("-qq",)),
-    "b19_everything": Scenario(files=MIXED_FILES, args=("-vv", "-rA")),
-    "b20_deselected_verbose": Scenario(files=MIXED_FILES, args=("-v", "-k", "param or other")),
-    "b21_count": Scenario(files=MIXED_FILES, args=("-o", "console_output_style=count")),
-    "b21_classic": Scenario(files=MIXED_FILES, args=("-o", "console_output_style=classic")),
-    "b21_times": Scenario(files=PASS, args=("-o", "console_output_style=times", "-v")),
-    "b22_tb_long_locals": Scenario(files=MIXED_FILES, args=("--tb=long", "--showlocals")),
-    "b22_tb_short": Scenario(files=MIXED_FILES, args=("--tb=short",)),
-    "b22_tb_line": Scenario(files=MIXED_FILES, args=("--tb=line",)),
-    "b22_tb_native": Scenario(files=MIXED_FILES, args=("--tb=native",)),
-    "b22_tb_no": Scenario(files=MIXED_FILES, args=("--tb=no",)),
-    "b23_reprs_in_colour": Scenario(
+    "b12_internal_error_in_hook": Scenario(
         files={
-            "test_r.py": "import pytest\n"
-            "def test_fixture(nowhere): pass\n"
-            "def test_group(): raise ExceptionGroup('many', [ValueError(1), TypeError('t')])\n"
-            "def test_diff(): assert 'a\\nb\\nc' == 'a\\nB\\nc'\n",
-            "test_doc.txt": ">>> 1 + 1\n3\n",
-            "test_broken.py": "def f(:\n",
+            **PASS,
+            "conftest.py": (
+                "def pytest_runtest_logreport(report):\n"
+                "  if report.when == 'call': raise RuntimeError('hook broke')\n"
+            ),
         },
-        args=("--color=yes", "--continue-on-collection-errors"),
-    ),
-    "b24_colour": Scenario(files=MIXED_FILES, args=("--color=yes", "-vv")),
-    "b25_ci": Scenario(
-        files={"test_d.py": "def test_d(): assert list(range(50)) == list(range(1, 51))\n"},
-        env={"CI": "1"},
-    ),
-    "b27_no_fold_skipped": Scenario(files=MIXED_FILES, args=("-rs", "--no-fold-skipped")),
-    "b27_folded": Scenario(files=MIXED_FILES, args=("-rs",)),
-    "b29_show_capture": Scenario(files=MIXED_FILES, args=("--show-capture=stderr",)),
-    "b30_warnings_are_errors": Scenario(files=MIXED_FILES, args=("-W", "error")),
-    "b30_no_warnings": Scenario(files=MIXED_FILES, args=("-p", "no:warnings")),
-    "b30_disable_warnings": Scenario(files=MIXED_FILES, args=("--disable-warnings",)),
-    "b30_config_and_collection_warnings": Scenario(
-        files={
-            "pytest.ini": "[pytest]\nunknown_key = 1\n",
-            "test_w.py": "import warnings\nwarnings.warn('at import')\nclass TestX:\n  def __init__(self): pass\ndef test(): pass\n",
-        }
-    ),
-    "b33_conftest_texts": Scenario(files={**MIXED_FILES, "conftest.py": CONFTEST}, args=("-rA",)),
-    "b32_custom_status_verbose": Scenario(
-        files={**MIXED_FILES, "conftest.py": CONFTEST}, args=("-v", "--color=yes")
-    ),
-    "b34_collect_only": Scenario(
-        files={
-            **MIXED_FILES,
-            "pkg/__init__.py": "",
-            "pkg/test_p.py": "'''doc of module'''\ndef test_p():\n  'doc of test'\n",
-        },
-        args=("--collect-only",),
-    ),
-    "b34_collect_only_quiet": Scenario(files=MIXED_FILES, args=("--collect-only", "-q")),
-    "b34_collect_only_quieter": Scenario(files=MIXED_FILES, args=("--collect-only", "-qq")),
-    "b34_collect_only_docs": Scenario(
-        files={
-            "pkg/__init__.py": "",
-            "pkg/test_p.py": "'''doc of module'''\ndef test_p():\n  'doc of test'\n",
-        },
-        args=("--collect-only", "-v"),
-    ),
-    "b35_no_header_no_summary": Scenario(
-        files={**MIXED_FILES, "conftest.py": CONFTEST}, args=("--no-header", "--no-summary")
-    ),
-    "b35_no_terminal": Scenario(files=MIXED_FILES, args=("-p", "no:terminal")),
-    "b37_subdirectory": Scenario(
-        files={**MIXED_FILES, "pytest.ini": "[pytest]\n"}, cwd="sub", args=("-rA", "test_other.py")
-    ),
-    "b37_root_below_the_invocation": Scenario(
-        files={"a/b/test_x.py": "def test_x(): assert 0\n"},
-        args=("a/b/test_x.py", *XML),
-        differs=("junit", "cache"),
-    ),
-    "b37_import_from_the_invocation_directory": Scenario(
-        files={
-            "lib/__init__.py": "x = 1\n",
-            "tests/test_x.py": "from lib import x\ndef test_x(): assert x\n",
-        }
-    ),
-    "b37_plugins_missing": Scenario(
-        files=MIXED_FILES,
-        args=(
-            "-p",
-            "no:logging",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:junitxml",
-            "-p",
-            "no:stepwise",
-        ),
-    ),
-    "b37_config_file": Scenario(
-        files={**MIXED_FILES, "conf/my.ini": "[pytest]\naddopts = -v\n"},
-        args=("-c", "conf/my.ini", "--rootdir=.", "sub"),
-    ),
-    "b37_pyargs": Scenario(
-        files={
-            "pytest.ini": "[pytest]\n",
-            "pkg/__init__.py": "",
-            "pkg/test_p.py": "def test_p(): pass\n",
-        },
-        args=("--pyargs", "pkg.test_p"),
-    ),
-    "b38_subtests": Scenario(
-        files={
-            "test_s.py": "def test_s(subtests):\n  for i in range(3):\n    with subtests.test('m', i=i, k='abc'): assert i != 1\ndef test_ok(subtests):\n  with subtests.test(): pass\n"
-        },
-        args=("-v", *XML),
-    ),
-    "b39_strange_output": Scenario(
-        files={
-            "test_o.py": "import sys\ndef test_o():\n  print('x\\x00y\\x1b[31mred\\x1b[0m \\u2603' * 100)\n  sys.stdout.buffer.write(b'\\xff\\xfe')\n  assert 0, 'bad \\udc80 surrogate'\n"
-        },
-        args=("--tb=line", *XML),
-        env={"PYTHONIOENCODING": "utf-8:backslashreplace"},
-    ),
-    "b40_keep_duplicates": Scenario(
-        files=PASS, args=("--keep-duplicates", "test_pass.py", "test_pass.py", "-v", *XML)
+        args=XML,
+        differs=("out", "junit"),
     ),
     "b41_marks_deselect_ignore": Scenario(
         files={**MIXED_FILES, "pytest.ini": "[pytest]\nmarkers = slow\ntestpaths = sub .\n"},
@@ -291,14 +128,18 @@ SCENARIOS: dict[str, Scenario] = {
     "b50_filter_names_a_missing_module": Scenario(
         files={
             **PASS,
-            "pytest.ini": "[pytest]\nfilterwarnings =\n    error\n    ignore::json.JSONDecodeError\n",
+            "pytest.ini": (
+                "[pytest]\nfilterwarnings =\n    error\n    ignore::json.JSONDecodeError\n"
+            ),
         }
     ),
     "b54_xunit1": Scenario(
         files={
             "test_x.py": "import pathlib, enum\nclass E(enum.Enum): A = 1\n"
-            "def test_x(record_property, record_xml_attribute, record_testsuite_property, caplog):\n"
-            "  record_property('p', pathlib.Path('/x')); record_property('e', E.A); record_property('t', (1, 'a'))\n"
+            "def test_x(record_property, record_xml_attribute, record_testsuite_property,"
+            " caplog):\n"
+            "  record_property('p', pathlib.Path('/x')); record_property('e', E.A)\n"
+            "  record_property('t', (1, 'a'))\n"
             "  record_xml_attribute('assertions', 3); record_testsuite_property('ARCH', 'PPC')\n"
             "  import logging; logging.warning('logged'); print('out')\n"
             "def test_y(): assert 0\n"
@@ -315,59 +156,124 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "b57_reruns": Scenario(
         files={
-            "test_f.py": "n = []\ndef test_f():\n  n.append(1)\n  assert len(n) > 2\ndef test_g(): assert 0\n"
+            "test_f.py": (
+                "n = []\n"
+                "def test_f():\n"
+                "  n.append(1)\n"
+                "  assert len(n) > 2\n"
+                "def test_g(): assert 0\n"
+            )
         },
         args=("--reruns=2", "-v", "-rR", *XML),
     ),
     "b69_setup_show": Scenario(
         files={
-            "test_f.py": "import pytest\n@pytest.fixture(scope='module')\ndef m(): yield 1\n@pytest.fixture(params=[1,2])\ndef p(request): yield 2\ndef test_a(m, p): pass\ndef test_b(m): assert 0\n"
+            "test_f.py": (
+                "import pytest\n"
+                "@pytest.fixture(scope='module')\n"
+                "def m(): yield 1\n"
+                "@pytest.fixture(params=[1,2])\n"
+                "def p(request): yield 2\n"
+                "def test_a(m, p): pass\n"
+                "def test_b(m): assert 0\n"
+            )
         },
         args=("--setup-show",),
     ),
     "b69_setup_plan": Scenario(
         files={
-            "test_f.py": "import pytest\n@pytest.fixture\ndef m(): yield 1\ndef test_a(m): assert 0\n"
+            "test_f.py": (
+                "import pytest\n@pytest.fixture\ndef m(): yield 1\ndef test_a(m): assert 0\n"
+            )
         },
         args=("--setup-plan",),
     ),
     "b69_setup_only": Scenario(
         files={
-            "test_f.py": "import pytest\n@pytest.fixture\ndef m(): yield 1\ndef test_a(m): assert 0\n"
+            "test_f.py": (
+                "import pytest\n@pytest.fixture\ndef m(): yield 1\ndef test_a(m): assert 0\n"
+            )
         },
         args=("--setup-only",),
     ),
     "b69_no_capture": Scenario(
         files={
             "conftest.py": "def pytest_sessionfinish(session): print('finish')\n",
-            "test_f.py": "import pytest\n@pytest.fixture\ndef m():\n  print('up')\n  yield 1\n  print('down')\ndef test_a(m): print('a')\ndef test_b(m): print('b'); assert 0\n",
+            "test_f.py": (
+                "import pytest\n"
+                "@pytest.fixture\n"
+                "def m():\n"
+                "  print('up')\n"
+                "  yield 1\n"
+                "  print('down')\n"
+                "def test_a(m): print('a')\n"
+                "def test_b(m): print('b'); assert 0\n"
+            ),
         },
         args=("-s",),
     ),
     "b69_live_log": Scenario(
         files={
-            "test_f.py": "import logging, pytest\n@pytest.fixture\ndef m():\n  logging.info('up')\n  yield 1\n  logging.info('down')\ndef test_a(m): logging.warning('a')\ndef test_b(m): logging.info('b'); assert 0\n"
+            "test_f.py": (
+                "import logging, pytest\n"
+                "@pytest.fixture\n"
+                "def m():\n"
+                "  logging.info('up')\n"
+                "  yield 1\n"
+                "  logging.info('down')\n"
+                "def test_a(m): logging.warning('a')\n"
+                "def test_b(m): logging.info('b'); assert 0\n"
+            )
         },
         args=("-v", "--log-cli-level=INFO", "--log-file=mine.log"),
     ),
     "b71_scopes": Scenario(
         files={
-            "conftest.py": "import pytest\n@pytest.fixture(scope='session')\ndef s():\n  print('session up')\n  yield\n  print('session down')\n",
-            "test_a.py": "import pytest\n@pytest.fixture(scope='module')\ndef m(s):\n  yield\n  raise ValueError('module teardown')\ndef test_1(m): pass\ndef test_2(m): pass\n",
+            "conftest.py": (
+                "import pytest\n"
+                "@pytest.fixture(scope='session')\n"
+                "def s():\n"
+                "  print('session up')\n"
+                "  yield\n"
+                "  print('session down')\n"
+            ),
+            "test_a.py": (
+                "import pytest\n"
+                "@pytest.fixture(scope='module')\n"
+                "def m(s):\n"
+                "  yield\n"
+                "  raise ValueError('module teardown')\n"
+                "def test_1(m): pass\n"
+                "def test_2(m): pass\n"
+            ),
             "test_b.py": "def test_1(s): pass\ndef test_2(s): pass\n",
         },
         args=("-v", "-rA", *XML),
     ),
     "b72_session_params": Scenario(
         files={
-            "test_a.py": "import pytest\n@pytest.fixture(scope='session', params=['x', 'y'])\ndef s(request):\n  print('up', request.param)\n  yield request.param\ndef test_1(s): pass\ndef test_2(s): pass\n"
+            "test_a.py": (
+                "import pytest\n"
+                "@pytest.fixture(scope='session', params=['x', 'y'])\n"
+                "def s(request):\n"
+                "  print('up', request.param)\n"
+                "  yield request.param\n"
+                "def test_1(s): pass\n"
+                "def test_2(s): pass\n"
+            )
         },
         args=("-v", "-rP"),
     ),
     "b73_package_fixtures": Scenario(
         files={
             "a/__init__.py": "",
-            "a/conftest.py": "import pytest\n@pytest.fixture(scope='package')\ndef pk():\n  print('pk up')\n  yield 1\n",
+            "a/conftest.py": (
+                "import pytest\n"
+                "@pytest.fixture(scope='package')\n"
+                "def pk():\n"
+                "  print('pk up')\n"
+                "  yield 1\n"
+            ),
             "a/test_1.py": "def test_1(pk): pass\n",
             "a/b/__init__.py": "",
             "a/b/conftest.py": "import pytest\n@pytest.fixture\ndef pk2(pk): return pk + 1\n",
@@ -376,15 +282,6 @@ SCENARIOS: dict[str, Scenario] = {
         },
         args=("-v", "-rP"),
     ),
-    "b31_durations": Scenario(files=PASS, args=("--durations=0", "-vv"), differs=("out",)),
     "b51_addopts_n": Scenario(files={**PASS, "pytest.ini": "[pytest]\naddopts = -n0\n"}),
     "b52_addopts_env": Scenario(files=MIXED_FILES, env={"PYTEST_ADDOPTS": "-q -k param"}),
-    "b12_internal_error_in_hook": Scenario(
-        files={
-            **PASS,
-            "conftest.py": "def pytest_runtest_logreport(report):\n  if report.when == 'call': raise RuntimeError('hook broke')\n",
-        },
-        args=XML,
-        differs=("out", "junit"),
-    ),
 }

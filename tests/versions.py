@@ -1,6 +1,9 @@
-"""Run what depends on pytest's version on several of them: `python -m tests.versions 8.4 9.0 -- PYTEST_ARGUMENTS`.
+"""Run the tests that depend on pytest's version on several versions.
 
-Each version is a layer over this environment: its pytest, everything else from here. Exits 1 when one of them failed.
+    python -m tests.versions 8.4 9.0 -- PYTEST_ARGUMENTS
+
+Each version is a layer over this environment: its pytest, everything else from the environment.
+Exits 1 when one of them failed.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ BESIDE = {"8.4": ("pytest-subtests",)}
 
 
 def main(argv: Sequence[str]) -> int:
-    versions, arguments = split(argv)
-    outcome = {}
+    """Run the tests on each version."""
+    versions, arguments = split_arguments(argv)
+    codes = {}
     with tempfile.TemporaryDirectory(prefix="gpu-cluster-pytest-") as scratch:
         for version in versions:
             python = make_layer(
@@ -38,17 +42,21 @@ def main(argv: Sequence[str]) -> int:
                 *arguments,
             ]
             print(f"== pytest {version}: {' '.join(command[1:])}", flush=True)
-            outcome[version] = subprocess.run(command, cwd=ROOT, check=False).returncode
-    for version, code in outcome.items():
+            codes[version] = subprocess.run(command, cwd=ROOT, check=False).returncode
+    for version, code in codes.items():
         print(f"pytest {version}: {'passed' if code == 0 else f'exit {code}'}")
-    return 1 if any(outcome.values()) or not outcome else 0
+    return 1 if any(codes.values()) or not codes else 0
 
 
-def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Versions before `--`, pytest's arguments after it (default: TESTS, those that exist)."""
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the versions before `--` from pytest's arguments after it.
+
+    Without arguments the tests are those of TESTS that exist.
+    """
     words = list(argv)
-    at = words.index("--") if "--" in words else len(words)
-    return words[:at], words[at + 1 :] or [path for path in TESTS if (ROOT / path).exists()]
+    separator = words.index("--") if "--" in words else len(words)
+    arguments = words[separator + 1 :]
+    return words[:separator], arguments or [path for path in TESTS if (ROOT / path).exists()]
 
 
 if __name__ == "__main__":

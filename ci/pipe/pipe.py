@@ -1,7 +1,8 @@
-"""The pipe: `pytest --gpu-cluster` in the clone, with what the step gives as variables. ci/README.md lists them.
+"""The pipe: `pytest --gpu-cluster` in the clone, with what the step gives as variables.
+ci/README.md lists them.
 
-The process becomes pytest, so its exit code is the step's and signals reach it. A variable that is wrong is refused with
-exit code 4, as pytest refuses arguments: nothing was started.
+The process becomes pytest, so its exit code is the step's and signals reach it. A variable that is
+wrong is refused with exit code 4, as pytest refuses arguments: nothing was started.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ def main() -> NoReturn:
     take_role(environ)
     if debug:
         shown = shlex.join(argv) if command == "test" else command
+        names = " ".join(sorted(name for name, value in environ.items() if value))
         print(
-            f"pipe: {shown} in {clone}; set: {' '.join(sorted(n for n, v in environ.items() if v))}",
+            f"pipe: {shown} in {clone}; set: {names}",
             file=sys.stderr,
             flush=True,
         )
@@ -85,7 +87,9 @@ def arguments(environ: Mapping[str, str]) -> list[str]:
 
 
 def take_role(environ: dict[str, str]) -> None:
-    """With AWS_ROLE_ARN: the step's OIDC token in a file of this user alone, where the store's client looks for it."""
+    """With AWS_ROLE_ARN: the step's OIDC token in a file of this user alone, where the store's
+    client looks for it.
+    """
     if not environ.get("AWS_ROLE_ARN") or environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
         return
     token = environ.get("BITBUCKET_STEP_OIDC_TOKEN", "")
@@ -109,7 +113,9 @@ def take_role(environ: dict[str, str]) -> None:
 
 
 def finish(environ: Mapping[str, str]) -> int:
-    """For a `final:` step: both commands, whatever the first one says; the first failure's exit code."""
+    """For a `final:` step: both commands, whatever the first one says; the first failure's exit
+    code.
+    """
     profile = ["--gpu-profile", environ["PROFILE"]] if environ.get("PROFILE") else []
     codes = [
         subprocess.run(command, env=environ, check=False).returncode

@@ -1,5 +1,5 @@
-"""Tree crowns in aerial photographs: cut tiles, train a network on Ray Train, run it over all tiles on Ray Data.
+"""Tree crowns in aerial photographs: cut tiles, train on Ray Train, infer on Ray Data.
 
-Plain functions and classes that know nothing of pytest or of the machine they run on: `tiles`, `network`, `train`
-and `infer` can be copied into another repository as they are.
+Plain functions and classes without pytest and without assumptions about the machine: `tiles`,
+`network`, `train` and `infer` can be copied into another repository as they are.
 """

@@ -1,4 +1,4 @@
-"""A small segmentation network, and what is asked of any model: its predictions, their score, and its digest."""
+"""A small segmentation network, and what any model needs: predictions, their score, its digest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 class CrownNet(nn.Module):
     """A U-Net of four levels that works at half resolution; 27,000 weights at `width` 8.
 
-    `images`: float32, (batch, 3, px, px), 0 to 1, px a multiple of 16. Returns logits, float32, (batch, px, px).
+    `images`: float32, (batch, 3, px, px), 0 to 1, px a multiple of 16. Returns logits, float32,
+    (batch, px, px).
     """
 
     def __init__(self, width: int = 8) -> None:
@@ -52,16 +53,16 @@ class CrownNet(nn.Module):
 
 
 def to_input(images: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
-    """uint8, (batch, px, px, 3) -> what CrownNet takes, on `device`."""
+    """Convert uint8, (batch, px, px, 3), to the input of CrownNet, on `device`."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div(255).contiguous()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One torch thread, as in a Ray worker.
+    """Limit torch to one thread, as in a Ray worker.
 
-    With more, a CPU's gradients are summed in another order and are other bits; and threads that share a busy core wait
-    for each other: an epoch took 18 times as long.
+    With more, a CPU sums gradients in another order, so that the bits differ; and threads that
+    share a busy core wait for each other: an epoch took 18 times as long.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -74,26 +75,32 @@ def one_thread() -> Iterator[None]:
 def predict(
     net: nn.Module, images: npt.NDArray[np.uint8], device: torch.device
 ) -> npt.NDArray[np.float32]:
-    """The probability of a crown, float32, (tiles, px, px), for uint8 images, (tiles, px, px, 3). `net` is on `device`.
+    """Return the probability of a crown, float32, (tiles, px, px).
 
-    A tile's result does not depend on its neighbours, to the last bit on one kind of CPU: every batch has the same
-    shape (the last is filled up) and memory layout, because kernels, and with them roundings, are chosen by those.
+    `images`: uint8, (tiles, px, px, 3). `net` is on `device`. A tile's result does not depend on
+    its neighbours, to the last bit on one kind of CPU: every batch has the same shape (the last is
+    filled up) and memory layout, because kernels, and with them roundings, are chosen by those.
     """
-    found: list[npt.NDArray[np.float32]] = []
+    probabilities: list[npt.NDArray[np.float32]] = []
     net.eval()
     with torch.inference_mode(), one_thread():
         for first in range(0, len(images), PREDICT_BATCH):
-            some = images[first : first + PREDICT_BATCH]
-            filled = np.zeros((PREDICT_BATCH, *some.shape[1:]), np.uint8)
-            filled[: len(some)] = some
-            found.append(torch.sigmoid(net(to_input(filled, device)))[: len(some)].cpu().numpy())
-    return np.concatenate(found)
+            batch = images[first : first + PREDICT_BATCH]
+            padded = np.zeros((PREDICT_BATCH, *batch.shape[1:]), np.uint8)
+            padded[: len(batch)] = batch
+            probabilities.append(
+                torch.sigmoid(net(to_input(padded, device)))[: len(batch)].cpu().numpy()
+            )
+    return np.concatenate(probabilities)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Of predictions, over all pixels. `majority`: the accuracy of calling every pixel the commoner class; `share`: the
-    intersection over union of calling every pixel a crown."""
+    """The score of predictions, over all pixels.
+
+    `majority`: the accuracy of calling every pixel the commoner class. `iou`: intersection over
+    union. `share`: the `iou` of calling every pixel a crown.
+    """
 
     accuracy: float
     majority: float
@@ -102,19 +109,25 @@ class Score:
 
 
 def score(probabilities: npt.NDArray[np.floating], masks: npt.NDArray[np.uint8]) -> Score:
-    """Both (tiles, px, px); a crown is where the probability is above one half."""
-    said, true = probabilities > 0.5, masks > 0
-    share = float(true.mean())
-    iou = float((said & true).sum() / max(1, (said | true).sum()))
+    """Score probabilities against masks, both (tiles, px, px).
+
+    A crown has a probability above one half.
+    """
+    predicted, actual = probabilities > 0.5, masks > 0
+    share = float(actual.mean())
+    iou = float((predicted & actual).sum() / max(1, (predicted | actual).sum()))
     return Score(
-        accuracy=float((said == true).mean()), majority=max(share, 1 - share), iou=iou, share=share
+        accuracy=float((predicted == actual).mean()),
+        majority=max(share, 1 - share),
+        iou=iou,
+        share=share,
     )
 
 
-def digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a state dict: names, shapes, types and every bit of every value."""
-    found = hashlib.sha256()
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a state dict: names, shapes, types and every bit of every value."""
+    state = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         values = np.ascontiguousarray(tensor.detach().cpu().numpy())
-        found.update(f"{name} {values.shape} {values.dtype.str}\n".encode() + values.tobytes())
-    return found.hexdigest()
+        state.update(f"{name} {values.shape} {values.dtype.str}\n".encode() + values.tobytes())
+    return state.hexdigest()

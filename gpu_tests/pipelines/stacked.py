@@ -1,7 +1,8 @@
 """Five models stacked over a stream of frames: detect, track, measure speed, classify, collect.
 
-Every stage is a pure function. What the tracker remembers travels with the frames, from one call to the next, so a stage
-that dies is started again and goes on where it was: nothing is lost with its process, nothing is done twice.
+Every stage is a pure function. The state of the tracker travels with the frames, from one call to
+the next, so that a stage that dies is started again and goes on where it was: nothing is lost with
+its process, nothing is done twice.
 """
 
 from __future__ import annotations
@@ -35,18 +36,21 @@ State = tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class Vehicle:
+    """A vehicle of the film, which enters at the left edge."""
+
     lane: int
     kind: str
     enters: int  # frame in which its front is at the left edge
     speed: int  # pixels per frame
 
     def middle(self, frame: int) -> float:
+        """Return the column of the vehicle's middle in a frame."""
         return (frame - self.enters) * self.speed - LENGTHS[self.kind] / 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What is known of a frame at the end, and when (unix seconds) it was given to the pipeline and came out of it."""
+class FrameResult:
+    """The vehicles of a frame, and when (unix seconds) it entered and left the pipeline."""
 
     frame: int
     vehicles: tuple[
@@ -56,72 +60,87 @@ class Seen:
     ended: float
 
 
-def traffic(seed: int, frames: int) -> list[Vehicle]:
-    """Vehicles that keep apart: each lane has a speed of its own and one vehicle at a time for 60 pixels."""
+def make_traffic(seed: int, frames: int) -> list[Vehicle]:
+    """Make vehicles that keep apart.
+
+    Each lane has a speed of its own and one vehicle at a time for 60 pixels.
+    """
     source = np.random.default_rng(seed)
-    found = []
+    vehicles = []
     for lane in range(len(LANES)):
-        speed, at = int(source.integers(3, 9)), int(source.integers(0, 6))
-        while at < frames:
-            found.append(
-                Vehicle(lane=lane, kind=str(source.choice(list(LENGTHS))), enters=at, speed=speed)
+        speed, enters = int(source.integers(3, 9)), int(source.integers(0, 6))
+        while enters < frames:
+            vehicles.append(
+                Vehicle(
+                    lane=lane, kind=str(source.choice(list(LENGTHS))), enters=enters, speed=speed
+                )
             )
-            at += 60 // speed + int(source.integers(1, 12))
-    return found
+            enters += 60 // speed + int(source.integers(1, 12))
+    return vehicles
 
 
-def draw(vehicles: Iterable[Vehicle], frame: int, *, seed: int) -> Image:
-    """One picture: a noisy road, bright vehicles."""
+def draw_frame(vehicles: Iterable[Vehicle], frame: int, *, seed: int) -> Image:
+    """Draw one picture: a noisy road, bright vehicles."""
     picture = np.random.default_rng([seed, frame]).integers(0, 50, (HEIGHT, WIDTH)).astype(np.uint8)
     for vehicle in vehicles:
         half = LENGTHS[vehicle.kind] / 2
-        left, right = (int(np.clip(vehicle.middle(frame) + end, 0, WIDTH)) for end in (-half, half))
-        picture[LANES[vehicle.lane] - 3 : LANES[vehicle.lane] + 4, left:right] = 230
+        x0, x1 = (int(np.clip(vehicle.middle(frame) + end, 0, WIDTH)) for end in (-half, half))
+        picture[LANES[vehicle.lane] - 3 : LANES[vehicle.lane] + 4, x0:x1] = 230
     return picture
 
 
 def detect(picture: Image) -> Points:
-    """Bright blobs that are whole in the picture: a mean filter, then local maxima of its response along each row."""
+    """Detect bright blobs that are whole in the picture.
+
+    A mean filter, then local maxima of its response along each row.
+    """
     with torch.inference_mode(), one_thread():
         grey = torch.from_numpy(picture.astype(np.float32))[None, None] / 255
         bright = (functional.avg_pool2d(grey, 7, 1, 3) > 0.45)[0, 0].numpy()
-    found = []
+    middles = []
     for lane in LANES:
         edges = np.flatnonzero(np.diff(np.concatenate([[0], bright[lane].astype(np.int8), [0]])))
-        found += [
-            (lane, (left + right - 1) / 2)
-            for left, right in edges.reshape(-1, 2)
-            if left > 0 and right < WIDTH
+        middles += [
+            (lane, (x0 + x1 - 1) / 2) for x0, x1 in edges.reshape(-1, 2) if x0 > 0 and x1 < WIDTH
         ]
-    return np.array(found, np.float32).reshape(-1, 2)
+    return np.array(middles, np.float32).reshape(-1, 2)
 
 
 def track(state: tuple[int, State], points: Points) -> tuple[tuple[int, State], State]:
-    """Match each point with the nearest known vehicle where that would be by now; what is new gets the next id."""
-    following, known = state
-    left = list(known)
-    found = []
+    """Match each point with the nearest known vehicle, where that would be by now.
+
+    A point without a match gets the next id.
+    """
+    next_id, vehicles = state
+    unmatched = list(vehicles)
+    matches = []
     for row, column in points.tolist():
-        near = [one for one in left if one[1] == row and abs(one[2] + one[3] - column) < REACH]
+        near = [
+            vehicle
+            for vehicle in unmatched
+            if vehicle[1] == row and abs(vehicle[2] + vehicle[3] - column) < REACH
+        ]
         if near:
-            one = min(near, key=lambda each: abs(each[2] + each[3] - column))
-            left.remove(one)
-            moved = column - one[2]
-            found.append((one[0], row, column, moved if one[3] == 0 else (one[3] + moved) / 2))
+            number, _, before, speed = vehicle = min(
+                near, key=lambda each: abs(each[2] + each[3] - column)
+            )
+            unmatched.remove(vehicle)
+            moved = column - before
+            matches.append((number, row, column, moved if speed == 0 else (speed + moved) / 2))
         else:
-            found.append((following, row, column, 0.0))
-            following += 1
-    tracks = tuple(sorted(found))
-    return (following, tracks), tracks
+            matches.append((next_id, row, column, 0.0))
+            next_id += 1
+    tracks = tuple(sorted(matches))
+    return (next_id, tracks), tracks
 
 
-def speed(tracks: State) -> dict[int, float]:
-    """Pixels per frame of each vehicle, to a tenth."""
-    return {one[0]: round(one[3], 1) for one in tracks}
+def estimate_speeds(tracks: State) -> dict[int, float]:
+    """Return the pixels per frame of each vehicle, to a tenth."""
+    return {number: round(speed, 1) for number, _, _, speed in tracks}
 
 
 def classify(picture: Image, tracks: State) -> dict[int, str]:
-    """Car or truck, by how much of a patch around the middle is bright."""
+    """Classify each vehicle as car or truck, by how much of a patch around its middle is bright."""
     kinds = {}
     for number, row, column, _ in tracks:
         patch = picture[int(row) - 1 : int(row) + 2, max(0, int(column) - 12) : int(column) + 13]
@@ -132,17 +151,18 @@ def classify(picture: Image, tracks: State) -> dict[int, str]:
 
 def collect(
     frame: int, tracks: State, speeds: dict[int, float], kinds: dict[int, str], began: float
-) -> Seen:
+) -> FrameResult:
+    """Combine the results of the other stages for one frame."""
     vehicles = tuple(
         (number, kinds[number], speeds[number], row, column) for number, row, column, _ in tracks
     )
-    return Seen(frame=frame, vehicles=vehicles, began=began, ended=time.time())
+    return FrameResult(frame=frame, vehicles=vehicles, began=began, ended=time.time())
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "detect": detect,
     "track": track,
-    "speed": speed,
+    "speed": estimate_speeds,
     "classify": classify,
     "collect": collect,
 }
@@ -151,16 +171,17 @@ EMPTY: tuple[int, State] = (0, ())
 
 @dataclass(frozen=True, kw_only=True)
 class Waits:
-    """Seconds that each stage waits for a device that is not there. Simulated, and zero on a GPU."""
+    """Seconds that each stage waits for a simulated device; zero on a GPU."""
 
     seconds: dict[str, float]
 
     def wait(self, stage: str) -> None:
+        """Sleep for the simulated device of a stage."""
         time.sleep(self.seconds.get(stage, 0.0))
 
 
-def one_by_one(pictures: Iterable[Image], waits: Waits) -> Iterator[Seen]:
-    """The plain loop: all five stages for a frame, then the next frame."""
+def process_sequentially(pictures: Iterable[Image], waits: Waits) -> Iterator[FrameResult]:
+    """Process in a plain loop: all five stages for a frame, then the next frame."""
     state = EMPTY
     for frame, picture in enumerate(pictures):
         began = time.time()
@@ -169,7 +190,7 @@ def one_by_one(pictures: Iterable[Image], waits: Waits) -> Iterator[Seen]:
         waits.wait("track")
         state, tracks = track(state, points)
         waits.wait("speed")
-        speeds = speed(tracks)
+        speeds = estimate_speeds(tracks)
         waits.wait("classify")
         kinds = classify(picture, tracks)
         waits.wait("collect")
@@ -182,24 +203,27 @@ class Stage:
     def __init__(self, name: str, waits: Waits) -> None:
         self.name, self.waits = name, waits
 
-    def run(self, *inputs: Any) -> Any:
+    def process(self, *inputs: Any) -> Any:
         self.waits.wait(self.name)
         return FUNCTIONS[self.name](*inputs)
 
 
 class Stack:
-    """The five stages as actors on the Ray cluster that this process has joined, each with `gpus` of a GPU.
+    """The five stages as actors on the Ray cluster of this process, each with `gpus` of a GPU.
 
-    `copies` of a stage take turns, where that stage is slower than the others; the tracker cannot have any.
+    `copies` of a stage take turns, where that stage is slower than the others. The tracker cannot
+    have copies.
     """
 
     def __init__(self, waits: Waits, *, gpus: float, copies: dict[str, int] | None = None) -> None:
-        made = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)(Stage)
-        wanted = copies or {}
-        if wanted.get("track", 1) != 1:
+        actor_class = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)(
+            Stage
+        )
+        counts = dict.fromkeys(STAGES, 1) | (copies or {})
+        if counts["track"] != 1:
             raise ValueError("the tracker needs every frame in order: it cannot have copies")
         self.actors: dict[str, list[Any]] = {
-            name: [made.remote(name, waits) for _ in range(wanted.get(name, 1))] for name in STAGES
+            name: [actor_class.remote(name, waits) for _ in range(counts[name])] for name in STAGES
         }
 
     def ready(self) -> None:
@@ -208,25 +232,29 @@ class Stack:
             [actor.__ray_ready__.remote() for actors in self.actors.values() for actor in actors]
         )
 
-    def run(self, pictures: Iterable[Image], *, in_flight: int) -> Iterator[Seen]:
-        """What was seen, frame by frame in their order; never more than `in_flight` frames are in the pipeline."""
-        waiting: deque[Any] = deque()
-        state: Any = EMPTY
+    def stream(self, pictures: Iterable[Image], *, in_flight: int) -> Iterator[FrameResult]:
+        """Yield the results frame by frame, in order.
+
+        At most `in_flight` frames are in the pipeline.
+        """
+        waiting: deque[ray.ObjectRef[FrameResult]] = deque()
+        state: object = EMPTY
         for frame, picture in enumerate(pictures):
             if len(waiting) >= in_flight:
                 yield ray.get(waiting.popleft())
             actor = {name: actors[frame % len(actors)] for name, actors in self.actors.items()}
-            held = ray.put(picture)
-            began, points = time.time(), actor["detect"].run.remote(held)
-            state, tracks = actor["track"].run.options(num_returns=2).remote(state, points)
+            image = ray.put(picture)
+            began, points = time.time(), actor["detect"].process.remote(image)
+            state, tracks = actor["track"].process.options(num_returns=2).remote(state, points)
             speeds, kinds = (
-                actor["speed"].run.remote(tracks),
-                actor["classify"].run.remote(held, tracks),
+                actor["speed"].process.remote(tracks),
+                actor["classify"].process.remote(image, tracks),
             )
-            waiting.append(actor["collect"].run.remote(frame, tracks, speeds, kinds, began))
+            waiting.append(actor["collect"].process.remote(frame, tracks, speeds, kinds, began))
         while waiting:
             yield ray.get(waiting.popleft())
 
-    def end(self) -> None:
+    def close(self) -> None:
+        """End the processes of all stages."""
         for actor in (actor for actors in self.actors.values() for actor in actors):
             ray.kill(actor)

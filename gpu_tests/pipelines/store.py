@@ -1,4 +1,4 @@
-"""Objects in a store: opened by URL, read many at once and never more, for threads, Ray workers and Arrow alike."""
+"""Objects in a store: opened by URL, and processed in order by a bounded number of threads."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from obstore.store import ObjectStore, S3Store, from_url
 from pyarrow import fs
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 RETRIES = 8  # of a request that the store answers with 429 or 5xx, or not at all
 
 
 def open_store(url: str) -> ObjectStore:
-    """What lies under `url` (s3://bucket/prefix, file:///folder). S3's endpoint and keys are those of AWS_* variables.
+    """Open the prefix `url` (s3://bucket/prefix, file:///folder).
 
-    Raises obstore.exceptions.BaseError for a URL that it does not know.
+    S3's endpoint and keys are those of the AWS_* variables. Raises obstore.exceptions.BaseError for
+    a URL that is not known.
     """
     if not url.startswith("s3://"):
         return from_url(url, mkdir=True) if url.startswith("file://") else from_url(url)
@@ -42,18 +43,21 @@ def open_store(url: str) -> ObjectStore:
     )
 
 
-def arrow(url: str) -> tuple[fs.FileSystem, str]:
-    """The same place for Arrow and Ray, which do not look at AWS_ENDPOINT_URL: a file system and a path in it."""
+def arrow_filesystem(url: str) -> tuple[fs.FileSystem, str]:
+    """Return the file system and the path of `url` for Arrow and Ray.
+
+    Both ignore AWS_ENDPOINT_URL, so that the endpoint is passed explicitly.
+    """
     if url.startswith("s3://"):
-        at = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
+        endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
         return fs.S3FileSystem(
-            scheme=at.scheme or None, endpoint_override=at.netloc or None
+            scheme=endpoint.scheme or None, endpoint_override=endpoint.netloc or None
         ), url.removeprefix("s3://")
     return fs.LocalFileSystem(), url.removeprefix("file://")
 
 
 def credentials(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a process needs to reach the same store: for the `env_vars` of Ray workers."""
+    """Return the variables that reach the same store, for the `env_vars` of Ray workers."""
     return {
         name: value
         for name, value in environ.items()
@@ -61,26 +65,33 @@ def credentials(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def names(store: ObjectStore, prefix: str) -> list[str]:
-    """The keys under `prefix`, sorted."""
+def list_keys(store: ObjectStore, prefix: str) -> list[str]:
+    """Return the keys under `prefix`, sorted."""
     return sorted(str(entry["path"]) for page in obstore.list(store, prefix) for entry in page)
 
 
 def read(store: ObjectStore, key: str) -> bytes:
-    """One object. Raises FileNotFoundError, or obstore.exceptions.BaseError when retries did not help."""
+    """Return one object's bytes.
+
+    Raises FileNotFoundError, or obstore.exceptions.BaseError when the retries did not help.
+    """
     return bytes(obstore.get(store, key).bytes())
 
 
 def write(store: ObjectStore, key: str, data: bytes) -> None:
-    """One object, whole or not at all."""
+    """Put one object, whole or not at all."""
     obstore.put(store, key, data, use_multipart=False)
 
 
-def in_order(
-    work: Callable[[Item], Made], items: Iterable[Item], *, at_once: int
-) -> Iterator[Made]:
-    """`work` of every item, in their order, done by `at_once` threads: so many results are under way or waiting, never more."""
-    waiting: deque[Future[Made]] = deque()
+def map_in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], *, at_once: int
+) -> Iterator[Result]:
+    """Yield `work(item)` for every item, in the order of the items, computed by `at_once` threads.
+
+    At most `at_once` results are being computed or waiting to be consumed. An exception of `work`
+    is raised at its place in the order.
+    """
+    waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(at_once) as threads:
         try:
             for item in items:

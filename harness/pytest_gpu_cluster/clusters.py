@@ -1,273 +1,220 @@
-"""A cluster for one session: a warm one that agrees, or a new one; a heartbeat while it is ours; given back or closed."""
+"""A cluster for one session: a warm one that agrees, or a new one.
+
+The sweep ends what nobody holds.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import getpass
-import json
-import os
 import secrets
-import socket
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from enum import Enum
 
-from pytest_gpu_cluster.contract.errors import HarnessError, InfrastructureError
-from pytest_gpu_cluster.contract.journal import JournalReader
-from pytest_gpu_cluster.contract.model import CLIENT_LOST
+from pytest_gpu_cluster.contract.cluster_record import (
+    Announcement,
+    ClusterDescription,
+    ClusterPhase,
+    ClusterRecord,
+    clusters,
+)
+from pytest_gpu_cluster.contract.errors import InfrastructureError, TeardownError
+from pytest_gpu_cluster.contract.failures import Closer
+from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
+from pytest_gpu_cluster.contract.specs import BootSpec
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.waits import WAITS
 from pytest_gpu_cluster.environment import own_code
-from pytest_gpu_cluster.providers import BootScript, ClusterRef, ClusterSpec, Provider
+from pytest_gpu_cluster.liveness import close_for_lost_client, is_served, silent_sessions
+from pytest_gpu_cluster.providers import (
+    BootScript,
+    ClusterRef,
+    ClusterSpec,
+    ClusterState,
+    Provider,
+)
 
 PROTOCOL = 2  # of the keeper: a warm cluster must speak it
-HEARTBEAT_S = 5.0
-DECISION_S = 4.0  # a warm cluster that has not answered by then is not waited for
 RECENT = 50  # sessions that a sweep looks at
-SILENT_S = (
-    2 * HEARTBEAT_S + 2
-)  # without a beat for so long, a client is taken for gone: one put may be slow
-SETTLE_S = 30.0  # for the agent of a session without a client to end
-GRACE_S = 45.0  # a keeper ends a local session whose client is silent for so long
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lent:
-    """A cluster that has taken the session, or is starting with the session in its inbox."""
+class Hold(Enum):
+    """The stages of a held cluster."""
 
-    ref: ClusterRef
-    warm: bool
-    note: str
+    HELD = "held"
+    CLOSING = "closing"
+    CLOSED = "closed"
 
 
-def owner() -> str:
-    """Who may reuse a cluster: this user on this machine since its last start."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{getpass.getuser()}@{socket.gethostname()}/{boot.read_text().strip()[:8] if boot.exists() else ''}"
+class HeldCluster:
+    """A cluster that serves the session, or is starting with the session in its inbox."""
+
+    def __init__(self, store: Store, provider: Provider, ref: ClusterRef, note: str) -> None:
+        self.ref, self.note = ref, note
+        self.stage = Hold.HELD
+        self._store, self._provider = store, provider
+
+    def state(self) -> ClusterState:
+        return self._provider.state(self.ref)
+
+    def close(self, *, now: bool = False) -> TeardownError | None:
+        """End the cluster, once; `now` does not wait for its own orderly end.
+
+        Return why it would not go.
+        """
+        if self.stage is not Hold.HELD:
+            return None
+        failure: TeardownError | None = None
+        self.stage = Hold.CLOSING
+        try:
+            self._provider.close(self.ref, now=now)
+        except TeardownError as problem:
+            failure = problem
+        except BaseException:
+            self.stage = Hold.HELD
+            raise
+        self.stage = Hold.CLOSED
+        with contextlib.suppress(InfrastructureError):
+            ClusterRecord(self._store, self.ref.id).delete()
+        return failure
 
 
 def new_id() -> str:
     return f"c{secrets.token_hex(3)}"
 
 
-def records(store: Store) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each cluster's record and its last announced state, as the store has them."""
-    for key in store.list("clusters/"):
-        if key.endswith("/cluster.json"):
-            raw, state = store.get(key), store.get(key.replace("/cluster.json", "/state.json"))
-            if raw is not None:
-                yield (
-                    json.loads(raw),
-                    json.loads(state) if state else {"state": "starting", "session": None},
-                )
-
-
 def acquire(
-    store: Store, provider: Provider, spec: ClusterSpec, session: str, values: Mapping[str, str]
-) -> Lent:
-    """Ask the warm clusters of this shape, else launch one. Raises InfrastructureError, RequestError."""
+    store: Store, provider: Provider, spec: ClusterSpec, session: str, passed_env: Mapping[str, str]
+) -> HeldCluster:
+    """Ask the warm clusters of this shape, else launch one.
+
+    Raises InfrastructureError, RequestError.
+    """
     busy = ""
-    for record, state in records(store):
-        if (
-            record["provider"] != provider.name
-            or record["shape"] != spec.shape()
-            or record["protocol"] != PROTOCOL
-        ):
-            continue
-        ref = ClusterRef(provider=provider.name, id=record["id"])
+    for description, state in interchangeable(store, provider, spec):
+        ref = ClusterRef(provider=provider.name, id=description.id)
         if provider.state(ref).state == "gone":
-            store.delete(list(store.list(f"clusters/{ref.id}/")))
-        elif soon_idle(store, state) and ask(store, provider, ref, session, values):
-            return Lent(ref=ref, warm=True, note="warm")
+            ClusterRecord(store, ref.id).delete()
+        elif soon_idle(store, state) and offer_session(store, provider, ref, session, passed_env):
+            return HeldCluster(store, provider, ref, "warm")
         else:
-            busy = (
-                f"cluster {ref.id} serves session {state['session']}; "
-                if state["session"]
-                else f"cluster {ref.id} is {state['state']}; "
-            )
-    ref = launch(store, provider, spec, session, values)
-    return Lent(ref=ref, warm=False, note=f"{busy}starting one of our own")
+            serves = f"serves session {state.session}" if state.session else f"is {state.state}"
+            busy = f"cluster {ref.id} {serves}; "
+    ref = launch(store, provider, spec, session, passed_env)
+    return HeldCluster(store, provider, ref, f"{busy}starting one of our own")
 
 
-def soon_idle(store: Store, state: Mapping[str, Any]) -> bool:
-    """Idle, or still putting away a session whose record is final already."""
-    return state["state"] == "idle" or (
-        state["session"] is not None
-        and store.get(f"sessions/{state['session']}/result.json") is not None
-    )
+def find_launched(store: Store, provider: Provider, spec: ClusterSpec) -> HeldCluster | None:
+    """Return what an interrupted `acquire` has launched.
 
-
-def ask(
-    store: Store, provider: Provider, ref: ClusterRef, session: str, values: Mapping[str, str]
-) -> bool:
-    """Whether a warm cluster has taken the session. The keeper decides; after a wait the question is withdrawn, once."""
+    None where that is nothing; then it has no record either.
+    """
+    for ref in provider.owned():
+        if ref.id == spec.token:
+            return HeldCluster(store, provider, ref, "")
     with contextlib.suppress(InfrastructureError):
-        provider.hand_over(ref, session, values)
-        store.put(f"clusters/{ref.id}/inbox/{session}", session.encode())
-        decision = f"clusters/{ref.id}/decision/{session}"
-        deadline = time.monotonic() + DECISION_S
+        ClusterRecord(store, spec.token).delete()
+    return None
+
+
+def interchangeable(
+    store: Store, provider: Provider, spec: ClusterSpec
+) -> Iterator[tuple[ClusterDescription, Announcement]]:
+    """Return the clusters that may stand in for a new one."""
+    for description, state in clusters(store):
+        ours = (description.provider, description.protocol) == (provider.name, PROTOCOL)
+        if ours and description.shape == spec.shape():
+            yield description, state
+
+
+def soon_idle(store: Store, state: Announcement) -> bool:
+    """Return True for a cluster that is idle, or still puts away a finished session."""
+    if state.session is not None:
+        return SessionRecord(store, state.session).is_closed()
+    return state.state is ClusterPhase.IDLE
+
+
+def offer_session(
+    store: Store, provider: Provider, ref: ClusterRef, session: str, passed_env: Mapping[str, str]
+) -> bool:
+    """Ask a warm cluster to serve the session, and return its keeper's decision.
+
+    After `WAITS.decision_s` seconds the offer is withdrawn, once: whoever creates the decision
+    first has decided.
+    """
+    with contextlib.suppress(InfrastructureError):
+        record = ClusterRecord(store, ref.id)
+        provider.hand_over(ref, session, passed_env)
+        record.offer(session)
+        deadline = time.monotonic() + WAITS.decision_s
         while time.monotonic() < deadline:
-            if (said := store.get(decision)) is not None:
-                return taken(said)
+            if (decision := record.decision(session)) is not None:
+                return decision
             time.sleep(0.01 if store.is_local else 0.3)
-        withdrawn = json.dumps({"taken": False, "nonce": secrets.token_hex(8)}).encode()
-        return not store.create(decision, withdrawn) and taken(store.get(decision))
+        return not record.decide(session, taken=False) and bool(record.decision(session))
     return False
 
 
-def taken(decision: bytes | None) -> bool:
-    return decision is not None and bool(json.loads(decision)["taken"])
-
-
 def launch(
-    store: Store, provider: Provider, spec: ClusterSpec, session: str, values: Mapping[str, str]
+    store: Store, provider: Provider, spec: ClusterSpec, session: str, passed_env: Mapping[str, str]
 ) -> ClusterRef:
-    """Record first, then rent: whatever happens, the next reader knows what to look for."""
+    """Put the record first, then rent: whatever happens, the next reader knows what to look for."""
     plan = provider.plan(spec)
-    record = {
-        "v": 1,
-        "id": spec.token,
-        "provider": provider.name,
-        "protocol": PROTOCOL,
-        "shape": spec.shape(),
-        "deadline_s": spec.deadline_s,
-    }
-    store.put(f"clusters/{spec.token}/cluster.json", json.dumps(record).encode())
-    store.put(f"clusters/{spec.token}/inbox/{session}", session.encode())
-    boot = {
-        "cluster": spec.token,
-        "store": store.url,
-        "ray_token": secrets.token_hex(24),
-        "nodes": spec.nodes,
-        "gpus_per_node": spec.gpus_per_node,
-        "simulated_gpus": spec.simulated_gpus,
-        "idle_s": spec.idle_s,
-        "deadline_s": spec.deadline_s,
-        "grace_s": GRACE_S,
-    }
-    ref = provider.launch(plan, BootScript(code=own_code(), spec=boot))
-    provider.hand_over(ref, session, values)
+    record = ClusterRecord(store, spec.token)
+    record.put_description(
+        ClusterDescription(
+            id=spec.token,
+            provider=provider.name,
+            protocol=PROTOCOL,
+            shape=spec.shape(),
+            deadline_s=spec.deadline_s,
+        )
+    )
+    record.offer(session)
+    ref = provider.launch(plan, BootScript(code=own_code(), spec=boot_spec(store, spec)))
+    provider.hand_over(ref, session, passed_env)
     return ref
 
 
-@contextlib.contextmanager
-def heartbeat(store: Store, session: str) -> Iterator[None]:
-    """Say that this client lives, until the block ends. The value is a counter: no clock crosses machines."""
-    over = threading.Event()
-
-    def beat() -> None:
-        count = 0
-        while True:
-            count += 1
-            with contextlib.suppress(HarnessError):
-                store.put(
-                    f"sessions/{session}/control/heartbeat", f"{os.getpid()} {count}".encode()
-                )
-            if over.wait(HEARTBEAT_S):
-                return
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(timeout=2)
+def boot_spec(store: Store, spec: ClusterSpec) -> BootSpec:
+    """Return what every keeper of a new cluster is told; with a Ray token of its own."""
+    return BootSpec(
+        cluster=spec.token,
+        store=store.url,
+        ray_token=secrets.token_hex(24),
+        nodes=spec.nodes,
+        gpus_per_node=spec.gpus_per_node,
+        simulated_gpus=spec.simulated_gpus,
+        idle_s=spec.idle_s,
+        deadline_s=spec.deadline_s,
+        waits=WAITS,
+    )
 
 
 def sweep(store: Store | None, provider: Provider) -> list[str]:
-    """End what nobody holds: clusters whose keeper is gone, what a double kill left of them, records that nobody is left to close.
+    """End the clusters and close the records that neither a client nor a keeper holds.
 
-    Returns what was done, a line each.
+    Those are clusters whose keeper is gone, what a double kill left of them, and records of lost
+    clients. Return one line for each thing that was ended.
     """
-    done = []
+    lines = []
     for ref in provider.owned():
         if provider.state(ref).state == "gone":
             provider.close(ref)
-            done.append(
+            lines.append(
                 f"cluster {ref.id}: its keeper was gone; what was left of it is ended and removed"
             )
-    for record, _ in records(store) if store is not None else ():
-        ref = ClusterRef(provider=record["provider"], id=record["id"])
-        if (
-            store is not None
-            and record["provider"] == provider.name
-            and provider.state(ref).state == "gone"
-        ):
-            store.delete(list(store.list(f"clusters/{ref.id}/")))
-            done.append(f"cluster {ref.id}: struck off the store's list")
-    for session in (
-        silent(store, sorted(store.names("sessions"))[-RECENT:]) if store is not None else ()
-    ):
-        if (
-            store is not None
-            and not held(store, session)
-            and _close(store, session, closed_by="sweep")
-        ):
-            done.append(f"session {session}: its record is final; it was lost with its client")
-    return done
+    return lines if store is None else lines + _sweep_records(store, provider)
 
 
-def silent(store: Store, sessions: Iterable[str]) -> list[str]:
-    """Those of `sessions` whose record is open though nobody is there to make it final; their heartbeats are watched for a moment."""
-    beats = {
-        s: store.get(f"sessions/{s}/control/heartbeat")
-        for s in sessions
-        if store.get(f"sessions/{s}/result.json") is None
-    }
-    if beats:
-        time.sleep(SILENT_S)
-    still = [
-        session
-        for session, beat in beats.items()
-        if store.get(f"sessions/{session}/control/heartbeat") == beat
-    ]
-    return [session for session in still if store.get(f"sessions/{session}/result.json") is None]
-
-
-def settle(store: Store, session: str) -> bool:
-    """Make the record of a session final whose client is gone: its agent is asked to stop and waited for. False while the client lives."""
-    if store.get(f"sessions/{session}/result.json") is not None:
-        return True
-    if not silent(store, [session]):
-        return store.get(f"sessions/{session}/result.json") is not None
-    store.put(f"sessions/{session}/control/stop", json.dumps({"why": CLIENT_LOST}).encode())
-    deadline = time.monotonic() + SETTLE_S
-    while held(store, session) and not ended(store, session) and time.monotonic() < deadline:
-        time.sleep(0.2 if store.is_local else 1.0)
-    _close(store, session, closed_by="report")
-    return True
-
-
-def held(store: Store, session: str) -> bool:
-    """Whether a cluster has the session, or will find it when it has started."""
-    return any(
-        state["session"] == session
-        or (
-            state["state"] == "starting"
-            and store.get(f"clusters/{record['id']}/inbox/{session}") is not None
-        )
-        for record, state in records(store)
-    )
-
-
-def ended(store: Store, session: str) -> bool:
-    return any(
-        event["kind"] == "session_finished"
-        for event in JournalReader(store, f"sessions/{session}/events").poll()
-    )
-
-
-def _close(store: Store, session: str, *, closed_by: str) -> bool:
-    """How it ended, its events say; if they do not, it was lost."""
-    said = {
-        "v": 1,
-        "closed_by": closed_by,
-        "exitstatus": None,
-        "failure_class": None if ended(store, session) else "infrastructure",
-        "message": f"{CLIENT_LOST}; what had finished is in the journal",
-        "nonce": secrets.token_hex(8),
-    }
-    return store.create(f"sessions/{session}/result.json", json.dumps(said).encode())
+def _sweep_records(store: Store, provider: Provider) -> list[str]:
+    lines = []
+    for description, _ in clusters(store):
+        ref = ClusterRef(provider=description.provider, id=description.id)
+        if description.provider == provider.name and provider.state(ref).state == "gone":
+            ClusterRecord(store, ref.id).delete()
+            lines.append(f"cluster {ref.id}: struck off the store's list")
+    for record in silent_sessions(store, session_ids(store)[-RECENT:]):
+        if not is_served(record) and close_for_lost_client(record, by=Closer.SWEEP):
+            lines.append(f"session {record.session}: its client was lost; the record is now closed")
+    return lines

@@ -1,4 +1,7 @@
-"""What is installed where the tests will run, named by a digest. For now: an interpreter of this machine."""
+"""The environment in which tests will run: an interpreter, and a digest of what it has installed.
+
+So far it is an interpreter of this machine. `own_code` is what a cluster needs of this package.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pytest_gpu_cluster.contract.errors import RequestError
 
 SCAN = "import json, sys; print(json.dumps([sys.version, sys.path]))"
-NEEDED = {"ray": "Ray", "obstore": "obstore", "pytest": "pytest"}
+REQUIRED = {"ray": "Ray", "obstore": "obstore", "pytest": "pytest"}  # title by distribution
+_METADATA = (".dist-info", ".egg-info", ".egg-link", ".pth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,35 +29,46 @@ class Environment:
 
     python: str
     digest: str
-    versions: dict[str, str]  # of the distributions by normalised name
+    versions: Mapping[str, str]  # of the distributions by normalised name
+
+
+class Interpreter(NamedTuple):
+    """The facts of an interpreter that decide what it imports."""
+
+    version: str
+    path: Sequence[str]  # sys.path
 
 
 def describe(python: str) -> Environment:
-    """The environment of an interpreter, read from file names alone: no module is imported. Raises RequestError."""
-    if os.path.realpath(python) == os.path.realpath(sys.executable) and os.path.dirname(
-        python
-    ) == os.path.dirname(sys.executable):
-        version, path = sys.version, sys.path
-    else:
-        version, path = _ask(python)
+    """Return the environment of an interpreter, read from file names. Raises RequestError.
+
+    No module is imported.
+    """
+    interpreter = _interpreter(python)
     versions: dict[str, str] = {}
-    content = hashlib.sha256(f"{python}\n{version}\n".encode())
-    for directory in dict.fromkeys(p for p in path if p and os.path.isdir(p)):
-        for name in sorted(os.listdir(directory)):
-            if name.endswith((".dist-info", ".egg-info", ".egg-link", ".pth")) or name.startswith(
-                "__editable__"
-            ):
-                content.update(
-                    f"{name} {os.stat(os.path.join(directory, name)).st_mtime_ns}\n".encode()
-                )
-                if match := re.match(r"(.+?)-(\d[^-]*)\.dist-info$", name):
-                    versions.setdefault(re.sub(r"[-_.]+", "-", match[1]).lower(), match[2])
+    content = hashlib.sha256(f"{python}\n{interpreter.version}\n".encode())
+    for path in _metadata(interpreter.path):
+        name = os.path.basename(path)
+        content.update(f"{name} {os.stat(path).st_mtime_ns}\n".encode())
+        if match := re.match(r"(.+?)-(\d[^-]*)\.dist-info$", name):
+            versions.setdefault(re.sub(r"[-_.]+", "-", match[1]).lower(), match[2])
     return Environment(python=python, digest=content.hexdigest()[:16], versions=versions)
 
 
-def _ask(python: str) -> tuple[str, list[str]]:
+def _metadata(path: Sequence[str]) -> Iterator[str]:
+    """Yield the files and folders below `sys.path` that change with every installation."""
+    for directory in dict.fromkeys(folder for folder in path if folder and os.path.isdir(folder)):
+        for name in sorted(os.listdir(directory)):
+            if name.endswith(_METADATA) or name.startswith("__editable__"):
+                yield os.path.join(directory, name)
+
+
+def _interpreter(python: str) -> Interpreter:
+    is_same_file = os.path.realpath(python) == os.path.realpath(sys.executable)
+    if is_same_file and os.path.dirname(python) == os.path.dirname(sys.executable):
+        return Interpreter(sys.version, sys.path)
     try:
-        said = subprocess.run(
+        process = subprocess.run(
             [python, "-c", SCAN],
             capture_output=True,
             text=True,
@@ -59,36 +76,36 @@ def _ask(python: str) -> tuple[str, list[str]]:
             check=True,
             env={"PATH": os.defpath},
         )
-        version, path = json.loads(said.stdout)
+        version, path = json.loads(process.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as problem:
         raise RequestError(
             f"local.python = {python!r} does not run: {problem}",
             remedy="name a Python interpreter of 3.11 or later",
         ) from problem
-    return str(version), [str(p) for p in path]
+    return Interpreter(str(version), [str(folder) for folder in path])
 
 
 def check(environment: Environment, *, pytest_version: str) -> None:
-    """Refuse an environment that cannot run a session. Raises RequestError with the command that mends it."""
-    for name, title in NEEDED.items():
-        if name not in environment.versions:
-            command = f"{environment.python} -m pip install 'pytest-gpu-cluster[local]'"
-            raise RequestError(f"{title} is not installed for {environment.python}", remedy=command)
-    there, here = environment.versions["pytest"], pytest_version
-    if there.split(".")[:2] != here.split(".")[:2]:
+    """Refuse an environment that cannot run a session. Raises RequestError with the command."""
+    python, versions = environment.python, environment.versions
+    for name, title in REQUIRED.items():
+        if name not in versions:
+            raise RequestError(
+                f"{title} is not installed for {python}",
+                remedy=f"{python} -m pip install 'pytest-gpu-cluster[local]'",
+            )
+    if versions["pytest"].split(".")[:2] != pytest_version.split(".")[:2]:
         raise RequestError(
-            f"pytest is {here} here and {there} for {environment.python}; reports differ between the two",
-            remedy=f"{environment.python} -m pip install pytest=={here}",
+            f"pytest is {pytest_version} here and {versions['pytest']} for {python};"
+            " reports differ between the two",
+            remedy=f"{python} -m pip install pytest=={pytest_version}",
         )
 
 
 def own_code() -> dict[str, Path]:
-    """The files of this package that the cluster runs, by their path below the import root."""
-    here = Path(__file__).parent
-    folders = ("contract", "node", "agent", "worker")
-    files = [
-        here / "__init__.py",
-        here / "fixtures.py",
-        *(file for name in folders for file in sorted((here / name).glob("*.py"))),
-    ]
-    return {str(file.relative_to(here.parent)): file for file in files}
+    """Return the files of this package that the cluster runs, by their path in the import root."""
+    package = Path(__file__).parent
+    files = [package / "__init__.py", package / "fixtures.py"]
+    for folder in ("contract", "node", "agent", "worker"):
+        files += sorted((package / folder).glob("*.py"))
+    return {str(file.relative_to(package.parent)): file for file in files}

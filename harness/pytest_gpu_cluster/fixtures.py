@@ -1,7 +1,11 @@
-"""Marks and fixtures of a suite that wants GPUs: the same names on the cluster and in a plain local run.
+"""Marks and fixtures of a suite that wants GPUs: the same names on the cluster and in a plain run.
 
-On the cluster the worker's specification is in `config.stash[SPEC]`. Without it (plain pytest, no --gpu-cluster) `device` is what
-torch finds, `gpus` is empty, `artifacts` is a temporary directory, and `cluster` skips its test.
+On the cluster `config.stash[SPEC]` holds the WorkerSpec of the test process. Without it (plain
+pytest, no --gpu-cluster) `device` is the one of torch, `gpus` is empty, `artifacts` is a temporary
+directory, and `cluster` skips its test.
+
+Every pytest run of an environment that has the plugin imports this module. So nothing of the
+contract is imported here at run time.
 """
 
 from __future__ import annotations
@@ -9,29 +13,25 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-SPEC = pytest.StashKey[Mapping[str, Any]]()
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_gpu_cluster.contract.gpus import Gpu
+    from pytest_gpu_cluster.contract.specs import ClusterFacts, WorkerSpec
+
+SPEC: pytest.StashKey[WorkerSpec] = pytest.StashKey()
 MARKERS = (
-    "gpu(count=1, memory_gib=None): the test's process gets `count` GPUs (0.25 shares one, 0 sees none) of at least `memory_gib`",
+    (
+        "gpu(count=1, memory_gib=None): the test's process gets `count` GPUs (0.25 shares one, "
+        "0 sees none) of at least `memory_gib`"
+    ),
     "ray(gpus=0, nodes=1): the test drives the Ray cluster itself; that much is left free for it",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """A device that this test's process may use."""
-
-    id: str
-    name: str
-    memory_gib: float
-    simulated: bool = False
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,60 +40,62 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def device() -> Any:
+def device() -> torch.device:
     """The `torch.device` of this test: its first GPU, or the CPU where it has none."""
-    torch = pytest.importorskip(
+    library = pytest.importorskip(
         "torch", reason="the fixture `device` needs torch, which is not installed here"
     )
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    selected: torch.device = library.device("cuda" if library.cuda.is_available() else "cpu")
+    return selected
 
 
 @pytest.fixture(scope="session")
 def gpus(pytestconfig: pytest.Config) -> list[Gpu]:
     """The devices that were given to this test's process; empty in a plain local run."""
-    spec = pytestconfig.stash.get(SPEC, {})
-    names = Gpu.__dataclass_fields__
-    return [
-        Gpu(**{key: value for key, value in fact.items() if key in names})
-        for fact in spec.get("gpus", ())
-    ]
+    spec = pytestconfig.stash.get(SPEC, None)
+    return [] if spec is None else list(spec.gpus)
 
 
 @pytest.fixture
 def artifacts(request: pytest.FixtureRequest) -> Path:
-    """A directory of this test; on the cluster its files land in the store and on the session's page."""
+    """A directory of this test.
+
+    On the cluster its files land in the store and on the session's page.
+    """
     spec = request.config.stash.get(SPEC, None)
     if spec is None:
         return Path(request.getfixturevalue("tmp_path"))
     nodeid = request.node.nodeid
     readable = re.sub(r"[^\w.\-]+", "_", nodeid)[:120]
-    path = Path(
-        spec["scratch"],
-        "artifacts",
-        f"{readable}-{hashlib.sha256(nodeid.encode()).hexdigest()[:8]}",
-    )
+    digest = hashlib.sha256(nodeid.encode()).hexdigest()[:8]
+    path = Path(spec.scratch, "artifacts", f"{readable}-{digest}")
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 @pytest.fixture(scope="session")
-def cluster(pytestconfig: pytest.Config) -> SimpleNamespace:
-    """Facts of the cluster: `id`, `session`, `nodes`, `store` (its URL) and `prefix` (of this session's keys in it)."""
+def cluster(pytestconfig: pytest.Config) -> ClusterFacts:
+    """Facts of the cluster: `id`, `session`, `nodes`, `store` and `prefix`.
+
+    `store` is its URL, `prefix` that of this session's keys in it.
+    """
     spec = pytestconfig.stash.get(SPEC, None)
     if spec is None:
         pytest.skip("this test needs a cluster: run it with `pytest --gpu-cluster`")
-    return SimpleNamespace(**spec["cluster"])
+    return spec.cluster
 
 
 @pytest.fixture(scope="session")
 def worker_id(pytestconfig: pytest.Config) -> str:
     """`gw0`, `gw1`, … as under pytest-xdist; `master` in a plain local run."""
-    spec = pytestconfig.stash.get(SPEC, {"worker": "master"})
-    return str(getattr(pytestconfig, "workerinput", {}).get("workerid", spec["worker"]))
+    spec = pytestconfig.stash.get(SPEC, None)
+    default = "master" if spec is None else spec.worker
+    return str(getattr(pytestconfig, "workerinput", {}).get("workerid", default))
 
 
 @pytest.fixture(scope="session")
 def testrun_uid(pytestconfig: pytest.Config) -> str:
     """The same in every worker of one run."""
-    spec = pytestconfig.stash.get(SPEC, {"testrun": uuid.uuid4().hex})
-    return str(getattr(pytestconfig, "workerinput", {}).get("testrunuid", spec["testrun"]))
+    spec = pytestconfig.stash.get(SPEC, None)
+    default = uuid.uuid4().hex if spec is None else spec.testrun
+    return str(getattr(pytestconfig, "workerinput", {}).get("testrunuid", default))

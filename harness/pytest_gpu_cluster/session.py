@@ -1,316 +1,322 @@
 """One session, in the order it happens.
 
-`Session.events` is the whole run: it yields every event for the sinks to show, and its `with` blocks put out what it lit,
-also when the consumer stops listening (`close()`), is interrupted, or fails.
+`Run.events` is the whole run: it yields every event for the sinks to show. Closing the generator
+releases the cluster, as does an interrupt or a failure.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import time
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from enum import Enum, auto
 from pathlib import Path
-from typing import Any
 
 from pytest_gpu_cluster import clusters, environment
-from pytest_gpu_cluster.bundle.ship import ship, ship_files
-from pytest_gpu_cluster.contract.codec import Event
+from pytest_gpu_cluster.bundle.retention import prune
+from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files
+from pytest_gpu_cluster.clusters import HeldCluster, Hold
 from pytest_gpu_cluster.contract.errors import (
     HarnessError,
     InfrastructureError,
     RequestError,
     StoreError,
-    TeardownError,
 )
-from pytest_gpu_cluster.contract.journal import JournalReader
-from pytest_gpu_cluster.contract.model import RunRequest, Settings, Tree
-from pytest_gpu_cluster.contract.store import Store, prune
-from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, provider
+from pytest_gpu_cluster.contract.events import (
+    Event,
+    PhaseFinished,
+    Requested,
+    SessionFinished,
+)
+from pytest_gpu_cluster.contract.failures import Closer, StopReason
+from pytest_gpu_cluster.contract.record import Ending, EventReader, SessionRecord
+from pytest_gpu_cluster.contract.request import Limits, PytestFacts, ReportFacts, SessionRequest
+from pytest_gpu_cluster.contract.settings import RunRequest, Settings
+from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.waits import WAITS
+from pytest_gpu_cluster.liveness import heartbeat
+from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, load_provider
 
-SILENCE_S = (
-    2.0  # this long without an event, the provider is asked whether the cluster is still there
-)
-STORE_PATIENCE_S = 30.0  # the store may be away for so long before the session is given up
-STOP_GRACE_S = 20.0  # for the agent to end a session that is no longer wanted
+AGENT = "pytest_gpu_cluster.agent.main:main"  # in the code that is shipped with the session
+SILENCE_S = 2.0  # without an event for so long, the provider is asked whether the cluster is there
 CLUSTER_MARGIN_S = (
-    600.0  # a cluster outlives the deadline of its first session by this and the idle time
+    600.0  # a cluster outlives the deadline of its first session by this and idle-minutes
 )
 
 
-@dataclass
-class Session:
-    """A run: what was asked, what it holds while it goes on, and what is to be said of it at the end."""
+class Stage(Enum):
+    """How far a run has come."""
 
-    request: RunRequest
-    pytest_version: str
-    facts: dict[
-        str, Any
-    ]  # of the local pytest that the cluster needs: colour, columns, cache, arguments
-    id: str = field(
-        default_factory=lambda: (
-            f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-        )
-    )
-    lent: clusters.Lent | None = None
-    interrupted: bool = False
-    closing: bool = False  # a further Ctrl-C hurries it
-    closed: bool = False
-    over: bool = False  # the session's last event has arrived
-    fit: bool = False  # and says that the cluster can be lent again
-    failure: HarnessError | None = None
-    asked: dict[str, Any] = field(
-        default_factory=dict
-    )  # the request as the record holds it; no value of a variable, no secret
-    recorded: bool = False
+    NEW = auto()  # nobody knows of it
+    RECORDED = auto()  # the store has its request, so that others can say how it ended
+    FINISHED = auto()  # `session_finished` has arrived
 
-    def __post_init__(self) -> None:
-        self.settings: Settings = self.request.settings
-        self.provider: Provider = provider(
-            self.settings.provider
-        )  # before the store, which a refused request must not create
-        self.store = Store.open(self.settings.store, base=self.request.root)
-        self.asked = self.described()
 
-    @property
-    def record(self) -> str:
-        """Where the record of this session is."""
-        return f"{self.store.url.rstrip('/')}/sessions/{self.id}"
+class Run:
+    """A session: the request, the cluster that it holds, and the failure of that cluster."""
+
+    def __init__(
+        self, request: RunRequest, pytest_version: str, local: PytestFacts, report: ReportFacts
+    ) -> None:
+        self.id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+        self._asked, self._pytest_version = request, pytest_version  # with values of variables
+        self.settings: Settings = request.settings
+        # Before the store, which a refused request must not create.
+        self.provider: Provider = load_provider(self.settings.provider, self.settings, os.environ)
+        self.store = Store.open(self.settings.store, base=request.root)
+        self.record = SessionRecord(self.store, self.id)
+        self.request = self._session_request(local, report)
+        self.stage = Stage.NEW
+        self.cluster: HeldCluster | None = None
+        self.reusable = False  # the agent says that the cluster may serve another session
+        self.interrupted = False  # by the user
+        self.teardown_failure: HarnessError | None = None
 
     def events(self) -> Generator[Event, None, None]:
-        """THE RUN: ship, rent, ask, follow, give back. Raises HarnessError; a failure after launch is an event first."""
+        """THE RUN: ship, rent, follow, give back.
+
+        Raises HarnessError. A session that keeper or guard report as lost ends with an event.
+        """
         began = time.monotonic()
+        yield Requested(request=self.request)
+        self.check_store()
+        self.put_request()
+        with heartbeat(self.record):  # without one, a request looks abandoned to whoever finds it
+            installed = self.installed()
+            yield phase("environment", f"{installed.python} ({installed.digest})", began)
+
+            began = time.monotonic()
+            tree, code = self.ship()
+            yield phase("tree", f"{tree.files} files, {tree.sent_blobs} sent", began)
+
+            began = time.monotonic()
+            spec = self.cluster_spec(installed)
+            shape = spec.shape()
+            self.request = replace(self.request, tree=tree.digest, code=code.digest, shape=shape)
+            self.put_request()
+            yield Requested(request=self.request)
+            with self.hold(spec) as cluster:
+                yield phase("cluster", f"{cluster.ref.id}, {cluster.note}", began)
+                yield from self.follow(cluster)
+
+    def plan(self) -> LaunchPlan:
+        """Return what would be launched; spends nothing. Raises RequestError."""
+        return self.provider.plan(self.cluster_spec(self.installed()))
+
+    def closing_lines(self, *, simulated: bool) -> list[str]:
+        """Return the last lines: the record, the machines, and the time that the cluster stays."""
+        suffix = "; on SIMULATED GPUs" if simulated else ""
+        lines = [f"session {self.id}  {self.record.url}{suffix}"]
+        if self.cluster is not None and self.cluster.stage is Hold.HELD and self.stays_warm():
+            idle_s = self.settings.limits.idle_minutes * 60
+            until = time.strftime("%H:%M:%S", time.localtime(time.time() + idle_s))
+            name = self.cluster.ref.id
+            lines.append(
+                f"cluster {name} stays warm until {until}; to end it now: gpu-cluster down {name}"
+            )
+        return lines
+
+    # -- stages ------------------------------------------------------------------------------------
+
+    def check_store(self) -> None:
+        """Refuse a store that cannot be written to. Raises RequestError."""
         try:
             self.store.check_writable()
         except StoreError as problem:
             raise RequestError(problem.what, remedy=problem.remedy) from problem
-        self.put_request()
-        with clusters.heartbeat(
-            self.store, self.id
-        ):  # who finds the request finds its client alive
-            installed = environment.describe(self.settings.local_python)
-            environment.check(installed, pytest_version=self.pytest_version)
-            yield self.phase("environment", f"{installed.python} ({installed.digest})", began)
 
-            began = time.monotonic()
-            tree, code = self.ship()
-            yield self.phase("tree", f"{tree.files} files, {tree.sent_blobs} sent", began)
+    def put_request(self) -> None:
+        self.record.put_request(self.request)
+        if self.stage is Stage.NEW:
+            self.stage = Stage.RECORDED
 
-            began = time.monotonic()
-            spec = self.cluster_spec(installed)
-            self.asked |= {"tree": tree.digest, "code": code.digest, "shape": spec.shape()}
-            self.put_request()
-            with self.cluster(spec):
-                assert self.lent is not None
-                yield self.phase("cluster", f"{self.lent.ref.id}, {self.lent.note}", began)
-                yield from self.follow()
+    def installed(self) -> environment.Environment:
+        """Return the environment of the nodes.
 
-    def plan(self) -> LaunchPlan:
-        """What would be launched; spends nothing. Raises RequestError."""
-        installed = environment.describe(self.settings.local_python)
-        environment.check(installed, pytest_version=self.pytest_version)
-        return self.provider.plan(self.cluster_spec(installed))
-
-    def farewell(self, *, simulated: bool) -> list[str]:
-        """The last lines: where the record is, on what it ran, until when the cluster stays and how to end it."""
-        ran = "; on SIMULATED GPUs" if simulated else ""
-        lines = [f"session {self.id}  {self.record}{ran}"]
-        if (
-            self.lent is not None
-            and self.fit
-            and not self.interrupted
-            and self.settings.idle_minutes > 0
-        ):
-            until = time.strftime(
-                "%H:%M:%S", time.localtime(time.time() + self.settings.idle_minutes * 60)
-            )
-            lines.append(
-                f"cluster {self.lent.ref.id} stays warm until {until}; to end it now: gpu-cluster down {self.lent.ref.id}"
-            )
-        return lines
-
-    # -- stages --------------------------------------------------------------------------------------------------------
+        Raises RequestError for one that cannot run a session.
+        """
+        return self.provider.environment(pytest_version=self._pytest_version)
 
     def ship(self) -> tuple[Tree, Tree]:
-        """The working tree, and this package's own code for the cluster."""
-        s = self.settings
+        """Put the working tree, and this package's own code for the cluster, into the store."""
+        files = self.settings.files
         tree = ship(
             self.store,
-            self.request.root,
-            include=s.include,
-            exclude=s.exclude,
-            allow_files=s.allow_files,
+            self._asked.root,
+            include=files.include,
+            exclude=files.exclude,
+            allow_files=files.allow_files,
         )
         return tree, ship_files(self.store, environment.own_code())
 
-    def put_request(self) -> None:
-        """From here on the store knows of the session, and somebody else can say how it ended."""
-        self.store.put(f"sessions/{self.id}/request.json", json.dumps(self.asked).encode())
-        self.recorded = True
+    @contextlib.contextmanager
+    def hold(self, spec: ClusterSpec) -> Iterator[HeldCluster]:
+        """Hold a cluster, and close it unless it may stay warm.
+
+        No way out of the block leaves it unattended.
+        """
+        values = self._asked.passed_env
+        try:
+            self.cluster = clusters.acquire(self.store, self.provider, spec, self.id, values)
+        except BaseException:
+            self.cluster = clusters.find_launched(self.store, self.provider, spec)
+            self.close_cluster()
+            raise
+        try:
+            yield self.cluster
+        except KeyboardInterrupt:  # the user's: a test's own arrives as an event
+            self.interrupted = True
+            raise
+        finally:
+            if self.stage is not Stage.FINISHED and not self.interrupted:
+                self.stop()
+            if not self.stays_warm():
+                self.close_cluster()
+
+    def stays_warm(self) -> bool:
+        """Return True where the cluster may wait for the next session."""
+        return self.reusable and not self.interrupted and self.settings.limits.idle_minutes > 0
+
+    def follow(self, cluster: HeldCluster) -> Iterator[Event]:
+        """Yield the journal to the agent's last event.
+
+        When it falls silent, the provider is asked about the cluster.
+        """
+        reader = self.record.reader()
+        last_event = last_read = time.monotonic()
+        while self.stage is not Stage.FINISHED:
+            try:
+                events, last_read = reader.poll(), time.monotonic()
+            except StoreError:  # away is not dead: the next poll goes on from here
+                if time.monotonic() - last_read > WAITS.store_patience_s:
+                    raise
+                events = []
+            for event in events:
+                last_event = time.monotonic()
+                self.on_event(event)
+                yield event
+            if not events:
+                reader.wait()
+            if time.monotonic() - last_event > SILENCE_S:
+                last_event = time.monotonic()
+                raise_if_gone(cluster, reader)
+
+    def stop(self) -> None:
+        """Ask the agent to end the session, and wait for its last event.
+
+        Then the cluster can serve the next.
+        """
+        with contextlib.suppress(HarnessError):
+            self.record.order_stop(StopReason.CLIENT_DONE)
+            reader = self.record.reader()
+            deadline = time.monotonic() + WAITS.stop_grace_s
+            while self.stage is not Stage.FINISHED and time.monotonic() < deadline:
+                for event in reader.poll():
+                    self.on_event(event)
+                reader.wait()
+
+    def on_event(self, event: Event) -> None:
+        """Note the end of the session, and whether the cluster is whole.
+
+        One that has lost something must not serve again.
+        """
+        if isinstance(event, SessionFinished):
+            self.stage, self.reusable = Stage.FINISHED, event.fit
+
+    def close_cluster(self, *, now: bool = False) -> None:
+        """End the cluster, once. One that would not go is the failure of the session."""
+        if self.cluster is not None:
+            self.teardown_failure = self.cluster.close(now=now) or self.teardown_failure
+
+    @property
+    def closing(self) -> bool:
+        """True while the cluster is being closed: a further Ctrl-C hurries it."""
+        return self.cluster is not None and self.cluster.stage is Hold.CLOSING
+
+    def write_result(self, ending: Ending) -> None:
+        """Make the record final, once; forget the oldest sessions of a local store.
+
+        Raises StoreError.
+        """
+        self.record.close(ending, by=Closer.CLIENT)
+        if self.store.is_local:
+            prune(self.store, keep_sessions=self.settings.keep_sessions)
+
+    # -- nouns -------------------------------------------------------------------------------------
 
     def cluster_spec(self, installed: environment.Environment) -> ClusterSpec:
         s = self.settings
+        idle_s = s.limits.idle_minutes * 60
         return ClusterSpec(
             token=clusters.new_id(),
-            owner=clusters.owner(),
+            owner=self.provider.owner(),
             python=installed.python,
             environment=installed.digest,
             nodes=s.nodes,
             gpus_per_node=s.gpus_per_node,
             simulated_gpus=s.simulated_gpus,
             require_gpu=s.require_gpu,
-            idle_s=s.idle_minutes * 60,
-            deadline_s=s.max_minutes * 60 + s.idle_minutes * 60 + CLUSTER_MARGIN_S,
+            idle_s=idle_s,
+            deadline_s=s.limits.max_minutes * 60 + idle_s + CLUSTER_MARGIN_S,
         )
 
-    def described(self) -> dict[str, Any]:
-        """What is known of the request before anything is done."""
-        s = self.settings
-        limits = {
-            "max_s": s.max_minutes * 60,
-            "idle_s": s.idle_minutes * 60,
-            "test_timeout_s": s.test_timeout_s,
-            "infra_retries": s.infra_retries,
-            "default_gpus": s.default_gpus,
-        }
-        request = self.request
-        return {
-            "v": 1,
-            "session": self.id,
-            "asked_at": time.time(),
-            "provider": s.provider,
-            "root_name": tree_name(request.root, request.invocation_dir),
-            "origin": str(request.root),
-            "cwd": os.path.relpath(request.invocation_dir, request.root),
-            "args": list(request.pytest_args),
-            "passed": sorted(request.passed_env),
-            "limits": limits,
-            **self.facts,
-        }
-
-    @contextlib.contextmanager
-    def cluster(self, spec: ClusterSpec) -> Iterator[None]:
-        """Hold a cluster; put it out unless it may stay warm. No way out of the block leaves it unattended."""
-        try:
-            self.lent = clusters.acquire(
-                self.store, self.provider, spec, self.id, self.request.passed_env
-            )
-        except BaseException:
-            for ref in self.provider.owned():
-                if ref.id == spec.token:
-                    self.lent = clusters.Lent(ref=ref, warm=False, note="")
-            self.close()
-            if self.lent is None:
-                with contextlib.suppress(
-                    HarnessError
-                ):  # nothing was rented: nothing is to be looked for
-                    self.store.delete(list(self.store.list(f"clusters/{spec.token}/")))
-            raise
-        try:
-            yield
-        except KeyboardInterrupt:  # the user's: a test's own arrives as an event
-            self.interrupted = True
-            raise
-        finally:
-            if not self.over and not self.interrupted:
-                self.stop()
-            if self.interrupted or not self.fit or self.settings.idle_minutes <= 0:
-                self.close()
-
-    def follow(self) -> Iterator[Event]:
-        """The journal, to the agent's last event; when it falls silent, the provider is asked why."""
-        reader = JournalReader(self.store, f"sessions/{self.id}/events")
-        heard = read = time.monotonic()
-        while not self.over:
-            try:
-                events, read = reader.poll(), time.monotonic()
-            except (
-                StoreError
-            ):  # away is not dead: nothing is lost, and the next poll goes on from here
-                if time.monotonic() - read > STORE_PATIENCE_S:
-                    raise
-                events = []
-            for event in events:
-                heard = time.monotonic()
-                self.hear(event)
-                yield Event.of(event)
-            if not events:
-                reader.wait()
-            if time.monotonic() - heard > SILENCE_S:
-                heard = time.monotonic()
-                self.ask_why(reader)
-
-    def ask_why(self, reader: JournalReader) -> None:
-        """Silence: a long test, or a cluster that is gone. Raises InfrastructureError when it is gone."""
-        assert self.lent is not None
-        state = self.provider.state(self.lent.ref)
-        if state.state == "gone" and not reader.poll():
-            raise InfrastructureError(
-                f"cluster {self.lent.ref.id} is gone: {state.why}",
-                remedy="run again; what had finished is kept in the record",
-            )
-
-    def stop(self) -> None:
-        """Ask the agent to end the session, and wait a while for its last event, so that the cluster can be lent again."""
-        with contextlib.suppress(HarnessError):
-            self.store.put(
-                f"sessions/{self.id}/control/stop",
-                json.dumps({"why": "the client needs no more results"}).encode(),
-            )
-            reader = JournalReader(self.store, f"sessions/{self.id}/events")
-            deadline = time.monotonic() + STOP_GRACE_S
-            while not self.over and time.monotonic() < deadline:
-                for event in reader.poll():
-                    self.hear(event)
-                reader.wait()
-
-    def hear(self, event: Mapping[str, Any]) -> None:
-        """The last event says whether the cluster is whole: one that has lost something must not serve the next session."""
-        if event["kind"] == "session_finished":
-            self.over, self.fit = True, bool(event.get("fit"))
-
-    def close(self, *, now: bool = False) -> None:
-        """Put the cluster out, once; `now` does not wait for its own orderly end. A cluster that would not go is the session's failure."""
-        if self.lent is None or self.closed:
-            return
-        self.closing = True
-        try:
-            self.provider.close(self.lent.ref, now=now)
-        except TeardownError as problem:
-            self.failure = problem
-        finally:
-            self.closing = False
-        self.closed = True
-        with contextlib.suppress(HarnessError):
-            self.store.delete(list(self.store.list(f"clusters/{self.lent.ref.id}/")))
-
-    def finish(self, **end: Any) -> None:
-        """Make the record final, once; forget the oldest sessions of a local store."""
-        result = {"v": 1, "closed_by": "client", **end, "nonce": secrets.token_hex(8)}
-        self.store.create(f"sessions/{self.id}/result.json", json.dumps(result).encode())
-        if self.store.is_local:
-            prune(self.store, keep_sessions=self.settings.keep_sessions)
-
-    def phase(self, name: str, detail: str, began: float) -> Event:
-        return Event.of(
-            {
-                "kind": "phase",
-                "writer": "client",
-                "name": name,
-                "detail": detail,
-                "seconds": time.monotonic() - began,
-            }
+    def _session_request(self, local: PytestFacts, report: ReportFacts) -> SessionRequest:
+        """Return the request before anything is done: without tree, code and shape."""
+        s, request = self.settings, self._asked
+        limits = Limits(
+            max_s=s.limits.max_minutes * 60,
+            idle_s=s.limits.idle_minutes * 60,
+            test_timeout_s=s.limits.test_timeout_s,
+            infra_retries=s.limits.infra_retries,
+            default_gpus=s.default_gpus,
         )
+        return SessionRequest(
+            session=self.id,
+            asked_at=time.time(),
+            provider=s.provider,
+            agent=AGENT,
+            root_name=tree_name(request.root, request.invocation_dir),
+            origin=str(request.root),
+            cwd=os.path.relpath(request.invocation_dir, request.root),
+            args=request.pytest_args,
+            passed=tuple(sorted(request.passed_env)),
+            limits=limits,
+            **vars(local),
+            **vars(report),
+        )
+
+
+def raise_if_gone(cluster: HeldCluster, reader: EventReader) -> None:
+    """Silence is a long test, or a cluster that is gone.
+
+    Raises InfrastructureError when it is gone.
+    """
+    state = cluster.state()
+    if state.state == "gone" and not reader.poll():
+        raise InfrastructureError(
+            f"cluster {cluster.ref.id} is gone: {state.reason}",
+            remedy="run again; what had finished is kept in the record",
+        )
+
+
+def phase(name: str, detail: str, began: float) -> Event:
+    """Return the event of a phase that began at `began`, by the monotonic clock."""
+    seconds = time.monotonic() - began
+    return PhaseFinished(writer="client", name=name, detail=detail, seconds=seconds)
 
 
 def tree_name(root: Path, invocation_dir: Path) -> str:
-    """Where a tree lies on a node, so that its place relative to the invocation directory is the same as here.
+    """Return the path of a tree on a node, relative to the directory that holds it.
 
-    >>> tree_name(Path("/a/project"), Path("/a/project/tests")), tree_name(Path("/a/b/c"), Path("/a"))
-    ('project', 'a/b/c')
+    The tree's place relative to the invocation directory stays the same.
+
+    >>> tree_name(Path("/a/project"), Path("/a/project/tests"))
+    'project'
+    >>> tree_name(Path("/a/b/c"), Path("/a"))
+    'a/b/c'
     """
     common = Path(os.path.commonpath([root, invocation_dir]))
     return str(Path(common.name, root.relative_to(common)))

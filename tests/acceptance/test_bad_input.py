@@ -1,4 +1,6 @@
-"""Every row of the table of bad input: exit code, the words a user reads, nothing left running, nothing lost."""
+"""Every row of the table of bad input: exit code, the words a user reads, nothing left running,
+nothing lost.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Project, Ran, left_of
+from tests.acceptance.processes import left_of
+from tests.acceptance.project import Project, Ran
 
 PASSING = "def test_passes():\n    pass\n"
+LIBRARY_MISSING = "libnowhere.so.12: cannot open shared object file"
 
 
 def refused(ran: Ran, *words: str) -> None:
@@ -68,7 +72,9 @@ def test_a_wrong_variable_is_named_with_a_suggestion(lone: Project) -> None:
 
 @pytest.mark.parametrize("flag", ["--pdb", "--trace"])
 def test_a_debugger_is_refused_with_the_way_to_have_one(lone: Project, flag: str) -> None:
-    """There is no terminal beside the test: a prompt that nobody can answer would hang until the deadline."""
+    """There is no terminal beside the test: a prompt that nobody can answer would hang until the
+    deadline.
+    """
     lone.write(test_a=PASSING)
 
     refused(lone.run(flag), f"{flag} needs a terminal", "without --gpu-cluster")
@@ -120,7 +126,9 @@ def test_an_s3_store_that_refuses_connections_is_named_soon(lone: Project) -> No
 def test_an_interpreter_without_ray_is_refused_with_the_pip_line(
     lone: Project, interpreter: Callable[..., str]
 ) -> None:
-    """The thin client is installed without Ray on purpose; the local provider then needs one line to mend it."""
+    """The thin client is installed without Ray on purpose; the local provider then needs one line
+    to mend it.
+    """
     python = interpreter(like_ours=False)
     lone.write(test_a=PASSING)
     lone.settings(f'local.python = "{python}"')
@@ -135,8 +143,11 @@ def test_an_interpreter_without_ray_is_refused_with_the_pip_line(
 def test_another_pytest_on_the_cluster_is_refused(
     lone: Project, interpreter: Callable[..., str]
 ) -> None:
-    """Reports of another minor version say other things. What is installed is read from the names of its dist-info
-    directories, so a name is enough here: no second pytest needs to be installed for it."""
+    """Reports of another minor version say other things.
+
+    What is installed is read from the names of its dist-info directories, so a name is enough here:
+    no second pytest needs to be installed for it.
+    """
     names = ("ray-2.60.0", "obstore-0.9.0", "pytest-8.0.1")
     python = interpreter(
         like_ours=False, write={f"{name}.dist-info/METADATA": "" for name in names}
@@ -153,7 +164,9 @@ def test_another_pytest_on_the_cluster_is_refused(
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="this machine has a GPU")
 def test_require_gpu_without_a_gpu_starts_nothing(lone: Project) -> None:
-    """Simulated GPUs let training tests pass on a CPU; who says that real ones are needed must not get them."""
+    """Simulated GPUs let training tests pass on a CPU; who says that real ones are needed must not
+    get them.
+    """
     lone.write(test_a=PASSING)
     lone.settings("require-gpu = true")
 
@@ -161,7 +174,7 @@ def test_require_gpu_without_a_gpu_starts_nothing(lone: Project) -> None:
 
 
 def test_a_credential_in_the_tree_is_refused(lone: Project) -> None:
-    """What goes up is kept in the store for weeks."""
+    """The store keeps for weeks whatever is uploaded."""
     lone.write(test_a=PASSING)
     (lone.root / ".env").write_text(
         "AWS_SECRET_ACCESS_KEY=abcdefghijklmnopqrstuvwxyz0123456789ABCD\n"
@@ -170,7 +183,7 @@ def test_a_credential_in_the_tree_is_refused(lone: Project) -> None:
     refused(lone.run(), ".env", "allow-files")
 
 
-# -- refused by the pytest on the cluster, which stays warm --------------------------------------------------------------
+# -- refused by the pytest on the cluster, which stays warm ----------------------------------------
 
 
 def test_a_conftest_that_fails_to_import_is_shown_with_its_traceback(project: Project) -> None:
@@ -202,8 +215,8 @@ def test_a_path_or_node_id_that_does_not_exist_is_a_usage_error(
     plain = project.plain(argument)
 
     assert ran.code == plain.code == 4, ran.out
-    (said,) = [line for line in plain.out.splitlines() if line.startswith("ERROR:")]
-    assert said in ran.out
+    (message,) = [line for line in plain.out.splitlines() if line.startswith("ERROR:")]
+    assert message in ran.out
 
 
 GREEDY = """
@@ -236,7 +249,9 @@ def test_a_demand_that_can_never_be_met_is_that_tests_error_at_once(project: Pro
 
 
 def test_a_selection_of_nothing_but_impossible_demands_is_a_usage_error(project: Project) -> None:
-    """Nothing that was asked for can be done: that is a mistake in the request, not a failed test."""
+    """Nothing that was asked for can be done: that is a mistake in the request, not a failed
+    test.
+    """
     project.write(test_a=GREEDY)
 
     ran = project.run("-k", "greedy or wide")
@@ -246,18 +261,20 @@ def test_a_selection_of_nothing_but_impossible_demands_is_a_usage_error(project:
     assert "gpus-per-node" in ran.out
 
 
-# -- infrastructure ------------------------------------------------------------------------------------------------------
+# -- infrastructure --------------------------------------------------------------------------------
 
 
 def test_a_ray_that_does_not_come_up_is_shown_with_the_end_of_its_log(
     lone: Project, interpreter: Callable[..., str]
 ) -> None:
-    """A broken install of Ray (a library of it is missing) is found when it starts, and the reader needs its words."""
+    """A broken install of Ray (a library of it is missing) is found when it starts, and the reader
+    needs its words.
+    """
     python = interpreter(
         without=("ray",),
         write={
             "ray-2.60.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: ray\nVersion: 2.60.0\n",
-            "ray/__init__.py": "raise ImportError('libnowhere.so.12: cannot open shared object file')\n",
+            "ray/__init__.py": f"raise ImportError({LIBRARY_MISSING!r})\n",
         },
     )
     lone.write(test_a=PASSING)
@@ -267,7 +284,7 @@ def test_a_ray_that_does_not_come_up_is_shown_with_the_end_of_its_log(
 
     assert ran.code == 10, ran.out
     assert "Ray did not come up" in ran.out
-    assert "libnowhere.so.12: cannot open shared object file" in ran.out
+    assert LIBRARY_MISSING in ran.out
     assert left_of(ran.cluster) == []
 
 

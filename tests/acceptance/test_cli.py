@@ -1,4 +1,6 @@
-"""`gpu-cluster ls | logs | down | sweep | doctor`, on clusters that are really there, in text and in JSON."""
+"""`gpu-cluster ls | logs | down | sweep | doctor`, on clusters that are really there, in text and
+in JSON.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import CLUSTERS, Project, eventually, keeper_of, left_of
+from tests.acceptance.processes import CLUSTERS, eventually, keeper_of, left_of
+from tests.acceptance.project import Project
 
 SUITE = "def test_passes():\n    pass\n\ndef test_fails():\n    assert 1 == 2\n"
 
@@ -22,10 +25,10 @@ def test_what_ran_is_listed_told_and_closed(lone: Project) -> None:
 
     listed = lone.command("ls")
     as_json = json.loads(lone.command("ls", "--json").stdout)
-    told = lone.command("logs", "last")
+    log = lone.command("logs", "last")
     by_beginning = lone.command("logs", ran.session[:-2], "--json")
     wrong = lone.command("down", "c000000")
-    there = left_of(ran.cluster)
+    running = left_of(ran.cluster)
     closed = lone.command("down", ran.cluster)
     again = lone.command("down", "--json")
 
@@ -35,15 +38,15 @@ def test_what_ran_is_listed_told_and_closed(lone: Project) -> None:
     assert [(c["cluster"], c["state"], c["nodes"]) for c in as_json["clusters"]] == [
         (ran.cluster, "idle", 1)
     ]
-    assert "test_a.py::test_fails" in told.stdout
-    assert "session_finished" in told.stdout.splitlines()[-1]
+    assert "test_a.py::test_fails" in log.stdout
+    assert "session_finished" in log.stdout.splitlines()[-1]
     assert [e["nodeid"] for e in json.loads(by_beginning.stdout) if e["kind"] == "test_finished"]
     assert (
         wrong.returncode,
         "c000000" in wrong.stderr,
         "remedy: take an id from: gpu-cluster ls" in wrong.stderr,
     ) == (4, True, True)
-    assert there, "a wrong id closed a cluster"
+    assert running, "a wrong id closed a cluster"
     assert (closed.returncode, closed.stdout) == (0, f"cluster {ran.cluster} closed\n")
     assert left_of(ran.cluster) == []
     assert json.loads(again.stdout) == {"closed": []}
@@ -57,21 +60,21 @@ def test_a_session_that_is_not_there_or_not_the_only_one_is_named(
     """A typo must not print another session's story."""
     Path(project.store).mkdir(exist_ok=True)
 
-    said = project.command("logs", session or "2")
+    finished = project.command("logs", session or "2")
 
-    assert said.returncode == 4
-    assert f"sessions match {session or '2'!r}" in said.stderr
-    assert "remedy:" in said.stderr
+    assert finished.returncode == 4
+    assert f"sessions match {session or '2'!r}" in finished.stderr
+    assert "remedy:" in finished.stderr
 
 
 def test_without_a_store_each_command_says_what_to_do(lone: Project) -> None:
     """The first thing that somebody types in a fresh clone."""
     for command in (["ls"], ["logs", "last"], ["down"]):
-        said = lone.command(*command)
+        finished = lone.command(*command)
 
-        assert said.returncode == 4
-        assert "there is no store at" in said.stderr
-        assert "run pytest --gpu-cluster once" in said.stderr
+        assert finished.returncode == 4
+        assert "there is no store at" in finished.stderr
+        assert "run pytest --gpu-cluster once" in finished.stderr
     assert not Path(lone.store).exists()
 
 
@@ -96,7 +99,9 @@ def test_the_doctor_says_what_would_go_wrong_before_anything_is_spent(lone: Proj
 
 
 def test_a_sweep_finishes_what_a_double_kill_left(lone: Project) -> None:
-    """Client and keeper killed together: nobody is left who could clean up, but the guard, and it is killed too."""
+    """Client and keeper killed together: nobody is left who could clean up, but the guard, and it
+    is killed too.
+    """
     lone.write(test_a="import time\ndef test_a():\n    time.sleep(300)\n")
     running = lone.start("-v")
     ran = running.until("gpu-cluster: ray ")
@@ -115,7 +120,7 @@ def test_a_sweep_finishes_what_a_double_kill_left(lone: Project) -> None:
     assert f"cluster {cluster}  local  gone" in listed.stdout
     assert swept.returncode == 0, swept.stderr
     assert f"cluster {cluster}:" in swept.stdout
-    assert f"session {ran.session}: its record is final" in swept.stdout
+    assert f"session {ran.session}: its client was lost; the record is now closed" in swept.stdout
     (session,) = json.loads(lone.command("ls", "--json").stdout)["sessions"]
     assert (session["closed_by"], session["failure_class"]) == ("sweep", "infrastructure")
     assert eventually(lambda: left_of(cluster) == [], within_s=5), left_of(cluster)
@@ -136,7 +141,9 @@ def test_a_sweep_leaves_a_living_cluster_alone(project: Project) -> None:
 
 
 def test_doctor_says_what_the_ci_host_will_not_take(project: Project) -> None:
-    """A credential of the wrong kind is found before a step is spent on it; its value stands nowhere."""
+    """A credential of the wrong kind is found before a step is spent on it; its value stands
+    nowhere.
+    """
     step = {
         "CI": "true",
         "BITBUCKET_BUILD_NUMBER": "7",

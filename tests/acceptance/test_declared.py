@@ -1,11 +1,11 @@
-"""What a user sees without a cluster: help, marks, fixtures, the plan; and what the client never does."""
+"""Help, marks, fixtures and the plan, which need no cluster; and imports that the client avoids."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from tests.acceptance.conftest import Project
+from tests.acceptance.project import Project
 
 SUITE = """
 import sys
@@ -81,7 +81,7 @@ def test_without_the_flag_nothing_changes(lone: Project) -> None:
     with_us = lone.plain("-v")
     without = lone.plain("-v", "-p", "no:gpu_cluster")
 
-    def told(out: str) -> list[str]:
+    def comparable(out: str) -> list[str]:
         return [
             line.partition(" in ")[0]
             for line in out.splitlines()
@@ -89,7 +89,7 @@ def test_without_the_flag_nothing_changes(lone: Project) -> None:
         ]
 
     assert with_us.code == without.code == 1
-    assert told(with_us.out) == told(without.out)
+    assert comparable(with_us.out) == comparable(without.out)
     assert not Path(lone.store).exists()
 
 
@@ -97,8 +97,9 @@ DUMP = """
 import atexit, json, os, pathlib, sys
 
 def dump():
-    loaded = sorted({name.partition(".")[0] for name in sys.modules} | {n for n in sys.modules if n.startswith("pytest_gpu_cluster")})
-    pathlib.Path(os.environ["DUMP"]).write_text(json.dumps(loaded))
+    loaded = {name.partition(".")[0] for name in sys.modules}
+    loaded |= {name for name in sys.modules if name.startswith("pytest_gpu_cluster")}
+    pathlib.Path(os.environ["DUMP"]).write_text(json.dumps(sorted(loaded)))
 
 if "pytest" in sys.orig_argv:
     atexit.register(dump)
@@ -116,7 +117,9 @@ def loaded(project: Project, *args: str) -> set[str]:
 
 
 def test_the_client_imports_neither_heavy_things_nor_the_users_code(project: Project) -> None:
-    """A CI runner has no GPU, no Ray and no torch, and the code under test may need all three to be imported."""
+    """A CI runner has no GPU, no Ray and no torch, and the code under test may need all three to be
+    imported.
+    """
     project.write(
         test_a=SUITE, conftest="import sys\nsys.modules['user_code_was_imported'] = sys\n"
     )

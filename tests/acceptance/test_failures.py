@@ -1,4 +1,6 @@
-"""Each class of failure, by a process that really dies, hangs or is killed: one outcome per test, and the others run."""
+"""Each class of failure, by a process that really dies, hangs or is killed: one outcome per test,
+and the others run.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Project, Ran, agent_of, eventually, keeper_of, left_of
+from tests.acceptance.processes import agent_of, eventually, keeper_of, left_of, waits
+from tests.acceptance.project import Project, Ran
 
 CRASHING = """
 import ctypes, os, signal, sys, time
@@ -111,7 +114,7 @@ def test_a_crash_is_named_by_its_signal_and_phase(
 
 
 def test_a_crash_keeps_the_last_output_the_trace_and_the_true_duration(crashed: Ran) -> None:
-    """What the process said before it died is most of what anybody will ever know."""
+    """The last output of a dead process is most of what anybody will ever know."""
     text = crashed.text("test_segfault")
 
     for words in (
@@ -155,7 +158,9 @@ def test_last():
 
 
 def test_a_time_limit_is_kept_from_outside_with_the_stacks(project: Project) -> None:
-    """A test that hangs in C, with the GIL, stopped, or deaf to signals, cannot be trusted to end itself."""
+    """A test that hangs in C, with the GIL, stopped, or deaf to signals, cannot be trusted to end
+    itself.
+    """
     project.write(test_a=HANGING)
 
     ran = project.run(GPU_CLUSTER_TEST_TIMEOUT_S="1.5")
@@ -248,7 +253,7 @@ def test_a_lost_agent_keeps_what_finished_and_names_the_rest(lone: Project) -> N
 def test_a_true_failure_wins_over_a_lost_keeper(lone: Project) -> None:
     """Exit 10 says "not your tests"; it must never be said of a run in which a test failed."""
     lone.write(test_a=SLOW.format(quick="assert False", seconds=60))
-    running = lone.start("-v")
+    running = lone.start("-v", **waits(stop_grace_s=3))
     cluster = running.until("test_quick FAILED").cluster
 
     os.kill(keeper_of(cluster), signal.SIGKILL)
@@ -263,7 +268,7 @@ def test_a_true_failure_wins_over_a_lost_keeper(lone: Project) -> None:
 def test_a_store_that_is_lost_later_is_infrastructure(lone: Project) -> None:
     """A full disk or a revoked key in the middle of a run is not the tests' fault."""
     lone.write(test_a=SLOW.format(quick="pass", seconds=60))
-    running = lone.start("-v")
+    running = lone.start("-v", **waits(store_patience_s=5))
     cluster = running.until("test_quick PASSED").cluster
 
     shutil.move(lone.store, f"{lone.store}-moved")

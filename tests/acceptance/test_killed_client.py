@@ -1,4 +1,6 @@
-"""A client that is killed leaves a JUnit file that is no pass, and a record from which its report is finished."""
+"""A client that is killed leaves a JUnit file that is no pass, and a record from which its report
+is finished.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Project, Ran, eventually
+from tests.acceptance.processes import eventually
+from tests.acceptance.project import Project, Ran
 from tests.hosts import schema_errors
 
 SUITE = """
@@ -51,19 +54,19 @@ class Killed:
     finished: int  # tests with a result in the store when the client died
 
     @property
-    def left(self) -> Path:
+    def results(self) -> Path:
         """The file that the dead client has left."""
         return self.project.root / "test-results" / "gpu-cluster.xml"
 
 
 def cases(path: Path) -> dict[tuple[str, str], str]:
     """Each test case as text, without what no two runs have in common."""
-    found = {}
+    texts = {}
     for case in ET.parse(path).iter("testcase"):
         case.attrib.pop("time", None)
         text = re.sub(r"0x[0-9a-f]+|Session: .*", "", ET.tostring(case, encoding="unicode")).strip()
-        found[case.get("classname", ""), case.get("name", "")] = text
-    return found
+        texts[case.get("classname", ""), case.get("name", "")] = text
+    return texts
 
 
 Moment = Callable[[Project, str], object]  # of a project and its session's id: whether it has come
@@ -89,10 +92,10 @@ def kill(project: Project, moment: Moment, *, within_s: float = 60.0) -> Killed:
 def session_of(project: Project) -> str:
     """From the file that is there before anything else."""
     path = project.root / "test-results" / "gpu-cluster.xml"
-    found = (
+    match = (
         re.search(r'name="session" value="([^"]+)"', path.read_text()) if path.exists() else None
     )
-    return found[1] if found else ""
+    return match[1] if match else ""
 
 
 def count(project: Project, session: str, kind: str) -> int:
@@ -129,12 +132,12 @@ def killed(
     tmp_path_factory: pytest.TempPathFactory, shared_store: str, whole: object
 ) -> dict[str, Killed]:
     """One client for each moment, one after the other on one cluster."""
-    found = {}
+    clients = {}
     for name, moment in MOMENTS.items():
         project = Project(tmp_path_factory.mktemp(name) / "project", shared_store)
-        found[name] = kill(project, moment)
+        clients[name] = kill(project, moment)
         cluster_free(project)
-    return found
+    return clients
 
 
 def cluster_free(project: Project) -> None:
@@ -150,14 +153,17 @@ def cluster_free(project: Project) -> None:
 
 @pytest.fixture(scope="module")
 def reports(killed: dict[str, Killed]) -> dict[str, str]:
-    """What `gpu-cluster report` says of each; together, since each watches a heartbeat for some seconds."""
+    """Return the output of `gpu-cluster report` for each session.
 
-    def report(one: Killed) -> str:
-        done = one.project.command(
-            "report", one.session, "--junitxml", str(one.project.root / "finished.xml")
+    The commands run at once, since each watches a heartbeat for some seconds.
+    """
+
+    def report(client: Killed) -> str:
+        finished = client.project.command(
+            "report", client.session, "--junitxml", str(client.project.root / "finished.xml")
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         return dict(zip(killed, pool.map(report, killed.values()), strict=True))
@@ -165,11 +171,13 @@ def reports(killed: dict[str, Killed]) -> dict[str, str]:
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_the_file_that_is_left_is_no_pass(moment: str, killed: dict[str, Killed]) -> None:
-    """A step that was killed and whose artifacts are read must not look green; it is the final file only after the end."""
-    left = killed[moment].left
-    (error, *others) = [*ET.parse(left).iter("error"), *ET.parse(left).iter("failure")]
+    """A step that was killed and whose artifacts are read must not look green; it is the final file
+    only after the end.
+    """
+    results = killed[moment].results
+    (error, *others) = [*ET.parse(results).iter("error"), *ET.parse(results).iter("failure")]
 
-    assert schema_errors(left) == []
+    assert schema_errors(results) == []
     assert moment == "after_the_result" or (error.get("type"), others) == (LOST, [])
     assert moment == "after_the_result" or f"gpu-cluster report {killed[moment].session}" in str(
         error.text
@@ -183,15 +191,20 @@ def test_a_finished_report_equals_that_of_a_client_that_lived(
     reports: dict[str, str],
     whole: dict[tuple[str, str], str],
 ) -> None:
-    """For every test that had a result: the same case, whoever writes the file; each other one is an error by name."""
+    """For every test that had a result: the same case, whoever writes the file; each other one is
+    an error by name.
+    """
     path = killed[moment].project.root / "finished.xml"
-    found = cases(path)
-    own = {key: text for key, text in found.items() if LOST not in text}
+    texts = cases(path)
+    reported = {key: text for key, text in texts.items() if LOST not in text}
 
     assert schema_errors(path) == []
-    assert own == {key: whole[key] for key in own}
-    assert len({key for key in own if not key[1].endswith("(teardown)")}) >= killed[moment].finished
-    assert moment == "before_the_first_event" or {key[1] for key in found} >= {
+    assert reported == {key: whole[key] for key in reported}
+    assert (
+        len({key for key in reported if not key[1].endswith("(teardown)")})
+        >= killed[moment].finished
+    )
+    assert moment == "before_the_first_event" or {key[1] for key in texts} >= {
         name for _, name in whole if "(" not in name
     }
     assert "GPU tests" in reports[moment]
@@ -207,13 +220,16 @@ def test_after_the_result_all_of_it_is_there(
 
 def test_a_session_that_goes_on_is_only_looked_at(project: Project) -> None:
     """A report beside a living client must neither stop it nor close its record."""
-    project.write(tests__test_it="import time\n\ndef test_long():\n    time.sleep(16)\n")
+    go = project.root.parent / "go"
+    waiting = f"    while not os.path.exists({str(go)!r}):\n        time.sleep(0.05)\n"
+    project.write(tests__test_it=f"import os, time\n\ndef test_long():\n{waiting}")
     running = project.start("tests", "-v")
     running.until("ray ")
-    done = project.command("report", "last")
+    finished = project.command("report", "last")
+    go.touch()
     ran = running.wait()
 
-    assert done.returncode == 0, done.stderr
-    assert "### ⏳ GPU tests: running" in done.stdout
+    assert finished.returncode == 0, finished.stderr
+    assert "### ⏳ GPU tests: running" in finished.stdout
     assert ran.code == 0, ran.out
     assert ran.cases() == {"test_long": "passed"}

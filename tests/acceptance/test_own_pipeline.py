@@ -1,4 +1,6 @@
-"""This repository's own pipeline, as Bitbucket would run it: the script of the step that is in the file, reporting on."""
+"""This repository's own pipeline, as Bitbucket would run it: the script of the step that is in the
+file, reporting on.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ import yaml  # type: ignore[import-untyped, unused-ignore]  # it ships no types
 from tests.hosts import READERS, FakeBitbucket, bitbucket_finds, schema_errors
 
 COMMIT = "5ca1ab1e" + "0" * 32
-WANTED = "a_device_is_there or tells or device"  # a few of the smoke tests: how a step is told is the same with all of them
+# A few of the smoke tests: a step reports in the same way with all of them.
+SELECTED = "a_device_is_there or tells or device"
 
 
 @pytest.fixture
@@ -53,8 +56,22 @@ def clone(tmp_path: Path, repository: Path) -> Path:
 def step_with(command: str, repository: Path) -> dict[str, Any]:
     pipeline = yaml.safe_load((repository / "bitbucket-pipelines.yml").read_text())
     steps = [entry["step"] for entry in pipeline["definitions"]["steps"]]
-    (found,) = [step for step in steps if command in step["script"]]
-    return dict(found)
+    (step,) = [step for step in steps if command in step["script"]]
+    return dict(step)
+
+
+def test_every_night_runs_what_a_change_leaves_out(repository: Path) -> None:
+    """A slow test that no pipeline runs is a test that fails for months."""
+    pipelines = yaml.safe_load((repository / "bitbucket-pipelines.yml").read_text())["pipelines"]
+    makefile = (repository / "Makefile").read_text()
+    tested, full = (
+        re.findall(rf"^{target}:.*\n\t(.+)$", makefile, re.MULTILINE)
+        for target in ("test-own", "test-full")
+    )
+
+    (nightly,) = [entry["step"]["script"] for entry in pipelines["custom"]["nightly"]]
+    assert nightly == ["make test-full"]
+    assert tested == [f"{full[0]} -m 'not slow'"]
 
 
 def run(lines: list[str], clone: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -71,10 +88,11 @@ def run(lines: list[str], clone: Path, environ: dict[str, str]) -> subprocess.Co
     )
 
 
+@pytest.mark.slow  # it makes the smoke tests of `make test` a second time
 def test_the_smoke_step_tells_its_pull_request(repository: Path, clone: Path) -> None:
-    """What we ask of others is what we do: no set-up beside the step's own lines, and Bitbucket shows the session."""
+    """We do as we ask of others: the step's own lines suffice, and Bitbucket shows the session."""
     step = step_with("make test-smoke", repository)
-    kept = {
+    inherited = {
         k: v
         for k, v in os.environ.items()
         if not k.startswith(("CI", "GPU_CLUSTER_", "PYTEST_", "COV", "MAKE"))
@@ -86,19 +104,23 @@ def test_the_smoke_step_tells_its_pull_request(repository: Path, clone: Path) ->
         token="bb-0123456789",
         email="ci@acme.example",
     ) as host:
-        environ = {**kept, **host.environ(clone_dir=str(clone)), "PYTEST_ADDOPTS": f"-k '{WANTED}'"}
-        done = run(step["script"], clone, environ)
+        environ = {
+            **inherited,
+            **host.environ(clone_dir=str(clone)),
+            "PYTEST_ADDOPTS": f"-k '{SELECTED}'",
+        }
+        tested = run(step["script"], clone, environ)
         before = len(host.requests)
         after = run(
-            step["after-script"], clone, {**environ, "BITBUCKET_EXIT_CODE": str(done.returncode)}
+            step["after-script"], clone, {**environ, "BITBUCKET_EXIT_CODE": str(tested.returncode)}
         )
         (report,) = host.reports.values()
         (status,) = host.statuses.values()
 
-    assert done.returncode == 0, done.stdout
+    assert tested.returncode == 0, tested.stdout
     assert re.search(
         r"gpu-cluster: told Bitbucket: Code Insights report, commit status, pull request comment",
-        done.stdout,
+        tested.stdout,
     )
     assert after.returncode == 0, after.stdout
     assert host.refused == []

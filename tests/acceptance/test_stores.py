@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from gpu_tests.s3_server import S3Server
-from tests.acceptance.conftest import Project, left_of
+from tests.acceptance.processes import left_of
+from tests.acceptance.project import Project
 
 SUITE = """
 import os
@@ -46,7 +47,9 @@ def s3() -> Iterator[S3Server]:
 def test_a_session_is_the_same_on_every_store(
     project: Project, s3: S3Server, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The laptop's directory and the team's bucket are one product; and the bucket's keys stop at keeper and agent."""
+    """The laptop's directory and the team's bucket are one product; and the bucket's keys stop at
+    keeper and agent.
+    """
     environ = {"file": {}, "s3": s3.env | {"GPU_CLUSTER_STORE": "s3://tests/team/a"}}[kind]
     project.store = environ.get("GPU_CLUSTER_STORE", project.store)
     for name, value in environ.items():

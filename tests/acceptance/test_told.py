@@ -1,4 +1,4 @@
-"""What CI hosts are told of real sessions: each request as it was sent, each page as a reviewer would see it."""
+"""Real sessions as CI hosts get them: each request as sent, each page as a reviewer sees it."""
 
 from __future__ import annotations
 
@@ -6,136 +6,35 @@ import json
 import os
 import re
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_gpu_cluster import options
-from pytest_gpu_cluster.reporting import Reporting, from_record
-from tests.acceptance.conftest import Project, Ran, eventually
+from pytest_gpu_cluster.contract.record import SessionRecord
+from pytest_gpu_cluster.report.model import Report
+from pytest_gpu_cluster.report_command import report_session
+from tests.acceptance.project import Project, Ran
+from tests.acceptance.scenes import COMMIT, REFUSING, SCENES, SECRET, Scene
 from tests.hosts import (
     FakeBitbucket,
     FakeGitHub,
     FakeGitLab,
     annotations_report,
-    bitbucket_finds,
     schema_errors,
     workflow_commands,
 )
 from tests.hosts.readers import READERS
-from tests.hosts.server import status
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMIT = "c0ffee" + "0" * 34
-WARM = {"GPU_CLUSTER_IDLE_MINUTES": "5"}  # CI is set in these runs, and the tests share a cluster
-
-GREEN = "def test_a(): pass\n\ndef test_b(): pass\n"
-FAILURES = """
-import pytest
-
-def test_passes():
-    pass
-
-def test_fails():
-    print("loss is", 0.5)
-    assert {"loss": 0.5} == {"loss": 0.25}
-
-@pytest.fixture
-def broken():
-    yield
-    raise RuntimeError("the fixture leaves something behind")
-
-def test_fails_twice(broken):
-    assert 0, "first"
-
-def test_setup(nowhere):
-    pass
-
-@pytest.mark.skip(reason="needs two nodes")
-def test_skipped():
-    pass
-"""
-MANY = """
-import pytest
-
-@pytest.mark.parametrize("i", range(3000))
-def test_many(i):
-    pytest.fail(f"number {i} is too big", pytrace=False)
-"""
-ODD = """
-import pytest
-
-@pytest.mark.parametrize("text", ["zażółć \U0001f600", "\\x00\\x1b[31m", "a|b`c`<b>", "::error::no", "@everyone [x](http://evil.example)"])
-def test_odd(text):
-    print(text)
-    assert text == "", text
-"""
-SECRETS = """
-import os, pytest
-
-def test_leaks(record_property):
-    secret = os.environ["GPU_TESTS_API_TOKEN"]
-    record_property("secret", secret)
-    print(secret)
-    assert secret == "", secret
-
-def test_skips():
-    pytest.skip("because of " + os.environ["GPU_TESTS_API_TOKEN"])
-"""
-SLOW = "import time\n\ndef test_quick(): pass\n\ndef test_slow():\n    time.sleep(60)\n"
-SECRET = "q7!Zk-very-secret-91"
-REFUSING = """
-from pytest_gpu_cluster.contract.errors import CapacityError, EnvironmentBuildError, InfrastructureError
-from pytest_gpu_cluster.providers.local import LocalProvider
-
-class Capacity(LocalProvider):
-    name = "refusing:Capacity"
-    def launch(self, plan, boot):
-        raise CapacityError("EC2 refused 1 x g6.xlarge in us-east-1a and us-east-1b: InsufficientInstanceCapacity",
-                            remedy="add instance types, or raise capacity-wait-s")
-
-class Environment(LocalProvider):
-    name = "refusing:Environment"
-    def launch(self, plan, boot):
-        raise EnvironmentBuildError("pip could not install torch==9.9: no such version", remedy="correct [tool.gpu-cluster.environment]")
-
-class Infrastructure(LocalProvider):
-    name = "refusing:Infrastructure"
-    def launch(self, plan, boot):
-        raise InfrastructureError("the head node left before Ray had started", remedy="run again")
-"""
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A session to be told of."""
-
-    tests: str
-    provider: str = ""
-    exitstatus: int = 1
-    kill: bool = False
-    fork: bool = False
-    args: tuple[str, ...] = ()
-
-
-SCENES = {
-    "green": Scene(GREEN, exitstatus=0),
-    "failures": Scene(FAILURES),
-    "infrastructure": Scene(GREEN, provider="refusing:Infrastructure", exitstatus=10),
-    "environment": Scene(GREEN, provider="refusing:Environment", exitstatus=11),
-    "capacity": Scene(GREEN, provider="refusing:Capacity", exitstatus=12),
-    "cancelled": Scene(SLOW, kill=True, exitstatus=2),
-    "3000_failures": Scene(
-        MANY, args=("--no-summary",)
-    ),  # pytest's own takes time by the square of their number
-    "unicode": Scene(ODD),
-    "secrets": Scene(SECRETS),
-    "fork": Scene(FAILURES, fork=True),
-}
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "3000_failures" else name
+    for name in SCENES
+]
 
 
 def play(project: Project, scene: Scene) -> Ran:
@@ -156,24 +55,27 @@ def played(
     tmp_path_factory: pytest.TempPathFactory, shared_store: str
 ) -> Callable[[str], tuple[Project, Ran]]:
     """Each scene once, however many hosts are told of it."""
-    done: dict[str, tuple[Project, Ran]] = {}
+    results: dict[str, tuple[Project, Ran]] = {}
 
     def get(name: str) -> tuple[Project, Ran]:
         name = "failures" if name == "fork" else name  # the same session
-        if name not in done:
+        if name not in results:
             project = Project(
                 tmp_path_factory.mktemp(name.replace("3000", "many")) / "project", shared_store
             )
-            done[name] = project, play(project, SCENES[name])
-        return done[name]
+            results[name] = project, play(project, SCENES[name])
+        return results[name]
 
     return get
 
 
 def tell(
     project: Project, session: str, environ: dict[str, str]
-) -> tuple[Reporting, list[str], list[str]]:
-    """Tell a host of a session that is in the store. Returns the lines for the terminal and those for the host's runner."""
+) -> tuple[Report, list[str], list[str]]:
+    """Tell a host of a session that is in the store.
+
+    Returns the lines for the terminal and those for the host's runner.
+    """
     environ = {
         "PATH": os.environ["PATH"],
         "GPU_CLUSTER_STORE": project.store,
@@ -181,23 +83,22 @@ def tell(
         **environ,
     }
     settings = options.read_settings(project.root / "pyproject.toml", profile=None, environ=environ)
-    said: list[str] = []
-    made = from_record(
-        session,
+    commands: list[str] = []
+    report, closing = report_session(
+        SessionRecord(project.opened(), session),
         settings=settings,
         environ=environ,
         root=project.root,
-        store=project.opened(),
         publish_it=True,
-        echo=said.append,
+        echo=commands.append,
     )
-    lines = made.tell()
-    made.close()
-    return made, lines, said
+    return report, list(closing.lines), commands
 
 
 def normal(value: Any, project: Project, session: str) -> Any:
-    """Without what differs between two runs of a scene; long lists by their ends and their length."""
+    """Without what differs between two runs of a scene; long lists by their ends and their
+    length.
+    """
     if isinstance(value, dict):
         return {
             key: "N"
@@ -206,11 +107,11 @@ def normal(value: Any, project: Project, session: str) -> Any:
             for key, each in value.items()
         }
     if isinstance(value, list):
-        kept = [
+        items = [
             normal(each, project, session)
             for each in (value if len(value) <= 6 else [value[0], value[-1]])
         ]
-        return kept if len(value) <= 6 else [*kept, f"{len(value)} in all"]
+        return items if len(value) <= 6 else [*items, f"{len(value)} in all"]
     if not isinstance(value, str):
         return value
     value = (
@@ -229,10 +130,10 @@ def normal(value: Any, project: Project, session: str) -> Any:
     )
 
 
-def check(name: str, host: str, found: dict[str, Any]) -> None:
+def check(name: str, host: str, content: dict[str, Any]) -> None:
     """Against what was looked at and kept; `UPDATE_GOLDEN=1` keeps it anew."""
     path = GOLDEN / f"{name}.{host}.json"
-    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     if os.environ.get("UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
@@ -252,9 +153,11 @@ def requests_of(host: Any) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", NAMES)
 def test_bitbucket_is_told(name: str, played: Callable[[str], tuple[Project, Ran]]) -> None:
-    """The report, the annotations, the status and the comment of each kind of end, as they were once looked at."""
+    """The report, the annotations, the status and the comment of each kind of end, as they were
+    once looked at.
+    """
     project, ran = played(name)
     with FakeBitbucket(
         workspace="acme",
@@ -263,44 +166,51 @@ def test_bitbucket_is_told(name: str, played: Callable[[str], tuple[Project, Ran
         token="bb-0123456789",
         email="ci@acme.example",
     ) as host:
-        made, lines, said = tell(
+        report, lines, commands = tell(
             project,
             ran.session,
             host.environ(token=not SCENES[name].fork, clone_dir=str(project.root)),
         )
-        found = {"requests": requests_of(host), "terminal": lines, "runner": said}
+        content = {"requests": requests_of(host), "terminal": lines, "runner": commands}
 
     assert host.refused == []
-    assert ran.code == SCENES[name].exitstatus == made.report.exit_code, ran.out
-    assert SECRET not in json.dumps(found)
-    assert "bb-0123456789" not in json.dumps(found)
-    check(name, "bitbucket", normal(found, project, ran.session))
+    assert ran.code == SCENES[name].exitstatus == report.exit_code, ran.out
+    assert SECRET not in json.dumps(content)
+    assert "bb-0123456789" not in json.dumps(content)
+    check(name, "bitbucket", normal(content, project, ran.session))
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", NAMES)
 def test_github_is_told(
     name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path
 ) -> None:
-    """Status, comment, check run, job summary, outputs and commands; of a fork only what needs no token."""
+    """Status, comment, check run, job summary, outputs and commands; of a fork only what needs no
+    token.
+    """
     project, ran = played(name)
     with FakeGitHub(repository="acme/aerial", commit=COMMIT, token="gh-0123456789") as host:
         environ = host.environ(tmp_path, fork=SCENES[name].fork) | {"GPU_CLUSTER_CHECK_RUN": "true"}
-        _, lines, said = tell(project, ran.session, environ)
+        _, lines, commands = tell(project, ran.session, environ)
         files = {
             path.name: path.read_text()
             for path in (Path(environ["GITHUB_STEP_SUMMARY"]), Path(environ["GITHUB_OUTPUT"]))
         }
-        found = {"requests": requests_of(host), "terminal": lines, "runner": said, "files": files}
+        content = {
+            "requests": requests_of(host),
+            "terminal": lines,
+            "runner": commands,
+            "files": files,
+        }
 
     assert host.refused == []
-    assert SECRET not in json.dumps(found)
-    assert "gh-0123456789" not in json.dumps(found)
+    assert SECRET not in json.dumps(content)
+    assert "gh-0123456789" not in json.dumps(content)
     assert (host.requests == []) == SCENES[name].fork
-    assert len(workflow_commands("\n".join(said))) == len(said)
-    check(name, "github", normal(found, project, ran.session))
+    assert len(workflow_commands("\n".join(commands))) == len(commands)
+    check(name, "github", normal(content, project, ran.session))
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", NAMES)
 def test_gitlab_is_told(
     name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path
 ) -> None:
@@ -312,7 +222,7 @@ def test_gitlab_is_told(
         )
         _, lines, _ = tell(project, ran.session, environ)
         report = project.root / "test-results" / "gpu-cluster-annotations.json"
-        found = {
+        content = {
             "requests": requests_of(host),
             "terminal": lines,
             "files": {report.name: json.loads(report.read_text())},
@@ -320,21 +230,23 @@ def test_gitlab_is_told(
 
     assert host.refused == []
     assert len(annotations_report(report)) == 1
-    assert SECRET not in json.dumps(found)
+    assert SECRET not in json.dumps(content)
     assert (host.requests == []) == SCENES[name].fork
-    check(name, "gitlab", normal(found, project, ran.session))
+    check(name, "gitlab", normal(content, project, ran.session))
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", NAMES)
 def test_junit_of_each_end_is_read_right_by_every_reader(
     name: str, played: Callable[[str], tuple[Project, Ran]], tmp_path: Path
 ) -> None:
-    """A red run is red for each of them, a green one green; what was not the tests' fault is an error by name."""
+    """A red run is red for each of them, a green one green; what was not the tests' fault is an
+    error by name.
+    """
     project, ran = played(name)
     path = tmp_path / "junit.xml"
-    said = project.command("report", ran.session, "--junitxml", str(path))
+    finished = project.command("report", ran.session, "--junitxml", str(path))
 
-    assert said.returncode == 0, said.stderr
+    assert finished.returncode == 0, finished.stderr
     assert schema_errors(path) == []
     text = path.read_text()
     assert SECRET not in text
@@ -346,344 +258,3 @@ def test_junit_of_each_end_is_read_right_by_every_reader(
             r'<error [^>]*type="gpu_cluster\.(Infrastructure|Environment|Capacity)Error"', text
         )
         assert "<failure" not in text
-
-
-# -- the whole way ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bitbucket() -> Iterator[FakeBitbucket]:
-    with FakeBitbucket(
-        workspace="acme",
-        slug="aerial",
-        commit=COMMIT,
-        token="bb-0123456789",
-        email="ci@acme.example",
-    ) as host:
-        yield host
-    assert host.refused == []
-
-
-def test_a_step_at_bitbucket_shows_its_failures_where_reviewers_look(
-    project: Project, bitbucket: FakeBitbucket
-) -> None:
-    """One command, no other set-up: pending at the start, then the report with a line for each failure, status, comment, JUnit."""
-    project.write(tests__test_it=FAILURES)
-    ran = project.run("tests", **bitbucket.environ(clone_dir=str(project.root)), **WARM)
-    (report,) = bitbucket.reports.values()
-    states = [
-        each.body["state"] for each in bitbucket.requests if each.path.endswith("/statuses/build")
-    ]
-    results = [
-        each.body["result"]
-        for each in bitbucket.requests
-        if each.method == "PUT" and each.via == "proxy"
-    ]
-
-    assert ran.code == 1
-    assert (
-        "gpu-cluster: told Bitbucket: Code Insights report, commit status, pull request comment"
-        in ran.out
-    )
-    assert results == ["PENDING", "FAILED"]
-    assert states == ["INPROGRESS", "FAILED"]
-    assert report["link"].startswith("https://bitbucket.org/acme/aerial/pipelines/results/")
-    assert sorted(
-        (a["path"], a["line"], a["result"]) for a in bitbucket.annotations(COMMIT, "gpu-cluster")
-    ) == [
-        ("tests/test_it.py", 9, "FAILED"),
-        ("tests/test_it.py", 17, "FAILED"),
-        ("tests/test_it.py", 19, "FAILED"),
-    ]
-    assert len(bitbucket.comments) == 1
-    assert [path.name for path in bitbucket_finds(project.root)] == ["gpu-cluster.xml"]
-
-
-def test_the_verdict_stands_when_the_host_refuses_everything(project: Project) -> None:
-    """A green run with a wrong token is green, and says what was not told, in the host's words, with the remedy."""
-    project.write(tests__test_it=GREEN)
-    with FakeBitbucket(
-        workspace="acme",
-        slug="aerial",
-        commit=COMMIT,
-        token="bb-0123456789",
-        email="ci@acme.example",
-    ) as host:
-        ran = project.run(
-            "tests",
-            **(
-                host.environ(proxy=False)
-                | {
-                    "BITBUCKET_TOKEN": "wrong-token-000",
-                    "BITBUCKET_PIPELINES_PROXY": "http://127.0.0.1:9",
-                }
-            ),
-            **WARM,
-        )
-    summary = json.loads((project.root / "test-results" / "gpu-cluster.json").read_text())
-
-    assert ran.code == 0
-    assert re.search(
-        r"gpu-cluster: Bitbucket: the commit status was not taken: 401: .+\n +remedy: .*BITBUCKET_TOKEN",
-        ran.out,
-    )
-    assert len(summary["not_reported"]) == 3
-    assert "wrong-token-000" not in ran.out + json.dumps(summary)
-
-
-def test_quarantined_tests_are_skipped_by_name(
-    project: Project, bitbucket: FakeBitbucket, tmp_path: Path
-) -> None:
-    """Users put a flaky test aside at the host; the host leaves it to the build to skip it."""
-    project.write(tests__test_it=FAILURES)
-    listed = tmp_path / "quarantine.json"
-    tests = [
-        {"package": "tests", "class": "test_it", "name": name}
-        for name in ("test_fails", "test_fails_twice")
-    ]
-    listed.write_text(
-        json.dumps(
-            {
-                "quarantinedTests": [
-                    *tests,
-                    {"package": "", "class": "tests.test_it", "name": "test_setup"},
-                ]
-            }
-        )
-    )
-    ran = project.run(
-        "tests", "-rs", **bitbucket.environ(), **WARM, BITBUCKET_TEST_METADATA_FILE_PATH=str(listed)
-    )
-
-    assert ran.code == 0, ran.out
-    assert ran.cases() == {
-        "test_passes": "passed",
-        "test_skipped": "skipped",
-        "test_fails": "skipped",
-        "test_fails_twice": "skipped",
-        "test_setup": "skipped",
-    }
-    assert "quarantined at the CI host" in ran.out
-
-
-def test_a_pull_request_is_compared_with_its_target(
-    project: Project, bitbucket: FakeBitbucket
-) -> None:
-    """What this change broke and what it mended, first in report and comment; the target's own sessions are the measure."""
-    suite = "tests-of-deltas"  # the store is shared: a baseline of its own
-    project.write(
-        tests__test_it="def test_breaks(): pass\n\ndef test_mended(): assert 0\n\ndef test_goes(): pass\n"
-    )
-    main = bitbucket.environ(pull_request=False, token=False) | {
-        "BITBUCKET_BRANCH": "main",
-        "GPU_CLUSTER_SUITE": suite,
-    }
-    project.run("tests", **main, **WARM)
-    project.write(tests__test_it="def test_breaks(): assert 0\n\ndef test_mended(): pass\n")
-    project.run(
-        "tests",
-        **(
-            bitbucket.environ()
-            | {"BITBUCKET_PR_DESTINATION_BRANCH": "main", "GPU_CLUSTER_SUITE": suite}
-        ),
-        **WARM,
-    )
-    text = bitbucket.comments[0]["content"]["raw"]
-    summary = json.loads((project.root / "test-results" / f"{suite}.json").read_text())
-
-    assert project.keys("history/branches") == [f"history/branches/main~{suite}.json"]
-    assert summary["delta"]["newly_failing"] == ["tests/test_it.py::test_breaks"]
-    assert summary["delta"]["fixed"] == ["tests/test_it.py::test_mended"]
-    assert summary["delta"]["removed"] == ["tests/test_it.py::test_goes"]
-    assert text.index("1 newly failing: `tests/test_it.py::test_breaks`") < text.index(
-        "| session |"
-    )
-
-
-def test_collecting_alone_is_nobodys_news(project: Project, bitbucket: FakeBitbucket) -> None:
-    """A list of tests is not a result: a report that says none failed would be read as a pass."""
-    project.write(tests__test_it=GREEN)
-    ran = project.run("tests", "--collect-only", "-q", **bitbucket.environ(), **WARM)
-
-    assert ran.code == 0
-    assert bitbucket.requests == []
-    assert not (project.root / "test-results").exists()
-
-
-def test_a_green_file_of_an_earlier_run_does_not_survive_a_refusal(
-    project: Project, bitbucket: FakeBitbucket
-) -> None:
-    """What cannot start must not look like what passed last time."""
-    project.write(tests__test_it=GREEN, refusing=REFUSING)
-    results = project.root / "test-results"
-    results.mkdir()
-    (results / "gpu-cluster.xml").write_text(
-        '<testsuites><testsuite name="x" tests="1"><testcase name="a" classname="b"/></testsuite></testsuites>'
-    )
-    project.settings('provider = "refusing:Capacity"')
-    ran = project.run("tests", **bitbucket.environ(clone_dir=str(project.root)))
-    (report,) = bitbucket.reports.values()
-
-    assert ran.code == 12
-    assert "remedy: add instance types" in ran.out
-    assert 'type="gpu_cluster.CapacityError"' in (results / "gpu-cluster.xml").read_text()
-    assert report["result"] == "FAILED"
-    assert report["details"].startswith("not your tests (capacity): EC2 refused 1 x g6.xlarge")
-
-
-def test_what_a_test_prints_is_no_command_for_the_runner(project: Project, tmp_path: Path) -> None:
-    """GitHub's runner reads commands from the output: a test could set them off, or silence them."""
-    project.write(
-        tests__test_it="def test_evil():\n    print('\\n::error::injected\\n::add-mask::x')\n    assert 0, 'boom'\n"
-    )
-    with FakeGitHub(repository="acme/aerial", commit=COMMIT, token="gh-0123456789") as host:
-        ran = project.run("tests", "-s", **host.environ(tmp_path, fork=True), **WARM)
-    commands = workflow_commands(ran.out)
-
-    assert ran.code == 1
-    assert "::error::injected" in ran.out
-    assert [c.name for c in commands] == ["notice", "error"]
-    assert "boom" in commands[1].message
-    assert commands[1].params["file"] == "project/tests/test_it.py"  # from the root of the checkout
-    assert host.requests == []
-
-
-def test_anything_else_gets_files(project: Project) -> None:
-    """A host that nobody has written a publisher for reads JUnit, JSON and Markdown."""
-    project.write(tests__test_it=FAILURES)
-    ran = project.run("tests", CI="true", BUILD_URL="https://jenkins.example.com/job/7/", **WARM)
-    files = {path.suffix: path for path in (project.root / "test-results").iterdir()}
-    summary = json.loads(files[".json"].read_text())
-
-    assert ran.code == 1
-    assert sorted(files) == [".json", ".md", ".xml"]
-    assert summary["counts"] == {"failed": 2, "error": 1, "passed": 1, "skipped": 1}
-    assert summary["link"] == "https://jenkins.example.com/job/7/"
-    assert "cost_usd" not in summary
-    assert (
-        files[".md"]
-        .read_text()
-        .startswith("### ❌ GPU tests: 2 failed, 1 error, 1 passed, 1 skipped\n")
-    )
-
-
-def test_on_a_laptop_nothing_is_written_or_told(project: Project) -> None:
-    """The same command there leaves no file that nobody asked for."""
-    project.write(tests__test_it=GREEN)
-    ran = project.run("tests")
-
-    assert ran.code == 0
-    assert not (project.root / "test-results").exists()
-    assert project.get(f"sessions/{ran.session}/summary.json") == b""
-
-
-# -- what a second look found ----------------------------------------------------------------------------------------
-
-
-def published(project: Project, environ: dict[str, str]) -> str:
-    done = project.command("report", "--publish", **environ)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_an_older_session_is_never_told_over_a_newer_one(
-    project: Project, bitbucket: FakeBitbucket
-) -> None:
-    """A green run whose comment was refused, then a red one of the same build: telling the first again would be a false green."""
-    environ = bitbucket.environ() | {"GPU_CLUSTER_SUITE": "older"}
-    bitbucket.fault(("POST", "/comments$"), status(403))
-    project.write(tests__test_it=GREEN)
-    green = project.run("tests", **environ, **WARM)
-    project.write(tests__test_it="def test_a(): assert 0\n")
-    red = project.run("tests", **environ, **WARM)
-    said = published(project, environ)
-
-    assert (green.code, red.code) == (0, 1)
-    assert said.strip() == "nothing to report"
-    assert [each["state"] for each in bitbucket.statuses.values()] == ["FAILED"]
-    assert [each["result"] for each in bitbucket.reports.values()] == ["FAILED"]
-
-
-def test_a_list_of_tests_is_not_told_by_the_report_either(
-    project: Project, bitbucket: FakeBitbucket
-) -> None:
-    """It has no result, so it must not become the build's."""
-    environ = bitbucket.environ() | {"GPU_CLUSTER_SUITE": "listed"}
-    project.write(tests__test_it=GREEN)
-    project.run("tests", "--collect-only", "-q", **environ, **WARM)
-
-    assert published(project, environ).strip() == "nothing to report"
-    assert bitbucket.requests == []
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"GPU_CLUSTER_COMENT": "off"},
-        {"GPU_CLUSTER_SUITE": "a/b"},
-        {"GPU_CLUSTER_PUBLIC_URL": "ftp://x"},
-    ],
-)
-def test_a_refused_setting_leaves_no_green_file(project: Project, wrong: dict[str, str]) -> None:
-    """A kept workspace has the file of the last run, which passed."""
-    project.write(tests__test_it=GREEN)
-    path = project.root / "test-results" / "gpu-cluster.xml"
-    path.parent.mkdir()
-    path.write_text(
-        '<testsuites><testsuite name="x" tests="1"><testcase name="a" classname="b"/></testsuite></testsuites>'
-    )
-    ran = project.run("tests", CI="true", **wrong)
-
-    assert ran.code == 4
-    assert schema_errors(path) == []
-    assert 'type="gpu_cluster.RequestError"' in path.read_text()
-
-
-def test_real_gpus_are_demanded_of_a_warm_cluster_too(project: Project) -> None:
-    """A simulated cluster that happens to be warm is no answer to require-gpu."""
-    project.write(tests__test_it=GREEN)
-    warm = project.run("tests")
-    project.settings("require-gpu = true")
-    ran = project.run("tests")
-
-    assert warm.code == 0
-    assert "SIMULATED" not in warm.out or ran.code == 4, ran.out
-
-
-def test_a_client_that_prepares_for_long_is_not_taken_for_gone(project: Project) -> None:
-    """Its record is in the store before environment and tree are; a sweep or a report beside it must see that it lives."""
-    project.write(tests__test_it=GREEN)
-    slow = project.root / "slow-python"
-    slow.write_text(f'#!/bin/sh\nsleep 16\nexec {sys.executable} "$@"\n')
-    slow.chmod(0o755)
-    project.settings('local.python = "slow-python"')
-    running = project.start("tests")
-    assert eventually(
-        lambda: any(
-            b'"origin": "' + str(project.root).encode() in project.get(key)
-            for key in project.keys("sessions")
-            if key.endswith("request.json")
-        )
-    )
-    swept = project.command("sweep")
-    requests = [
-        key
-        for key in project.keys("sessions")
-        if key.endswith("request.json") and str(project.root).encode() in project.get(key)
-    ]
-    results = [project.get(key.replace("request.json", "result.json")) for key in requests]
-    running.process.send_signal(signal.SIGTERM)
-    running.wait()
-
-    assert "its record is final" not in swept.stdout
-    assert results == [b""]
-
-
-def test_a_report_without_a_store_has_nothing_to_tell(tmp_path: Path) -> None:
-    """A last step in a fresh container, after a run that never began: it must not turn a green pipeline red."""
-    project = Project(tmp_path / "fresh", str(tmp_path / "none"))
-
-    assert (
-        published(project, {"CI": "true", "BITBUCKET_BUILD_NUMBER": "7"}).strip()
-        == "nothing to report"
-    )

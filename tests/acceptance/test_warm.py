@@ -1,23 +1,20 @@
-"""A warm cluster is fast because it is there, not because it remembers; what crosses to it and back; what it leaves alone."""
+"""A warm cluster is fast because it is there, not because it remembers; what crosses to it and
+back; what it leaves alone.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import socket
 import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from tests.acceptance.processes import eventually, left_of
+from tests.acceptance.project import Project, Ran
 
-from tests.acceptance.conftest import Project, Ran, eventually, left_of
-
-# -- two sessions on one cluster -----------------------------------------------------------------------------------------
+# -- two sessions on one cluster -------------------------------------------------------------------
 
 LEAVING = """
 import os, subprocess, sys, tempfile, time
@@ -28,7 +25,8 @@ def test_leaves_things_behind(tmp_path):
     os.environ["LEFT_BEHIND"] = "yes"
     Path("left.txt").write_text("in the working directory")
     Path(tempfile.gettempdir(), "left.txt").write_text("in the temporary directory")
-    background = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)
+    sleeping = [sys.executable, "-c", "import time; time.sleep(300)"]
+    background = subprocess.Popen(sleeping, start_new_session=True)
     Path({note!r}).write_text(f"{{background.pid}} {{tempfile.gettempdir()}}")
 
 @pytest.mark.ray
@@ -113,7 +111,10 @@ def test_leaves_what_cannot_be_ended():
 def test_a_cluster_that_cannot_be_cleaned_is_not_lent_again_and_costs_the_next_session_nothing(
     project: Project,
 ) -> None:
-    """Who asks for it while that is being found out is turned away, and starts another: it is no failure of theirs."""
+    """A session that asks for it in the meantime is refused and starts another cluster.
+
+    That is no failure of the session.
+    """
     project.write(test_a=IMMORTAL)
     first = project.run()
 
@@ -129,12 +130,19 @@ def test_a_cluster_that_cannot_be_cleaned_is_not_lent_again_and_costs_the_next_s
 def test_a_second_session_meanwhile_gets_a_cluster_of_its_own_and_is_told(
     project: Project, tmp_path: Path
 ) -> None:
-    """Two terminals of one engineer: neither waits for the other, and neither disturbs the other."""
+    """Two terminals of one engineer: neither waits for the other, and neither disturbs the
+    other.
+    """
     other = Project(tmp_path / "other", project.store)
     other.write(test_b="def test_b():\n    pass\n")
     go = tmp_path / "go"
     project.write(
-        test_a=f"import os, time\ndef test_a():\n    while not os.path.exists({str(go)!r}):\n        time.sleep(0.05)\n"
+        test_a=(
+            f"import os, time\n"
+            f"def test_a():\n"
+            f"    while not os.path.exists({str(go)!r}):\n"
+            f"        time.sleep(0.05)\n"
+        )
     )
     running = project.start()
     busy = running.until("gpu-cluster: ray ")
@@ -152,14 +160,15 @@ def test_a_second_session_meanwhile_gets_a_cluster_of_its_own_and_is_told(
     assert left_of(ran.cluster) == [], "GPU_CLUSTER_IDLE_MINUTES=0 left a cluster"
 
 
-# -- what crosses --------------------------------------------------------------------------------------------------------
+# -- what crosses ----------------------------------------------------------------------------------
 
 SECRET, PRIVATE = "token-71c9-crosses", "token-88f2-stays"
 VARIABLES = """
 import os
 
 def test_variables():
-    assert os.environ["TRAINING_KEY"] == os.environ["PYTEST_EXPECTED"][::-1]  # the value itself would be in the tree
+    # Backwards: the value itself would be in the tree.
+    assert os.environ["TRAINING_KEY"] == os.environ["PYTEST_EXPECTED"][::-1]
     assert "OTHER_KEY" not in os.environ
     assert not [name for name in os.environ if name.startswith(("AWS_", "GPU_CLUSTER_"))]
 
@@ -198,101 +207,28 @@ def test_only_passed_variables_cross_and_no_value_is_stored_and_artifacts_come_h
     ran = project.run(**values)
 
     assert ran.code == 0, ran.out
-    found = dict(contents(Path(project.store)))
-    assert any(b"test_variables" in data for data in found.values()), "the journal was not read"
+    objects = dict(contents(Path(project.store)))
+    assert any(b"test_variables" in data for data in objects.values()), "the journal was not read"
     for value in (SECRET, PRIVATE, SECRET[::-1]):
         assert [
             name for name, data in contents(Path(project.store)) if value.encode() in data
         ] == []
-    kept = {
+    artifacts = {
         name.rpartition("/")[2]: data
-        for name, data in found.items()
+        for name, data in objects.items()
         if f"sessions/{ran.session}/artifacts/" in name
     }
-    assert kept["curve.txt"] == b"0.5 0.25"
-    assert kept["weights.bin"] == bytes(range(256))
-
-
-DEVICES = """
-import os, subprocess, sys
-import pytest
-
-AT_IMPORT = os.environ.get("CUDA_VISIBLE_DEVICES")
-
-def count():
-    visible = os.environ["CUDA_VISIBLE_DEVICES"]
-    assert AT_IMPORT == visible
-    inner = subprocess.run([sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"],
-                           capture_output=True, text=True, check=True)
-    assert inner.stdout.strip() == visible
-    return len([word for word in visible.split(",") if word])
-
-def no_cluster():
-    assert not [name for name in os.environ if name.startswith("RAY_")], os.environ
-
-def test_default():
-    no_cluster()
-    assert count() == 1
-
-@pytest.mark.gpu(count=0)
-def test_none(gpus):
-    no_cluster()
-    assert count() == 0
-    assert gpus == []
-
-@pytest.mark.gpu(count=2)
-def test_two(gpus):
-    no_cluster()
-    assert count() == 2
-    assert [g.id for g in gpus] == os.environ["CUDA_VISIBLE_DEVICES"].split(",")
-    assert all(g.simulated for g in gpus)
-
-@pytest.mark.gpu(count=0.5)
-@pytest.mark.parametrize("n", range(2))
-def test_half(n, gpus):
-    no_cluster()
-    assert count() == len(gpus) == 1
-
-@pytest.mark.ray(gpus=1)
-def test_driver():
-    import ray
-    ray.init()
-    visible = ray.remote(lambda: os.environ.get("CUDA_VISIBLE_DEVICES"))
-    assert count() == 0
-    assert ray.get(visible.options(num_gpus=1).remote()) in ("0", "1")
-    assert ray.get(visible.options(num_gpus=0).remote()) == ""
-
-@pytest.mark.ray(gpus=1)
-@pytest.mark.gpu(count=1)
-def test_driver_with_a_device():
-    import ray
-    ray.init()
-    mine = os.environ["CUDA_VISIBLE_DEVICES"]
-    assert count() == 1
-    theirs = ray.get(ray.remote(lambda: os.environ["CUDA_VISIBLE_DEVICES"]).options(num_gpus=1).remote())
-    assert {mine, theirs} == {"0", "1"}
-"""
-
-
-@pytest.mark.skipif(
-    os.path.exists("/dev/nvidiactl"), reason="the numbers are those of two simulated GPUs"
-)
-def test_every_process_sees_exactly_its_devices(project: Project) -> None:
-    """A test that sees a neighbour's GPU takes its memory, and both fail on another day."""
-    project.write(test_a=DEVICES)
-
-    ran = project.run()
-
-    assert ran.code == 0, ran.out
-    assert set(ran.cases().values()) == {"passed"}
-    assert len(ran.cases()) == 7
+    assert artifacts["curve.txt"] == b"0.5 0.25"
+    assert artifacts["weights.bin"] == bytes(range(256))
 
 
 def test_an_editable_install_resolves_to_the_shipped_tree_and_under_ci_nothing_stays(
     lone: Project, tmp_path: Path
 ) -> None:
-    """Else the tests would run against the checkout of this machine, which a rented one does not have. The .pth file is
-    what pip writes for `pip install -e .` of a src layout. A runner's next job must not find our processes."""
+    """Else the tests would run against the checkout of this machine, which a rented one does not
+    have. The .pth file is what pip writes for `pip install -e .` of a src layout. A runner's next
+    job must not find our processes.
+    """
     home = tmp_path / "v"
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", str(home)], check=True, timeout=60
@@ -309,7 +245,7 @@ import shipped
 
 def test_where():
     assert os.path.samefile(os.path.dirname(shipped.WHERE), "src/shipped"), shipped.WHERE
-    assert "gpu-cluster-" in shipped.WHERE
+    assert "/s/" in shipped.WHERE and "/tree/" in shipped.WHERE, shipped.WHERE
 """
     )
     (lone.root / "src" / "shipped").mkdir(parents=True)
@@ -322,101 +258,6 @@ def test_where():
     assert "stays warm" not in ran.out
     assert left_of(ran.cluster) == []
     assert json.loads(lone.command("ls", "--json").stdout)["clusters"] == []
-
-
-# -- Ray of two nodes, and Ray of the user ---------------------------------------------------------------------------------
-
-TWO_NODES = """
-import os
-import pytest
-
-@pytest.mark.ray(nodes=2)
-def test_joins():
-    import ray
-    ray.init()
-    assert len({node["NodeID"] for node in ray.nodes() if node["Alive"]}) == 2
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
-    where = ray.remote(lambda: ray.get_runtime_context().get_node_id())
-    nodes = [node["NodeID"] for node in ray.nodes()]
-    assert ray.get([where.options(scheduling_strategy=On(n, soft=False)).remote() for n in nodes]) == nodes
-
-def test_has_no_address():
-    assert "RAY_ADDRESS" not in os.environ
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class UsersRay:
-    """`environ` has the token: with one of its own it is indifferent to what lies in the user's home."""
-
-    address: str
-    environ: dict[str, str]
-
-
-@pytest.fixture
-def users_ray(tmp_path: Path) -> Iterator[UsersRay]:
-    """A Ray that the user runs on this machine, as `ray start --head` leaves it."""
-    directory = Path("/tmp") / f"users-ray-{os.getpid()}"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    argv = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "start",
-        "--head",
-        "--block",
-        "--include-dashboard=false",
-        "--num-cpus=1",
-        "--disable-usage-stats",
-        f"--port={port}",
-        f"--temp-dir={directory}",
-        "--node-ip-address=127.0.0.1",
-    ]
-    log = tmp_path / "users-ray.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            argv, env=environ, stdout=file, stderr=file, start_new_session=True
-        )
-    assert eventually(lambda: "Ray runtime started" in log.read_text(), within_s=90), (
-        log.read_text()
-    )
-    yield UsersRay(address=f"127.0.0.1:{port}", environ=environ)
-    process.terminate()
-    process.wait(30)
-    subprocess.run(["rm", "-rf", str(directory)], check=True)
-
-
-def test_a_users_own_ray_is_left_alone_and_a_bare_init_joins_ours(
-    lone: Project, users_ray: UsersRay
-) -> None:
-    """An engineer's own cluster on the same machine holds an hour of work. Two nodes here, so that one start serves both."""
-    before, home = current_cluster(), Path.home() / ".ray"
-    home_before = home.exists()
-    lone.write(test_a=TWO_NODES)
-    lone.settings("nodes = 2\nidle-minutes = 0")
-
-    ran = lone.run()
-
-    assert ran.code == 0, ran.out
-    assert before == current_cluster()
-    assert home.exists() == home_before
-    asked = "import ray, sys; ray.init(address=sys.argv[1]); print(len([n for n in ray.nodes() if n['Alive']]))"
-    command = [sys.executable, "-c", asked, users_ray.address]
-    said = subprocess.run(
-        command, env=users_ray.environ, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert said.stdout.strip() == "1", said.stderr
-    assert left_of(ran.cluster) == []
-
-
-def current_cluster() -> str | None:
-    """What a bare `ray.init(address="auto")` of the user would join."""
-    path = Path("/tmp/ray/ray_current_cluster")
-    return path.read_text() if path.exists() else None
 
 
 def test_the_records_of_a_session_are_json(project: Project) -> None:

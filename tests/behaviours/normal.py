@@ -1,4 +1,4 @@
-"""What two runs of the same pytest may differ in, taken out: session lines, seconds, and the root's path. Nothing else."""
+"""Remove all that two runs of one pytest may differ in: session lines, seconds, the root's path."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def normal(text: str, root: Path) -> str:
 
 
 def seconds(line: str) -> str:
-    """A line with N for its seconds; the rule around the last line is as long as the seconds leave it room."""
+    """A line with N for its seconds; the rule around the last line is as long as the seconds leave
+    it room.
+    """
     changed = AGO.sub("N ago", SECONDS.sub("N s", line))
     if changed != line and " in N s" in changed:
         changed = re.sub(r"={2,}", "==", changed)

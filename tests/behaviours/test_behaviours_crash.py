@@ -1,19 +1,20 @@
-"""Crashes, stops and live output: what plain pytest cannot show, because it has died by then, is promised here instead."""
+"""Crashes, stops and live output: what plain pytest cannot show, because it has died by then, is
+promised here instead.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
-import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import CLUSTERS, eventually, left_of
-from tests.behaviours.conftest import Bench, Outcome
-from tests.behaviours.listed import scenarios
+from tests.acceptance.processes import CLUSTERS, eventually, left_of, waits
+from tests.behaviours.bench import Bench
+from tests.behaviours.outcome import Outcome
 from tests.replay_rig import Scenario
 from tests.replay_scenarios import PASS
 
@@ -39,31 +40,33 @@ def test_after(): pass
 
 def cases(outcome: Outcome) -> dict[str, tuple[str, str]]:
     """By test: its outcome, and the first line of its message."""
-    found = {}
+    outcomes = {}
     for case in ET.fromstring(outcome.junit).iter("testcase"):
         name = str(case.get("name"))
-        assert name not in found, f"{name} is there twice"
+        assert name not in outcomes, f"{name} is there twice"
         child = next(
             (child for child in case if child.tag in ("failure", "error", "skipped")), None
         )
-        found[name] = (
+        outcomes[name] = (
             ("passed", "")
             if child is None
             else (child.tag, str(child.get("message")).partition("\n")[0])
         )
-    return found
+    return outcomes
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_b61_a_crash_is_one_report_with_phase_signal_and_last_words(
     bench: Bench, workers: int
 ) -> None:
-    """In call a failure, in setup or teardown an error (the design's class, crash): never a hang, never a green run."""
+    """In call a failure, in setup or teardown an error (the design's class, crash): never a hang,
+    never a green run.
+    """
     ours = bench.ours(Scenario(files={"test_c.py": CRASHES}), workers=workers)
-    found = cases(ours)
+    outcomes = cases(ours)
 
     assert ours.code == 1
-    assert {name: outcome for name, (outcome, _) in found.items()} == {
+    assert {name: outcome for name, (outcome, _) in outcomes.items()} == {
         "test_before": "passed",
         "test_segfault": "failure",
         "test_exits": "failure",
@@ -79,8 +82,8 @@ def test_b61_a_crash_is_one_report_with_phase_signal_and_last_words(
         ("test_setup", "crash: SIGABRT", "setup"),
         ("test_teardown", "crash: exit 3", "teardown"),
     ):
-        assert begins in found[name][1], found[name]
-        assert phase in found[name][1], found[name]
+        assert begins in outcomes[name][1], outcomes[name]
+        assert phase in outcomes[name][1], outcomes[name]
     for words in ("last words", "last errors", "Segmentation fault", "in test_segfault"):
         assert words in ours.out, ours.out
 
@@ -118,7 +121,9 @@ def test_b62_a_crashed_test_is_not_run_again_and_the_others_are_run(
 
 
 def test_b63_a_crash_at_import_is_a_collection_error_of_that_file(bench: Bench) -> None:
-    """Exit code 2 and nothing runs, as for an exception at import; told to go on, the others run."""
+    """Exit code 2 and nothing runs, as for an exception at import; told to go on, the others
+    run.
+    """
     scenario = Scenario(files={**PASS, "test_zz.py": "import ctypes\nctypes.string_at(0)\n"})
     stopped, went_on = bench.ours(scenario), bench.ours(scenario, "--continue-on-collection-errors")
 
@@ -135,7 +140,7 @@ def test_b63_a_crash_at_import_is_a_collection_error_of_that_file(bench: Bench) 
 STUCK = """
 import ctypes
 def test_stuck():
-    library = ctypes.PyDLL(None)  # with the GIL: no signal handler and no thread of this process runs
+    library = ctypes.PyDLL(None)  # with the GIL: no handler and no thread of this process runs
     while True: library.sleep(60)
 def test_after(): pass
 """
@@ -173,7 +178,9 @@ def test_never(n): (marks / f"never{n}").write_text("")
 
 
 def test_b66_x_stops_the_tests_of_other_workers_with_teardown(bench: Bench) -> None:
-    """The other test does not go on for a minute; its fixtures are torn down; nothing after the stop is shown."""
+    """The other test does not go on for a minute; its fixtures are torn down; nothing after the
+    stop is shown.
+    """
     marks = bench.beside("marks66")
     marks.mkdir()
     ours = bench.ours(
@@ -183,47 +190,8 @@ def test_b66_x_stops_the_tests_of_other_workers_with_teardown(bench: Bench) -> N
     assert ours.code == 1
     assert "stopping after 1 failures" in ours.out
     assert "1 failed in N s" in ours.counts
-    assert eventually(lambda: (marks / "torn-down").exists(), within_s=10)
+    assert eventually((marks / "torn-down").exists, within_s=10)
     assert sorted(path.name for path in marks.iterdir()) == ["running", "torn-down"]
-
-
-ENDLESS = "import time\ndef test_quick(): pass\ndef test_endless(): time.sleep(300)\ndef test_never(): pass\n"
-
-
-@pytest.mark.parametrize(
-    ("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2)], ids=["once", "twice"]
-)
-def test_b67_ctrl_c_ends_the_run_and_the_cluster(
-    bench: Bench, number: signal.Signals, times: int
-) -> None:
-    """Once: a summary, exit 2, no process left. Twice: at once, and nothing left either."""
-    ours, cluster = interrupted(bench, number, times)
-
-    assert ours.code == 2
-    assert times == 2 or "1 passed" in ours.out
-    assert "KeyboardInterrupt" in ours.out
-    assert eventually(lambda: left_of(cluster) == [], within_s=30), left_of(cluster)
-
-
-def test_b68_sigterm_ends_the_run_and_the_cluster(bench: Bench) -> None:
-    """What a CI system sends to a job that it cancels."""
-    ours, cluster = interrupted(bench, signal.SIGTERM, 1)
-
-    assert ours.code == 2
-    assert "1 passed" in ours.out
-    assert eventually(lambda: left_of(cluster) == [], within_s=30), left_of(cluster)
-
-
-def interrupted(bench: Bench, number: signal.Signals, times: int) -> tuple[Outcome, str]:
-    """A run that gets a signal while a test runs; its outcome and its cluster."""
-    running = bench.start(Scenario(files={"test_e.py": ENDLESS}), "-v")
-    running.until(lambda: "test_quick PASSED" in running.out and "test_endless" in running.out)
-    found = re.search(r"gpu-cluster: cluster +(c[0-9a-f]{6})", running.out)
-    assert found is not None
-    for _ in range(times):
-        running.process.send_signal(number)
-        time.sleep(0.3)
-    return running.wait(), found[1]
 
 
 ON_NODES = """
@@ -234,29 +202,30 @@ SEEN = pathlib.Path({seen!r})
 
 @pytest.mark.parametrize("n", range(4))
 def test_on_a_node(n):
-    born = pathlib.Path("/proc/self/environ").read_text()  # of the node's fork server: tests themselves are not told
+    # The environment of the node's fork server: the test's own does not name the node.
+    born = pathlib.Path("/proc/self/environ").read_text()
     node = "n1" if "/n1\\0" in born else "n0"
     (SEEN / f"{{node}}-{{n}}-{{time.monotonic()}}").touch()
     while not list(SEEN.glob("n1-*")):  # until the other node runs a test too
         time.sleep(0.05)
-    time.sleep(3)
+    time.sleep(1)
 """
 
 
 def test_b64_the_tests_of_a_lost_node_run_elsewhere_and_are_reported_once(bench: Bench) -> None:
     """Spot machines are taken back; a suite must not be red, nor twice in the report, for it."""
-    seen = bench.beside("seen")
-    seen.mkdir()
+    marks = bench.beside("seen")
+    marks.mkdir()
     settings = {"GPU_CLUSTER_NODES": "2", "GPU_CLUSTER_SIMULATED_GPUS": "1"}
     running = bench.start(
-        Scenario(files={"test_n.py": ON_NODES.format(seen=str(seen))}, env=settings),
+        Scenario(files={"test_n.py": ON_NODES.format(seen=str(marks))}, env=settings),
         "-v",
         workers=2,
     )
-    running.until(lambda: any(seen.glob("n1-*")))
-    found = re.search(r"gpu-cluster: cluster +(c[0-9a-f]{6})", running.out)
-    assert found is not None
-    os.kill(raylet_of(found[1], "n1"), signal.SIGKILL)
+    running.until(lambda: any(marks.glob("n1-*")))
+    match = re.search(r"gpu-cluster: cluster +(c[0-9a-f]{6})", running.out)
+    assert match is not None
+    os.kill(raylet_of(match[1], "n1"), signal.SIGKILL)
     ours = running.wait()
 
     assert ours.code == 0, ours.out
@@ -265,19 +234,22 @@ def test_b64_the_tests_of_a_lost_node_run_elsewhere_and_are_reported_once(bench:
     }
     assert len(ours.statuses) == 4
     assert "gpu-cluster: retry        test_n.py::test_on_a_node[" in ours.raw
-    assert left_of(found[1]) == [], "a cluster that has lost a node stayed for the next session"
+    assert left_of(match[1]) == [], "a cluster that has lost a node stayed for the next session"
 
 
 def test_b16_the_head_is_lost_and_the_run_is_not_green(bench: Bench) -> None:
-    """The stream ends without its end: what finished is kept, the rest are errors by name, exit 10."""
+    """The stream ends without its end: what finished is kept, the rest are errors by name, exit
+    10.
+    """
     files = {"test_h.py": "import time\ndef test_quick(): pass\ndef test_long(): time.sleep(300)\n"}
-    running = bench.start(Scenario(files=files), "-v", GPU_CLUSTER_IDLE_MINUTES="0")
+    scenario = Scenario(files=files, env=waits(stop_grace_s=3))
+    running = bench.start(scenario, "-v", GPU_CLUSTER_IDLE_MINUTES="0")
     running.until(lambda: "test_quick PASSED" in running.out)
-    found = re.search(r"gpu-cluster: cluster +(c[0-9a-f]{6})", running.out)
-    assert found is not None
-    for line in left_of(found[1]):
+    match = re.search(r"gpu-cluster: cluster +(c[0-9a-f]{6})", running.out)
+    assert match is not None
+    for line in left_of(match[1]):
         pid = line.split(" ", 1)[0]
-        if pid.isdigit() and "pytest_gpu_cluster.node.keeper" in line:
+        if pid.isdigit() and "pytest_gpu_cluster.node.guard" in line:
             os.kill(int(pid), signal.SIGKILL)
     ours = running.wait()
 
@@ -295,82 +267,3 @@ def raylet_of(cluster: str, node: str) -> int:
         for pid in pids
         if pid.isdigit() and mark in Path(f"/proc/{pid}/environ").read_bytes()
     )
-
-
-@scenarios(69)
-def test_b69_live_output_and_setup_lines_are_those_of_plain(
-    bench: Bench, scenario: Scenario
-) -> None:
-    """-s, --setup-show, --setup-plan, --setup-only, log_cli, one --log-file."""
-    ours = bench.same(scenario)
-
-    if "--log-file=mine.log" in scenario.args:
-        assert (bench.project / "mine.log").exists()
-    assert ours.out
-
-
-LIVE = """
-import logging, os, sys, time, pytest
-@pytest.fixture
-def shown(): yield
-def test_live(shown):
-    print("first line"); logging.warning("first record"); sys.stdout.flush()
-    end = time.monotonic() + 60
-    while not os.path.exists(os.environ["PYTEST_SEEN"]) and time.monotonic() < end: time.sleep(0.02)
-    assert os.path.exists(os.environ["PYTEST_SEEN"])
-"""
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (("-s",), "first line"),
-        (("--setup-show",), "SETUP    F shown"),
-        (("--log-cli-level=INFO",), "first record"),
-    ],
-    ids=["s", "setup-show", "log-cli"],
-)
-def test_b69_output_arrives_while_the_test_runs(
-    bench: Bench, args: tuple[str, ...], words: str
-) -> None:
-    """The test waits for a file that is only written once its output has been read here."""
-    seen = bench.beside(f"seen{args[0]}")
-    running = bench.start(Scenario(files={"test_l.py": LIVE}, args=args), PYTEST_SEEN=str(seen))
-    running.until(lambda: words in running.out)
-    seen.write_text("")
-
-    assert running.wait().code == 0
-
-
-def test_b69_with_two_workers_each_live_line_names_its_worker(bench: Bench) -> None:
-    """Lines of two tests that run at once would be a riddle."""
-    files = {
-        "test_s.py": "import time\ndef test_a():\n  print('in a'); time.sleep(1)\ndef test_b():\n  print('in b'); time.sleep(1)\n"
-    }
-    ours = bench.ours(Scenario(files=files, args=("-s",)), workers=2)
-
-    assert ours.code == 0
-    assert re.search(r"^\[gw\d\] in a$", ours.out, re.MULTILINE), ours.out
-    assert re.search(r"^\[gw\d\] in b$", ours.out, re.MULTILINE), ours.out
-
-
-@pytest.mark.parametrize("option", ["--pdb", "--trace"])
-def test_b70_debuggers_are_refused_with_a_remedy(bench: Bench, option: str) -> None:
-    """There is no terminal beside the test; said before anything is started."""
-    ours = bench.ours(Scenario(files=PASS, args=(option,)), shipped=False)
-
-    assert ours.code == 4
-    assert option in ours.err
-    assert "without --gpu-cluster" in ours.err
-
-
-def test_b70_a_breakpoint_fails_its_test_and_does_not_hang(bench: Bench) -> None:
-    """It finds no terminal to read from, as under plain pytest whose stdin is closed."""
-    ours = bench.same(
-        Scenario(
-            files={"test_b.py": "def test_b(): breakpoint()\ndef test_c(): pass\n"},
-            args=("--tb=line", "-q"),
-        )
-    )
-
-    assert "1 failed, 1 passed" in ours.counts

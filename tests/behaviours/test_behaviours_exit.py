@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.behaviours.conftest import Bench
+from tests.behaviours.bench import Bench
 from tests.behaviours.listed import scenarios
 from tests.replay_rig import Scenario
 from tests.replay_scenarios import PASS, SCENARIOS
+
+LIBRARY_MISSING = "libnowhere.so.12: cannot open shared object file"
 
 
 @scenarios(1)
@@ -67,7 +69,9 @@ def test_b05_the_same_with_two_workers(bench: Bench) -> None:
 
 @scenarios(6)
 def test_b06_x_and_a_collection_error_is_1(bench: Bench, scenario: Scenario) -> None:
-    """The failure count was reached; but when the broken file is the last one, plain pytest says 2, and so it is 2."""
+    """The failure count was reached; but when the broken file is the last one, plain pytest says 2,
+    and so it is 2.
+    """
     assert bench.same(scenario).code == (2 if "test_zz.py" in scenario.files else 1)
 
 
@@ -101,7 +105,10 @@ def test_b09_pytest_exit_ends_the_run_with_its_code(bench: Bench, scenario: Scen
 
 
 def test_b09_pytest_exit_in_sessionstart(bench: Bench) -> None:
-    """A conftest that refuses the machine says so there. Not equal: the header, which has been printed here by then."""
+    """A conftest that refuses the machine says so there.
+
+    Not equal: the header, which has been printed here by then.
+    """
     scenario = Scenario(files=IN_SESSIONSTART)
     plain, ours = bench.plain(scenario), bench.ours(scenario)
 
@@ -141,7 +148,8 @@ def test_b11_sys_exit_at_import_is_3(bench: Bench) -> None:
 def test_b12_an_internal_error_there_is_3_with_its_text_here(
     bench: Bench, scenario: Scenario
 ) -> None:
-    """The frames of the traceback below the hook that failed are another program's; what failed, and where, is the same.
+    """The frames of the traceback below the hook that failed are another program's; what failed,
+    and where, is the same.
 
     Not equal to plain, and not promised: the frames between pytest's main and the user's hook.
     """
@@ -176,7 +184,10 @@ def test_b14_a_usage_error_of_a_remote_plugin_is_4(bench: Bench, scenario: Scena
 def test_b15_too_many_warnings_is_6(
     bench: Bench, scenario: Scenario, pytestconfig: pytest.Config
 ) -> None:
-    """Warnings must neither get lost nor be counted on both sides. A pytest without the option refuses it there as here."""
+    """Warnings must neither get lost nor be counted on both sides.
+
+    A pytest without the option refuses it there as here.
+    """
     if hasattr(pytestconfig.option, "max_warnings"):
         assert bench.same(scenario).code == 6
     else:
@@ -192,7 +203,10 @@ def test_b15_exactly_as_many_warnings_as_allowed_is_0(
 
 
 def test_b17_a_remote_exit_status_that_disagrees_is_never_0(bench: Bench) -> None:
-    """Two pytests that do not agree on the outcome of one run: 3, and said so. Plain pytest takes the conftest's number."""
+    """Two pytests that do not agree on the outcome of one run: 3, and said so.
+
+    Plain pytest takes the conftest's number.
+    """
     conftest = "def pytest_sessionfinish(session):\n    session.exitstatus = 9\n"
     ours = bench.ours(Scenario(files={**PASS, "conftest.py": conftest}))
 
@@ -206,15 +220,17 @@ def test_b17_a_remote_exit_status_that_disagrees_is_never_0(bench: Bench) -> Non
 def test_b18_a_cluster_that_does_not_come_up_is_10_with_its_reason(
     bench: Bench, interpreter: Callable[..., str]
 ) -> None:
-    """Not 5 and "no tests ran": nobody was asked to run any (the design's class, infrastructure)."""
+    """Not 5 and "no tests ran": nobody was asked to run any (the design's class,
+    infrastructure).
+    """
     python = interpreter(
         without=("ray",),
         write={
             "ray-2.60.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: ray\nVersion: 2.60.0\n",
-            "ray/__init__.py": "raise ImportError('libnowhere.so.12: cannot open shared object file')\n",
+            "ray/__init__.py": f"raise ImportError({LIBRARY_MISSING!r})\n",
         },
     )
     ours = bench.ours(Scenario(files=PASS), GPU_CLUSTER_LOCAL_PYTHON=python)
 
     assert ours.code == 10
-    assert "libnowhere.so.12" in ours.raw
+    assert LIBRARY_MISSING in ours.raw

@@ -7,15 +7,18 @@ import re
 from html import unescape
 from typing import Any
 
-from tests.behaviours.conftest import Bench, Outcome, agree
+from tests.behaviours.bench import Bench
 from tests.behaviours.listed import scenarios
+from tests.behaviours.outcome import Outcome, agree
 from tests.replay_rig import Scenario
 from tests.replay_scenarios import MIXED_FILES, PASS, SCENARIOS
 
 
 @scenarios(54)
 def test_b54_junit_is_that_of_plain_in_every_family(bench: Bench, scenario: Scenario) -> None:
-    """Properties of any type, attributes, suite properties, log and output, in xunit1, xunit2 and legacy."""
+    """Properties of any type, attributes, suite properties, log and output, in xunit1, xunit2 and
+    legacy.
+    """
     assert bench.same(scenario).junit
 
 
@@ -25,12 +28,19 @@ def test_b54_the_order_of_junit_does_not_depend_on_the_workers(bench: Bench) -> 
 
 
 SUBTESTS = {
-    "test_s.py": "def test_s(subtests):\n  with subtests.test('m', i=1): assert 0\ndef test_t(): assert 0, 'plain'\n"
+    "test_s.py": (
+        "def test_s(subtests):\n"
+        "  with subtests.test('m', i=1): assert 0\n"
+        "def test_t(): assert 0, 'plain'\n"
+    )
 }
 
 
 def test_b55_the_report_log_has_what_plain_writes(bench: Bench) -> None:
-    """CollectReports and SubtestReports included; times aside, line for line. (--tb=short: the long one shows an object's address.)"""
+    """CollectReports and SubtestReports included; times aside, line for line.
+
+    (--tb=short: the long one shows an object's address.)
+    """
     scenario = Scenario(
         files={**SUBTESTS, "sub/test_p.py": "def test_p(): pass\n"},
         args=("--report-log=log.jsonl", "--tb=short"),
@@ -80,9 +90,11 @@ COVERED = {
 
 
 def test_b56_coverage_comes_home_with_local_paths(bench: Bench) -> None:
-    """Measured in worker processes on other files than these, told of these: pytest-cov's table, as plain has it.
+    """Measured in worker processes on other files than these, told of these: pytest-cov's table, as
+    plain has it.
 
-    Its report reads the sources, so this tree is put back before that, as it is when nobody takes it away.
+    Its report reads the sources, so this tree is put back before that, as it is when nobody takes
+    it away.
     """
     scenario = Scenario(files=COVERED, args=("--cov=pkg", "--cov-report=term-missing"))
     plain = bench.plain(scenario)
@@ -117,12 +129,20 @@ def test_b57_the_same_with_two_workers(bench: Bench) -> None:
 
 
 TIMEOUT = {
-    "test_t.py": "import time, pytest\n@pytest.mark.timeout(0.5)\ndef test_slow(): time.sleep(30)\ndef test_ok(): pass\n"
+    "test_t.py": (
+        "import time, pytest\n"
+        "@pytest.mark.timeout(0.5)\n"
+        "def test_slow(): time.sleep(30)\n"
+        "def test_ok(): pass\n"
+    )
 }
 
 
 def test_b58_a_timeout_by_signal_fails_the_test(bench: Bench) -> None:
-    """pytest-timeout raises in the test: an ordinary failure. (rerunfailures has a thread in plain pytest, whose stack would be shown.)"""
+    """pytest-timeout raises in the test: an ordinary failure.
+
+    (rerunfailures has a thread in plain pytest, whose stack would be shown.)
+    """
     ours = bench.same(
         Scenario(files=TIMEOUT, args=("-o", "timeout_method=signal", "-p", "no:rerunfailures"))
     )
@@ -131,7 +151,10 @@ def test_b58_a_timeout_by_signal_fails_the_test(bench: Bench) -> None:
 
 
 def test_b58_a_timeout_by_thread_costs_one_test(bench: Bench) -> None:
-    """pytest-timeout ends the process then, and plain pytest with it. Here that is a crash of this test, with the stacks."""
+    """pytest-timeout ends the process then, and plain pytest with it.
+
+    Here that is a crash of this test, with the stacks.
+    """
     ours = bench.ours(Scenario(files=TIMEOUT, args=("-o", "timeout_method=thread")))
 
     assert ours.code == 1
@@ -178,7 +201,9 @@ def pytest_runtest_makereport(item, call):
 
 
 def test_b60_an_attribute_that_cannot_travel_costs_one_warning(bench: Bench) -> None:
-    """Plugins attach objects to reports; under xdist that loses the test, and can end in exit code 0."""
+    """Plugins attach objects to reports; under xdist that loses the test, and can end in exit code
+    0.
+    """
     ours = bench.ours(Scenario(files=ATTACHED))
 
     assert ours.code == 0

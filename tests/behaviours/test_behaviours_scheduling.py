@@ -7,8 +7,9 @@ import re
 
 import pytest
 
-from tests.behaviours.conftest import Bench, Outcome
+from tests.behaviours.bench import Bench
 from tests.behaviours.listed import scenarios
+from tests.behaviours.outcome import Outcome
 from tests.behaviours.test_behaviours_crash import cases
 from tests.replay_rig import Scenario
 from tests.replay_scenarios import SCENARIOS
@@ -16,7 +17,9 @@ from tests.replay_scenarios import SCENARIOS
 
 @scenarios(71)
 def test_b71_scopes_open_and_close_where_plain_does(bench: Bench, scenario: Scenario) -> None:
-    """A session fixture once, a module's fixture once, its failing teardown at the module's last test."""
+    """A session fixture once, a module's fixture once, its failing teardown at the module's last
+    test.
+    """
     ours = bench.same(scenario)
 
     assert "ERROR at teardown of test_2" in ours.out
@@ -40,13 +43,19 @@ def module(request, worker_id):
 """,
     **dict.fromkeys(
         ("test_a.py", "test_b.py", "test_c.py", "test_d.py"),
-        "import time, pytest\n@pytest.mark.parametrize('n', range(4))\ndef test(n): time.sleep(0.1)\n",
+        (
+            "import time, pytest\n"
+            "@pytest.mark.parametrize('n', range(4))\n"
+            "def test(n): time.sleep(0.1)\n"
+        ),
     ),
 }
 
 
 def test_b71_with_two_workers_each_has_one_session(bench: Bench) -> None:
-    """Every fixture that came up goes down, once; a module's fixture is up once for each run of its tests in a worker."""
+    """Every fixture that came up goes down, once; a module's fixture is up once for each run of its
+    tests in a worker.
+    """
     notes = bench.beside("notes71")
     ours = bench.ours(Scenario(files=SCOPES), workers=2, PYTEST_NOTES=str(notes))
     lines = notes.read_text().splitlines()
@@ -85,7 +94,9 @@ def test_b72_the_same_with_two_workers(bench: Bench) -> None:
 
 @scenarios(73)
 def test_b73_fixtures_of_packages_are_found_file_by_file(bench: Bench, scenario: Scenario) -> None:
-    """A worker collects only the files that it is given, one after the other; each version of pytest keeps directories otherwise."""
+    """A worker collects only the files that it is given, one after the other; each version of
+    pytest keeps directories otherwise.
+    """
     assert bench.same(scenario).code == 0
 
 
@@ -113,14 +124,16 @@ def test_who(who): pass
 
 
 def test_b74_an_id_that_a_worker_does_not_find_is_that_tests_error(bench: Bench) -> None:
-    """Sets have another order in every process, which is no trouble; an id made of the process is, and is named."""
+    """Sets have another order in every process, which is no trouble; an id made of the process is,
+    and is named.
+    """
     ours = bench.ours(Scenario(files=UNSTABLE), workers=2)
-    found = cases(ours)
+    outcomes = cases(ours)
 
     assert ours.code == 1
-    assert sum(outcome == "passed" for outcome, _ in found.values()) == 4
+    assert sum(outcome == "passed" for outcome, _ in outcomes.values()) == 4
     ((name, message),) = [
-        (name, message) for name, (outcome, message) in found.items() if outcome != "passed"
+        (name, message) for name, (outcome, message) in outcomes.items() if outcome != "passed"
     ]
     assert name == "test_who[main]"
     assert "test_who[main]" in message or "not" in message
@@ -157,17 +170,19 @@ def test_none(n):
 
 
 def test_b75_no_device_is_given_out_twice(bench: Bench) -> None:
-    """Seen by the tests themselves: who had which devices from when to when, set before the first import."""
+    """Seen by the tests themselves: who had which devices from when to when, set before the first
+    import.
+    """
     notes = bench.beside("notes75")
     ours = bench.ours(Scenario(files=DEVICES), workers=2, PYTEST_NOTES=str(notes))
-    held = [json.loads(line) for line in notes.read_text().splitlines()]
+    uses = [json.loads(line) for line in notes.read_text().splitlines()]
 
     assert ours.code == 0, ours.out
-    assert len(held) == 11
-    for name, devices, began, ended in held:
+    assert len(uses) == 11
+    for name, devices, began, ended in uses:
         mine = [device for device in devices.split(",") if device]
         assert len(set(mine)) == len(mine) == {"both": 2, "one": 1, "none": 0}[name]
-        for other, theirs, start, end in held:
+        for other, theirs, start, end in uses:
             together = (
                 start < ended and began < end and (other, theirs, start) != (name, devices, began)
             )
@@ -175,19 +190,21 @@ def test_b75_no_device_is_given_out_twice(bench: Bench) -> None:
 
 
 IMPOSSIBLE = {
-    "test_i.py": "import pytest\n@pytest.mark.gpu(count=8)\ndef test_eight(): pass\ndef test_fine(): pass\n"
+    "test_i.py": (
+        "import pytest\n@pytest.mark.gpu(count=8)\ndef test_eight(): pass\ndef test_fine(): pass\n"
+    )
 }
 
 
 def test_b76_a_demand_that_can_never_be_met_is_an_error_at_once(bench: Bench) -> None:
     """Of that test, with what there is; the others run."""
     ours = bench.ours(Scenario(files=IMPOSSIBLE))
-    found = cases(ours)
+    outcomes = cases(ours)
 
     assert ours.code == 1
-    assert found["test_fine"] == ("passed", "")
-    assert found["test_eight"][0] == "error"
-    assert "8" in found["test_eight"][1]
+    assert outcomes["test_fine"] == ("passed", "")
+    assert outcomes["test_eight"][0] == "error"
+    assert "8" in outcomes["test_eight"][1]
 
 
 XDIST = {
@@ -218,15 +235,19 @@ def test_b77_what_suites_written_for_xdist_ask_for_is_there(bench: Bench, worker
 
 TAIL = """
 import time, pytest
-@pytest.mark.parametrize("ms", [40, 50, 60, 70, 80, 90, 100, 120, 150, 200, 250, 300, 400, 600, 1000, 1600])
+SHORT = [40, 50, 60, 70, 80, 90, 100, 120, 150, 200, 250, 300]
+@pytest.mark.parametrize("ms", [*SHORT, 400, 600, 1000, 1600])
 def test_t(ms): time.sleep(ms / 1000)
 """
 
 
 def test_b78_known_durations_shorten_the_tail(bench: Bench) -> None:
-    """The longest test stands last. With what the first run has measured, it starts first, and both workers end together.
+    """The longest test stands last.
 
-    From the record's own clock: the time from the first start to the last end, against half the sum of the tests.
+    With what the first run has measured, it starts first, and both workers end together.
+
+    From the record's own clock: the time from the first start to the last end, against half the sum
+    of the tests.
     """
     scenario = Scenario(files={"test_tail.py": TAIL})
     first, second = (
@@ -248,7 +269,8 @@ def test_b78_known_durations_shorten_the_tail(bench: Bench) -> None:
 def test_b79_durations_outlive_the_cluster_in_the_store(bench: Bench) -> None:
     """The next cluster may be another machine; what is known of a test is kept beside the records.
 
-    The longest test is collected last. It is among the first two to start only if its length is known: there are two workers.
+    The longest test is collected last. It is among the first two to start only if its length is
+    known: there are two workers.
     """
     quick = "".join(f"def test_quick_{n}(): time.sleep(0.2)\n" for n in range(4))
     files = {"test_h.py": f"import time\n{quick}def test_slow(): time.sleep(1)\n"}
@@ -263,5 +285,5 @@ def test_b79_durations_outlive_the_cluster_in_the_store(bench: Bench) -> None:
 
 def cluster_of(outcome: Outcome) -> str:
     """The cluster that the terminal names."""
-    found = re.search(r"gpu-cluster: cluster +(c[0-9a-f]{6})", outcome.raw)
-    return found[1] if found else ""
+    match = re.search(r"gpu-cluster: cluster +(c[0-9a-f]{6})", outcome.raw)
+    return match[1] if match else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.behaviours.conftest import Bench
+from tests.behaviours.bench import Bench
 from tests.behaviours.listed import scenarios
 from tests.replay_rig import Scenario
 from tests.replay_scenarios import MIXED_FILES, SCENARIOS
@@ -10,7 +10,9 @@ from tests.replay_scenarios import MIXED_FILES, SCENARIOS
 
 @scenarios(41)
 def test_b41_every_way_to_select_selects_the_same(bench: Bench, scenario: Scenario) -> None:
-    """-m, --deselect, --ignore, testpaths, node ids with `::`, `/` and `@` among their parameters."""
+    """-m, --deselect, --ignore, testpaths, node ids with `::`, `/` and `@` among their
+    parameters.
+    """
     assert bench.same(scenario).code in (0, 1)
 
 
@@ -24,7 +26,9 @@ def test_b41_k_with_two_workers(bench: Bench) -> None:
 
 @scenarios(42)
 def test_b42_what_a_run_remembers_leads_the_next(bench: Bench, scenario: Scenario) -> None:
-    """--lf, --ff, --nf, --lfnf, --sw and its variants: the same tests in the same order, and the same cache files after it."""
+    """--lf, --ff, --nf, --lfnf, --sw and its variants: the same tests in the same order, and the
+    same cache files after it.
+    """
     assert bench.same(scenario).cache
 
 
@@ -60,7 +64,9 @@ def test_b44_cache_show_needs_no_cluster(bench: Bench) -> None:
 
 
 INTERRUPTED = {
-    "test_i.py": "def test_a(): assert 0\ndef test_b(): raise KeyboardInterrupt\ndef test_c(): assert 0\n"
+    "test_i.py": (
+        "def test_a(): assert 0\ndef test_b(): raise KeyboardInterrupt\ndef test_c(): assert 0\n"
+    )
 }
 
 

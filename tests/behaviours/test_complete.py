@@ -1,4 +1,4 @@
-"""Whether the 79 behaviours are all tested, and whether the comparison sees what it has to see."""
+"""The list of 79 behaviours and their tests agree, and the comparison sees each difference."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.behaviours.conftest import Outcome, agree
-from tests.behaviours.listed import NUMBERS
+from tests.behaviours.listed import NIGHTLY, NUMBERS
 from tests.behaviours.normal import normal, normal_xml
+from tests.behaviours.outcome import Outcome, agree
+from tests.replay_scenarios import SCENARIOS
 
 HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "behaviours.md"
+NUMBERED = r"test_b(\d\d)_\w{8,}"
 ROOT = Path("/home/somebody/project")
 TEXT = """\
 ============ test session starts ============
@@ -29,7 +32,8 @@ E   assert 1.5 == 2.5 in test_a.py:3
 XML = (
     '<testsuite tests="2" time="0.1" timestamp="2026-01-01T00:00:00">'
     '<properties><property name="gpu-cluster.session" value="x" /></properties>'
-    '<testcase classname="test_a" name="one" time="0.01" /><testcase classname="test_a" name="two" time="0.02" /></testsuite>'
+    '<testcase classname="test_a" name="one" time="0.01" />'
+    '<testcase classname="test_a" name="two" time="0.02" /></testsuite>'
 )
 
 
@@ -43,23 +47,54 @@ def functions() -> list[ast.FunctionDef]:
     ]
 
 
+def listed() -> dict[int, str]:
+    """Return the promises of docs/behaviours.md by number, in the order of the page."""
+    rows = re.findall(r"^- \*\*b(\d\d)\*\* (.+)$", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert len(dict(rows)) == len(rows), "a number is listed twice"
+    return {int(number): promise for number, promise in rows}
+
+
 def test_every_number_has_a_test() -> None:
     """A behaviour without a test is a behaviour that nobody knows."""
-    found = {
-        int(named[1])
-        for function in functions()
-        if (named := re.match(r"test_b(\d\d)_", function.name))
+    numbers = {
+        int(match[1]) for function in functions() if (match := re.match(NUMBERED, function.name))
     }
 
-    assert found == set(NUMBERS)
+    assert numbers == set(NUMBERS)
+
+
+def test_the_page_lists_every_number_once_and_in_order() -> None:
+    """A test's number is of use only to a reader who finds its promise."""
+    assert list(listed()) == list(NUMBERS)
+
+
+def test_each_promise_is_one_sentence_or_two() -> None:
+    """A longer one is a second behaviour, which needs a number of its own."""
+    for number, promise in listed().items():
+        assert promise.endswith("."), f"b{number:02}"
+        assert promise.count(". ") <= 1, f"b{number:02}"
+
+
+def test_the_page_names_no_test_that_is_not_there() -> None:
+    """A command that is copied from the page must select something."""
+    cited = set(re.findall(r"-k b(\d\d)|`test_b(\d\d)_", PAGE.read_text("utf-8")))
+
+    assert cited
+    assert {int(first or second) for first, second in cited} <= set(NUMBERS)
+
+
+def test_every_number_is_tested_by_day() -> None:
+    """A change that breaks a behaviour is to be red before it is merged, not the next morning."""
+    by_day = {name[:3] for name in SCENARIOS.keys() - NIGHTLY}
+
+    assert SCENARIOS.keys() >= NIGHTLY
+    assert {name[:3] for name in NIGHTLY} <= by_day
 
 
 def test_no_test_stands_outside_the_numbers() -> None:
     """A test that is named otherwise is not found by who looks for its behaviour."""
     assert [
-        function.name
-        for function in functions()
-        if not re.match(r"test_b\d\d_\w{8,}", function.name)
+        function.name for function in functions() if not re.match(NUMBERED, function.name)
     ] == []
 
 
@@ -77,7 +112,7 @@ def test_none_is_skipped_or_expected_to_fail() -> None:
 
 
 def test_of_those_selected_none_was_taken_out_by_a_mark(request: pytest.FixtureRequest) -> None:
-    """What the source does not show: a mark that a hook or an ini file adds."""
+    """A hook or an ini file can add a mark that the source does not show."""
     marked = [
         item.nodeid
         for item in request.session.items
@@ -93,7 +128,7 @@ def test_every_test_says_why() -> None:
     assert [function.name for function in functions() if not ast.get_docstring(function)] == []
 
 
-# -- the comparison ------------------------------------------------------------------------------------------------------
+# -- the comparison --------------------------------------------------------------------------------
 
 
 def test_runs_that_differ_in_session_lines_seconds_and_root_are_equal() -> None:
@@ -111,7 +146,7 @@ def test_runs_that_differ_in_session_lines_seconds_and_root_are_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("here", "there"),
+    ("old", "new"),
     [
         ("test_two PASSED", "test_twe PASSED"),
         ("PASSED      [ 66%]", "PASSED     [ 66%]"),
@@ -140,9 +175,9 @@ def test_runs_that_differ_in_session_lines_seconds_and_root_are_equal() -> None:
         "rule",
     ],
 )
-def test_a_changed_letter_count_or_order_is_seen(here: str, there: str) -> None:
+def test_a_changed_letter_count_or_order_is_seen(old: str, new: str) -> None:
     """A normaliser that takes out more than it should makes every test of this directory green."""
-    changed = TEXT.replace(here, there)
+    changed = TEXT.replace(old, new)
     assert changed != TEXT
 
     with pytest.raises(AssertionError):
@@ -150,7 +185,7 @@ def test_a_changed_letter_count_or_order_is_seen(here: str, there: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("here", "there"),
+    ("old", "new"),
     [
         ('name="one"', 'name="onf"'),
         ('tests="2"', 'tests="3"'),
@@ -159,12 +194,12 @@ def test_a_changed_letter_count_or_order_is_seen(here: str, there: str) -> None:
     ],
     ids=["letter", "count", "order", "property"],
 )
-def test_a_change_of_junit_is_seen(here: str, there: str) -> None:
+def test_a_change_of_junit_is_seen(old: str, new: str) -> None:
     """The same for the report that CI systems read."""
     with pytest.raises(AssertionError):
         agree(
             outcome(junit=normal_xml(XML, ROOT)),
-            outcome(junit=normal_xml(XML.replace(here, there), ROOT)),
+            outcome(junit=normal_xml(XML.replace(old, new), ROOT)),
         )
 
 

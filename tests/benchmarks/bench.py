@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.bench [--only NAME ...] [--rounds N] [--section plain|ci] [--check]
 
-bench.json: name -> value, unit, baseline, budget, samples, note. Names that end in `_ci` were measured with CI set.
-With --only, the other rows stay as they are. A missed budget is red; with --check it also makes the exit code 1.
+bench.json: name -> value, unit, baseline, budget, samples, note. Names that end in `_ci` were
+measured with CI set. With --only, the other rows stay as they are. A missed budget is red; with
+--check it also makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ RED, RESET = "\033[31m", "\033[0m"
 
 
 def environment(outer: Mapping[str, str], *, ci: bool) -> dict[str, str]:
-    """The environment of the measured processes: nothing of pytest's, this plugin's or a CI's but what is asked for.
+    """The environment of the measured processes: nothing of pytest's, this plugin's or a CI's but
+    what is asked for.
 
-    They may write bytecode, as an installed package has it: here, an editable install would be compiled at each start.
+    They may write bytecode, as an installed package has it: here, an editable install would be
+    compiled at each start.
     """
     dropped = ("PYTEST_", "GPU_CLUSTER_", "COV_", "AWS_", "RAY_")
     kept = {
@@ -45,7 +48,10 @@ def environment(outer: Mapping[str, str], *, ci: bool) -> dict[str, str]:
 
 
 def measure(names: Sequence[str], rounds: int, *, ci: bool) -> tuple[list[Row], list[str]]:
-    """The rows of the figures that give one of `names`, and what failed. Prints each row as it comes."""
+    """The rows of the figures that give one of `names`, and what failed.
+
+    Prints each row as it comes.
+    """
     rows, failed = [], []
     for figure, gives in FIGURES.items():
         if not set(gives) & set(names):
@@ -54,7 +60,8 @@ def measure(names: Sequence[str], rounds: int, *, ci: bool) -> tuple[list[Row], 
         began = time.monotonic()
         try:
             found = figure(Lab(scratch=scratch, env=environment(os.environ, ci=ci)), rounds)
-        except Exception as problem:  # one figure that cannot be measured does not cost the others
+        except Exception as problem:  # noqa: BLE001
+            # One figure that cannot be measured does not cost the others.
             failed.append(f"{figure.__name__}: {type(problem).__name__}: {problem}")
             print(f"{RED}{failed[-1]}{RESET}", flush=True)
             continue
@@ -89,7 +96,9 @@ def cell(row: Row | None) -> str:
 
 
 def table(rows: Mapping[str, Row]) -> str:
-    """The README's table: a figure a line, measured without and with CI set; a missed budget is bold."""
+    """The README's table: a figure a line, measured without and with CI set; a missed budget is
+    bold.
+    """
     lines = ["| figure | measured | with `CI` | budget | baseline | |", "|---|--:|--:|--:|--:|---|"]
     for name, plain in rows.items():
         if name.endswith(CI):
@@ -159,10 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("pytest-gpu-cluster is not installed in this environment; run: make setup")
     rows, failed = load(ROOT / "bench.json"), []
     for ci in {"plain": (False,), "ci": (True,), None: (False, True)}[chosen.section]:
-        print(
-            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {'CI set' if ci else 'CI not set'}",
-            flush=True,
-        )
+        load_1m, ci_text = os.getloadavg()[0], "CI set" if ci else "CI not set"
+        print(f"{os.cpu_count()} cores, load {load_1m:.1f}, {ci_text}", flush=True)
         found, problems = measure(chosen.only or names, chosen.rounds, ci=ci)
         failed += problems
         rows = ordered({**rows, **{r.name: r for r in found}})

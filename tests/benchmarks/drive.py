@@ -1,4 +1,6 @@
-"""What the figures are measured with: real processes, their output stamped as it arrives, and peers to compare with."""
+"""What the figures are measured with: real processes, their output stamped as it arrives, and peers
+to compare with.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One pytest process: when it began (unix seconds), how long it took, when each result was printed."""
+    """One pytest process: when it began (unix seconds), how long it took, when each result was
+    printed.
+    """
 
     began: float
     wall_s: float
@@ -54,7 +58,9 @@ class Stamps:
     line: str = ""
 
     def feed(self, text: str, at: float) -> None:
-        """`text` arrived at `at`; a result counts as soon as its word is there, before the line ends."""
+        """`text` arrived at `at`; a result counts as soon as its word is there, before the line
+        ends.
+        """
         *whole, self.line = (self.line + text).split("\n")
         for line in (*whole, self.line):
             if found := PASSED.match(line):
@@ -63,13 +69,17 @@ class Stamps:
 
 @dataclass(frozen=True, kw_only=True)
 class Lab:
-    """Where one section of figures is measured: a scratch folder and the environment of its processes."""
+    """Where one section of figures is measured: a scratch folder and the environment of its
+    processes.
+    """
 
     scratch: Path
     env: Mapping[str, str]
 
     def project(self, name: str, tests: str, settings: str = "") -> Path:
-        """A project with one test file `test_<name>.py`, a store of its own and `settings` in [tool.gpu-cluster]."""
+        """A project with one test file `test_<name>.py`, a store of its own and `settings` in
+        [tool.gpu-cluster].
+        """
         folder = self.scratch / name
         folder.mkdir()
         (folder / "pyproject.toml").write_text(
@@ -82,7 +92,10 @@ class Lab:
         return self.env.get("GPU_CLUSTER_STORE") or str(project.parent / f"{project.name}.store")
 
     def pytest(self, project: Path, *options: str) -> Run:
-        """Run pytest in `project`. Raises BenchError with the end of its output when it does not exit 0."""
+        """Run pytest in `project`.
+
+        Raises BenchError with the end of its output when it does not exit 0.
+        """
         command = [
             sys.executable,
             "-m",
@@ -105,7 +118,8 @@ class Lab:
         wall = time.time() - began
         if process.returncode != 0:
             raise BenchError(
-                f"{' '.join(command[2:])} in {project} exited {process.returncode}:\n{output[-3000:]}"
+                f"{' '.join(command[2:])} in {project} exited {process.returncode}:"
+                f"\n{output[-3000:]}"
             )
         return Run(
             began=began,
@@ -126,7 +140,8 @@ class Lab:
         )
         if done.returncode != 0:
             raise BenchError(
-                f"gpu-cluster down in {project} exited {done.returncode}:\n{done.stdout}{done.stderr}"
+                f"gpu-cluster down in {project} exited {done.returncode}:"
+                f"\n{done.stdout}{done.stderr}"
             )
 
     @contextlib.contextmanager
@@ -138,7 +153,8 @@ class Lab:
             self.down(project)
 
     def ray_start_s(self) -> float:
-        """Seconds that a bare `ray start --head` takes here, to the line that says so; it is ended again by pid.
+        """Seconds that a bare `ray start --head` takes here, to the line that says so; it is ended
+        again by pid.
 
         Its port, token and directory are its own, everything else is Ray's default.
         """
@@ -198,7 +214,10 @@ def read_stamped(process: subprocess.Popen[bytes]) -> tuple[str, Stamps]:
 
 
 def wait_for(process: subprocess.Popen[bytes], words: str, limit_s: float) -> float:
-    """Unix seconds at which `words` appeared in the output. Raises BenchError when it ends or takes too long."""
+    """Unix seconds at which `words` appeared in the output.
+
+    Raises BenchError when it ends or takes too long.
+    """
     assert process.stdout is not None
     said = ""
     limit = threading.Timer(limit_s, process.kill)
@@ -238,7 +257,9 @@ def free_ports(count: int) -> list[int]:
 
 
 class AgentWatch:
-    """Peak memory of the agent of the session that begins now: the first process forked for a session."""
+    """Peak memory of the agent of the session that begins now: the first process forked for a
+    session.
+    """
 
     def __init__(self, *, since: float) -> None:
         self.since, self.peak_mib, self.pid = since, 0.0, 0
@@ -254,7 +275,9 @@ class AgentWatch:
                 self.peak_mib = max(self.peak_mib, int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
     def find(self) -> int:
-        """The oldest process named gpu-worker that began after the session; 0 when there is none yet."""
+        """The oldest process named gpu-worker that began after the session; 0 when there is none
+        yet.
+        """
         found = [
             p
             for p in psutil.process_iter(["name", "create_time"])

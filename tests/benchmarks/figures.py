@@ -1,7 +1,7 @@
 """The figures, one function for each thing that is set up; each returns the rows it measured.
 
-A peer (plain pytest, pytest-xdist, bare `ray start`) runs in the same round as what is compared with it, so that a
-noisy machine is noisy for both. Every value is a median over the rounds.
+A peer (plain pytest, pytest-xdist, bare `ray start`) runs in the same round as what is compared
+with it, so that a noisy machine is noisy for both. Every value is a median over the rounds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ HEAVY_TESTS, HEAVY_SUM_S = 40, 40.0
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure. `value` and `baseline` are medians; the value must not exceed the budget, if it has one."""
+    """One figure.
+
+    `value` and `baseline` are medians; the value must not exceed the budget, if it has one.
+    """
 
     name: str
     value: float
@@ -67,7 +70,10 @@ def row(
 
 
 def trivial(count: int) -> str:
-    return f'import pytest\n\n@pytest.mark.parametrize("i", range({count}))\ndef test_it(i):\n    assert i >= 0\n'
+    return (
+        f'import pytest\n\n@pytest.mark.parametrize("i", range({count}))\n'
+        "def test_it(i):\n    assert i >= 0\n"
+    )
 
 
 def warm(lab: Lab, rounds: int) -> list[Row]:
@@ -111,7 +117,9 @@ def cold(lab: Lab, rounds: int) -> list[Row]:
 
 
 def thousand(lab: Lab, rounds: int) -> list[Row]:
-    """1,000 trivial tests on two warm slots beside pytest-xdist with two workers, and what they cost in the journal."""
+    """1,000 trivial tests on two warm slots beside pytest-xdist with two workers, and what they
+    cost in the journal.
+    """
     tests = 1_000
     with lab.cluster_of(lab.project("thousand", trivial(tests), "simulated-gpus = 2")) as project:
         lab.pytest(project, "-q", "--gpu-cluster")
@@ -137,7 +145,9 @@ def thousand(lab: Lab, rounds: int) -> list[Row]:
 
 
 def heavy_durations(seed: int = 7) -> list[float]:
-    """Seconds of 40 lognormal tests that sum to 40 s, the longest within a quarter of that; the same on every run."""
+    """Seconds of 40 lognormal tests that sum to 40 s, the longest within a quarter of that; the
+    same on every run.
+    """
     source = random.Random(seed)
     raw = [source.lognormvariate(0.0, 1.2) for _ in range(HEAVY_TESTS)]
     scaled = [min(r / sum(raw), 1 / SLOTS) for r in raw]
@@ -146,7 +156,7 @@ def heavy_durations(seed: int = 7) -> list[float]:
 
 def lower_bound_s(durations: Sequence[float], slots: int) -> float:
     """No schedule is shorter than its longest test, nor than its sum over the slots."""
-    return max(max(durations), sum(durations) / slots)
+    return max(*durations, sum(durations) / slots)
 
 
 HEAVY = """import time
@@ -167,7 +177,9 @@ def makespan_s(junit: Path) -> float:
 
 
 def heavy_tail(lab: Lab, rounds: int) -> list[Row]:
-    """A heavy-tailed suite on four slots whose durations are known, beside xdist's load and worksteal."""
+    """A heavy-tailed suite on four slots whose durations are known, beside xdist's load and
+    worksteal.
+    """
     durations = heavy_durations()
     tests = HEAVY.format(durations=[round(d, 4) for d in durations])
     junit = lab.scratch / "heavy.xml"
@@ -185,7 +197,10 @@ def heavy_tail(lab: Lab, rounds: int) -> list[Row]:
                 ratios[name].append(makespan_s(junit) / lower_bound_s(durations, SLOTS))
     best = min(ratios["load"], ratios["worksteal"], key=statistics.median)
     load, worksteal = (statistics.median(ratios[name]) for name in ("load", "worksteal"))
-    note = f"first start to last end; baseline: the better of xdist load {load:.3f} and worksteal {worksteal:.3f}"
+    note = (
+        "first start to last end; baseline: the better of"
+        f" xdist load {load:.3f} and worksteal {worksteal:.3f}"
+    )
     return [row("heavy_tail_vs_bound", "ratio", ratios["ours"], baseline=best, note=note)]
 
 
@@ -255,7 +270,9 @@ def lag_file(lab: Lab, rounds: int) -> list[Row]:
 
 
 def lag_s3(lab: Lab, rounds: int) -> list[Row]:
-    """How late a result is seen, store behind S3's HTTP API on loopback; requests of client and cluster together."""
+    """How late a result is seen, store behind S3's HTTP API on loopback; requests of client and
+    cluster together.
+    """
     with S3Server() as server:
         server.make_bucket("bench")
         there = replace(lab, env={**lab.env, **server.env, "GPU_CLUSTER_STORE": "s3://bench/store"})
@@ -320,7 +337,7 @@ def memory(lab: Lab, rounds: int) -> list[Row]:
             "agent_peak_mib_20000",
             "MiB",
             [ours.agent_peak_mib],
-            note="Ray and torch, shared with the template, included",
+            note="Ray and torch, shared with the fork server, included",
         ),
     ]
 
@@ -328,7 +345,10 @@ def memory(lab: Lab, rounds: int) -> list[Row]:
 def machine(lab: Lab, rounds: int) -> list[Row]:
     """Where all of this was measured."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("pytest", "ray", "pytest-xdist"))
-    note = f"{platform.machine()}, Python {platform.python_version()}, {versions}; load {os.getloadavg()[0]:.1f}"
+    note = (
+        f"{platform.machine()}, Python {platform.python_version()}, {versions};"
+        f" load {os.getloadavg()[0]:.1f}"
+    )
     return [
         row("machine_cores", "cores", [float(os.cpu_count() or 0)], note=f"{note} when it began")
     ]

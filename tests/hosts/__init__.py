@@ -1,11 +1,15 @@
-"""Hosts of CI on the loopback, which refuse what the real ones refuse and show what a reviewer would see."""
+"""Fake CI hosts on the loopback.
+
+They refuse what the real ones refuse and show what a reviewer would see.
+"""
 
 from tests.hosts.bitbucket import FakeBitbucket
-from tests.hosts.github import Command, FakeGitHub, job_summary, secondary_limit, workflow_commands
+from tests.hosts.exchange import Fault, Recorded, cut, garbage, html, slow, status, trickle
+from tests.hosts.github import FakeGitHub, secondary_limit
+from tests.hosts.github_runner import Command, job_summary, workflow_commands
 from tests.hosts.gitlab import FakeGitLab, JobLink, annotations_report, gitlab_junit
 from tests.hosts.readers import READERS, Case, bitbucket_finds, schema_errors
 from tests.hosts.render import page
-from tests.hosts.server import Fault, Recorded, cut, garbage, html, slow, status, trickle
 
 __all__ = [
     "READERS",

@@ -1,6 +1,7 @@
-"""Bitbucket Cloud: commit statuses, Code Insights, comments of a pull request; and the proxy that a step of Pipelines has.
+"""Bitbucket Cloud: commit statuses, Code Insights, comments of a pull request.
 
-The proxy adds the credentials itself. It serves reports and annotations of its own repository, and nothing else.
+A step of Pipelines has a proxy too. The proxy adds the credentials itself. It serves reports and
+annotations of its own repository, and nothing else.
 """
 
 from __future__ import annotations
@@ -12,8 +13,16 @@ from typing import Any, ClassVar
 from urllib.parse import unquote, urlencode
 
 from tests.hosts import schemas
+from tests.hosts.bitbucket_errors import (
+    annotations_error,
+    form_error,
+    insights_error,
+    proxy_error,
+    report_error,
+)
+from tests.hosts.exchange import Answer, RefusedError, Request
 from tests.hosts.schemas import Schema, Violation, violations, words
-from tests.hosts.server import Answer, Host, RefusedError, Request, Route, basic
+from tests.hosts.server import Host, Route, basic
 
 REPOSITORY_UUID = "{5d3f8c11-0a44-4b8e-9d52-7c1f2b6a9e01}"
 PIPELINE_UUID = "{8e0c1b6f-52f7-4f5b-8a39-1d6f0f6f3c02}"
@@ -40,12 +49,14 @@ class _Page:
 
 
 class FakeBitbucket(Host):
-    """One repository with one pull request. `token` is a repository access token (Bearer); `api_token` is the user `email`'s (Basic).
+    """One repository with one pull request.
+
+    `token` is a repository access token (Bearer); `api_token` is the user `email`'s (Basic).
 
     `proxy_deletes` lets the proxy pass DELETE on to reports, which is said nowhere to be so or not.
     """
 
-    doors: ClassVar[tuple[str, ...]] = ("direct", "proxy")
+    endpoints: ClassVar[tuple[str, ...]] = ("direct", "proxy")
 
     def __init__(
         self,
@@ -92,7 +103,7 @@ class FakeBitbucket(Host):
 
     @property
     def proxy_url(self) -> str:
-        """Where the proxy listens."""
+        """The address of the proxy."""
         return self.address("proxy")
 
     def environ(
@@ -104,8 +115,11 @@ class FakeBitbucket(Host):
         proxy: bool = True,
         clone_dir: str | None = None,
     ) -> dict[str, str]:
-        """The environment of a step, and where our hosts are. `email` makes the credentials a user's API token."""
-        found = {
+        """The environment of a step, and where our hosts are.
+
+        `email` makes the credentials a user's API token.
+        """
+        variables = {
             "CI": "true",
             "BITBUCKET_BUILD_NUMBER": BUILD_NUMBER,
             "BITBUCKET_COMMIT": self.commit,
@@ -124,18 +138,18 @@ class FakeBitbucket(Host):
             "BITBUCKET_API_URL": f"{self.url}/2.0",
         }
         if pull_request:
-            found["BITBUCKET_PR_ID"] = str(self.pull_request)
-            found["BITBUCKET_PR_DESTINATION_BRANCH"] = self.target
-            found["BITBUCKET_PR_DESTINATION_COMMIT"] = "d" * 12
+            variables["BITBUCKET_PR_ID"] = str(self.pull_request)
+            variables["BITBUCKET_PR_DESTINATION_BRANCH"] = self.target
+            variables["BITBUCKET_PR_DESTINATION_COMMIT"] = "d" * 12
         if proxy:
-            found["BITBUCKET_PIPELINES_PROXY"] = self.proxy_url
+            variables["BITBUCKET_PIPELINES_PROXY"] = self.proxy_url
         if clone_dir is not None:
-            found["BITBUCKET_CLONE_DIR"] = clone_dir
+            variables["BITBUCKET_CLONE_DIR"] = clone_dir
         if token:
-            found["BITBUCKET_TOKEN"] = self.api_token if email else self.token
+            variables["BITBUCKET_TOKEN"] = self.api_token if email else self.token
         if token and email:
-            found["BITBUCKET_EMAIL"] = self.email
-        return found
+            variables["BITBUCKET_EMAIL"] = self.email
+        return variables
 
     # Who may come in.
 
@@ -155,17 +169,17 @@ class FakeBitbucket(Host):
             self.complain(request, "credentials sent to the proxy, which adds its own")
         if request.method == "CONNECT":
             self.refuse(
-                _proxy_error(405, "CONNECT is not supported"),
+                proxy_error(405, "CONNECT is not supported"),
                 "https asked of the proxy, which takes http alone",
             )
         if not request.origin:
             self.refuse(
-                _proxy_error(400, "No absolute address"),
+                proxy_error(400, "No absolute address"),
                 "the proxy wants the whole address on the request line",
             )
         if request.origin != "http://api.bitbucket.org":
             self.refuse(
-                _proxy_error(403, f"{request.origin} is not allowed"),
+                proxy_error(403, f"{request.origin} is not allowed"),
                 f"{request.origin} asked of the proxy",
             )
         reports = (
@@ -174,12 +188,12 @@ class FakeBitbucket(Host):
         allowed = {"GET", "PUT", "POST", *(["DELETE"] if self.proxy_deletes else [])}
         if not re.fullmatch(reports, request.path) or request.method not in allowed:
             self.refuse(
-                _proxy_error(403, f"{request.method} is not allowed here"),
+                proxy_error(403, f"{request.method} is not allowed here"),
                 "not among what the proxy passes on",
             )
         if not self._is_here(*map(unquote, request.path.split("/")[3:5])):
             self.refuse(
-                _proxy_error(403, "Not this repository"), "another repository asked of the proxy"
+                proxy_error(403, "Not this repository"), "another repository asked of the proxy"
             )
 
     def _admit_with_credentials(self, request: Request) -> None:
@@ -191,7 +205,8 @@ class FakeBitbucket(Host):
             self.refuse(
                 self.error(
                     401,
-                    "App passwords are no longer supported; use an API token with your Atlassian account e-mail",
+                    "App passwords are no longer supported; "
+                    "use an API token with your Atlassian account e-mail",
                 ),
                 "Basic credentials whose user is no e-mail",
             )
@@ -316,26 +331,26 @@ class FakeBitbucket(Host):
         if page.number * page.length < len(items):
             # Through the proxy, too, the real host names itself as it is: by https.
             base = self.url if request.via == "direct" else "https://api.bitbucket.org"
-            answer["next"] = (
-                f"{base}{request.path}?{urlencode({'pagelen': page.length, 'page': page.number + 1})}"
+            answer["next"] = f"{base}{request.path}?" + urlencode(
+                {"pagelen": page.length, "page": page.number + 1}
             )
         return Answer(200, answer)
 
     # Build statuses.
 
     def _post_status(self, request: Request, commit: str) -> Answer:
-        body = self._valid(request, schemas.BITBUCKET_STATUS, _form_error)
+        body = self._valid(request, schemas.BITBUCKET_STATUS, form_error)
         self.statuses[commit, body["key"]] = body
         return Answer(201, self._shown_status(commit, body))
 
     def _put_status(self, request: Request, commit: str, key: str) -> Answer:
-        held = self._held_status(commit, key)
+        status = self._held_status(commit, key)
         body = self.loaded(request)
-        merged = {**held, **body} if isinstance(body, dict) else body
-        self._check(schemas.BITBUCKET_STATUS, merged, _form_error)
+        merged = {**status, **body} if isinstance(body, dict) else body
+        self._check(schemas.BITBUCKET_STATUS, merged, form_error)
         if merged["key"] != key:
             self.refuse(
-                _form_error([Violation("key", "const", key, merged["key"])]),
+                form_error([Violation("key", "const", key, merged["key"])]),
                 "the key of a status cannot be changed",
             )
         self.statuses[commit, key] = merged
@@ -348,9 +363,9 @@ class FakeBitbucket(Host):
         return self._listed(
             request,
             [
-                self._shown_status(at, held)
-                for (at, _), held in self.statuses.items()
-                if at == commit
+                self._shown_status(sha, status)
+                for (sha, _), status in self.statuses.items()
+                if sha == commit
             ],
         )
 
@@ -359,22 +374,22 @@ class FakeBitbucket(Host):
             raise RefusedError(self.error(404, f"No build status {key}"), "")
         return self.statuses[commit, key]
 
-    def _shown_status(self, commit: str, held: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "build", "commit": {"hash": commit}, **held}
+    def _shown_status(self, commit: str, status: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "build", "commit": {"hash": commit}, **status}
 
     # Code Insights.
 
     def _list_reports(self, request: Request, commit: str) -> Answer:
         return self._listed(
-            request, [self._shown_report(at, name) for at, name in self.reports if at == commit]
+            request, [self._shown_report(sha, name) for sha, name in self.reports if sha == commit]
         )
 
     def _put_report(self, request: Request, commit: str, report: str) -> Answer:
-        body = self._valid(request, schemas.BITBUCKET_REPORT, _report_error)
-        others = [name for at, name in self.reports if at == commit and name != report]
+        body = self._valid(request, schemas.BITBUCKET_REPORT, report_error)
+        others = [name for sha, name in self.reports if sha == commit and name != report]
         if len(others) >= REPORTS_A_COMMIT:
             self.refuse(
-                _insights_error(f"A commit cannot have more than {REPORTS_A_COMMIT} reports."),
+                insights_error(f"A commit cannot have more than {REPORTS_A_COMMIT} reports."),
                 f"report {report} is one more than the {REPORTS_A_COMMIT} that a commit may have",
             )
         self.reports[commit, report] = body  # its old annotations stay: nothing says that they go
@@ -391,22 +406,22 @@ class FakeBitbucket(Host):
 
     def _check_report(self, commit: str, report: str, words: str = "") -> None:
         if (commit, report) not in self.reports:
-            raise RefusedError(_insights_error(f"Report {report} was not found.", 404), words)
+            raise RefusedError(insights_error(f"Report {report} was not found.", 404), words)
 
     def _shown_report(self, commit: str, report: str) -> dict[str, Any]:
         return {"type": "report", "external_id": report, **self.reports[commit, report]}
 
     def _post_annotations(self, request: Request, commit: str, report: str) -> Answer:
         self._check_report(commit, report, f"annotations for report {report}, which is not there")
-        body = self._valid(request, schemas.BITBUCKET_ANNOTATIONS, _annotations_error)
-        ids = [one["external_id"] for one in body]
-        if twice := sorted({one for one in ids if ids.count(one) > 1}):
+        body = self._valid(request, schemas.BITBUCKET_ANNOTATIONS, annotations_error)
+        ids = [entry["external_id"] for entry in body]
+        if twice := sorted({id_ for id_ in ids if ids.count(id_) > 1}):
             self.refuse(
-                _insights_error(f"Duplicate external_id: {twice[0]}"),
+                insights_error(f"Duplicate external_id: {twice[0]}"),
                 f"external_id {twice[0]} is twice in one request",
             )
         self._keep(commit, report, body)
-        return Answer(200, [{"type": "report_annotation", **one} for one in body])
+        return Answer(200, [{"type": "report_annotation", **entry} for entry in body])
 
     def _put_annotation(
         self, request: Request, commit: str, report: str, annotation: str
@@ -415,10 +430,10 @@ class FakeBitbucket(Host):
         body = self.loaded(request)
         if isinstance(body, dict):
             body = {"external_id": annotation, **body}
-        self._check(schemas.BITBUCKET_ANNOTATION, body, _report_error)
+        self._check(schemas.BITBUCKET_ANNOTATION, body, report_error)
         if body["external_id"] != annotation:
             self.refuse(
-                _insights_error("The external_id is another one."),
+                insights_error("The external_id is another one."),
                 f"external_id {body['external_id']} at the address of {annotation}",
             )
         self._keep(commit, report, [body])
@@ -429,18 +444,18 @@ class FakeBitbucket(Host):
         return self._listed(request, self.annotations(commit, report))
 
     def _keep(self, commit: str, report: str, sent: list[dict[str, Any]]) -> None:
-        held = {
+        annotations = {
             **self._annotations.get((commit, report), {}),
-            **{one["external_id"]: one for one in sent},
+            **{annotation["external_id"]: annotation for annotation in sent},
         }
-        if len(held) > ANNOTATIONS_A_REPORT:
+        if len(annotations) > ANNOTATIONS_A_REPORT:
             self.refuse(
-                _insights_error(
+                insights_error(
                     f"A report cannot have more than {ANNOTATIONS_A_REPORT} annotations."
                 ),
-                f"{len(held)} annotations in a report, at most {ANNOTATIONS_A_REPORT}",
+                f"{len(annotations)} annotations in a report, at most {ANNOTATIONS_A_REPORT}",
             )
-        self._annotations[commit, report] = held
+        self._annotations[commit, report] = annotations
 
     # Comments of the pull request.
 
@@ -454,21 +469,22 @@ class FakeBitbucket(Host):
         return Answer(200, self._held_comment(comment))
 
     def _put_comment(self, request: Request, comment: str) -> Answer:
-        held = self._own_comment(comment)
+        stored = self._own_comment(comment)
         body = self._comment_body(request)
-        held.update(body, updated_on=self.now())
-        return Answer(200, held)
+        stored.update(body, updated_on=self.now())
+        return Answer(200, stored)
 
     def _delete_comment(self, request: Request, comment: str) -> Answer:
         self._own_comment(comment).update(deleted=True, content={"raw": ""})
         return Answer(204)
 
     def _comment_body(self, request: Request) -> dict[str, Any]:
-        body: dict[str, Any] = self._valid(request, schemas.BITBUCKET_COMMENT, _form_error)
+        body: dict[str, Any] = self._valid(request, schemas.BITBUCKET_COMMENT, form_error)
         if len(body["content"]["raw"]) > COMMENT_CHARACTERS:
             self.refuse(
                 Answer(400, "<h1>Bad Request (400)</h1>"),
-                f"a comment of {len(body['content']['raw'])} characters, at most {COMMENT_CHARACTERS}",
+                f"a comment of {len(body['content']['raw'])} characters, "
+                f"at most {COMMENT_CHARACTERS}",
             )
         return body
 
@@ -489,83 +505,18 @@ class FakeBitbucket(Host):
         return self.comments[-1]
 
     def _held_comment(self, comment: str) -> dict[str, Any]:
-        for held in self.comments:
-            if str(held["id"]) == comment:
-                return held
+        for stored in self.comments:
+            if str(stored["id"]) == comment:
+                return stored
         raise RefusedError(self.error(404, f"No comment {comment}"), "")
 
     def _own_comment(self, comment: str) -> dict[str, Any]:
-        held = self._held_comment(comment)
-        if held["user"]["display_name"] != "CI":
+        stored = self._held_comment(comment)
+        if stored["user"]["display_name"] != "CI":
             self.refuse(
                 self.error(403, "You can only change your own comments"),
                 f"comment {comment} is somebody else's",
             )
-        if held["deleted"]:
+        if stored["deleted"]:
             self.refuse(self.error(404, f"No comment {comment}"), f"comment {comment} is deleted")
-        return held
-
-
-# The three shapes of an error body: what the field of a form says, what a bulk limit says, what Code Insights says.
-
-
-def _form_error(broken: list[Violation]) -> Answer:
-    fields: dict[str, list[str]] = {}
-    for one in broken:
-        fields.setdefault(one.field or "__all__", []).append(_form_words(one))
-    name, said = next(iter(fields.items()))
-    return Answer(
-        400, {"type": "error", "error": {"message": f"{name}: {said[0]}", "fields": fields}}
-    )
-
-
-def _form_words(broken: Violation) -> str:
-    match broken.rule:
-        case "maxLength":
-            return f"Ensure this value has at most {broken.limit} characters (it has {len(broken.value)})."
-        case "required":
-            return "This field is required."
-        case "format":
-            return "Enter a valid URL."
-        case "enum":
-            return f"Select a valid choice. {broken.value} is not one of the available choices."
-        case _:
-            return "Enter a valid value."
-
-
-def _annotations_error(broken: list[Violation]) -> Answer:
-    for one in broken:
-        if one.field == "" and one.rule == "maxItems":
-            return Answer(
-                400,
-                {
-                    "code": 400,
-                    "message": f"Bulk upload supports a maximum of /{one.limit} annotations.",
-                },
-            )
-    return _report_error(broken)
-
-
-def _report_error(broken: list[Violation]) -> Answer:
-    one = broken[0]
-    name = one.field.rpartition(".")[2]
-    match one.rule:
-        case "maxLength":
-            return _insights_error(
-                f"The {name} field cannot contain more than {one.limit} characters."
-            )
-        case "required":
-            return _insights_error(f"The {name} field is required.")
-        case _:
-            return _insights_error(f"The {name or 'body'} field is not valid.")
-
-
-def _insights_error(message: str, code: int = 400) -> Answer:
-    kind = "bad-request" if code == 400 else "not-found"
-    return Answer(
-        code, {"key": f"report-service.general.{kind}", "message": message, "arguments": {}}
-    )
-
-
-def _proxy_error(code: int, message: str) -> Answer:
-    return Answer(code, {"code": code, "message": message})
+        return stored

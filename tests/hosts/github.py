@@ -1,25 +1,24 @@
-"""GitHub: commit statuses, check runs, comments of a pull request; and what its runner makes of a step's output and summary."""
+"""GitHub: commit statuses, check runs, comments of a pull request.
+
+Also its runner, which reads a step's output and summary.
+"""
 
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from tests.hosts import schemas
+from tests.hosts.exchange import Answer, Fault, RefusedError, Request
 from tests.hosts.schemas import Schema, Violation, violations, words
-from tests.hosts.server import Answer, Fault, Host, RefusedError, Request, Route, basic
+from tests.hosts.server import Host, Route, basic
 
 RUN_ID = "9123456789"
 MERGE_COMMIT = "e" * 40
 STATUSES_A_CONTEXT = 1000
-SUMMARY_BYTES = 1024 * 1024
-SHOWN_A_STEP = 10  # of errors, of warnings, and of notices
 DOCUMENTATION = "https://docs.github.com/rest"
 BOT = "github-actions[bot]"
 
@@ -34,10 +33,13 @@ def secondary_limit(retry_after: float = 60) -> Fault:
 
 
 class FakeGitHub(Host):
-    """One repository with one pull request, whose head is `commit`; the workflow runs on `merge_commit`.
+    """One repository with one pull request, whose head is `commit`.
 
-    A fork's workflow gets `fork_token`, which may read and nothing else; `read_only` makes `token` such a one, too. A write
-    with it is answered with 403 and not held against anybody: a client learns it only by trying.
+    The workflow runs on `merge_commit`.
+
+    A fork's workflow gets `fork_token`, which may read and nothing else; `read_only` makes `token`
+    such a one, too. A write with it is answered with 403 and not held against anybody: a client
+    learns it only by trying.
     """
 
     def __init__(
@@ -72,13 +74,16 @@ class FakeGitHub(Host):
     def environ(
         self, tmp_path: Path, *, pull_request: bool = True, fork: bool = False, token: bool = True
     ) -> dict[str, str]:
-        """The environment of a step, with its event, summary and output files in `tmp_path`, and where our host is."""
+        """The environment of a step, with the address of this host.
+
+        The files of its event, summary and output are in `tmp_path`.
+        """
         self.summary_path = tmp_path / "step_summary.md"
         output, event = tmp_path / "output.txt", tmp_path / "event.json"
         self.summary_path.touch()
         output.touch()
         event.write_text(json.dumps(self._event(pull_request, fork)))
-        found = {
+        variables = {
             "CI": "true",
             "GITHUB_ACTIONS": "true",
             "GITHUB_API_URL": self.url,
@@ -102,10 +107,10 @@ class FakeGitHub(Host):
             "RUNNER_OS": "Linux",
         }
         if pull_request:
-            found |= {"GITHUB_HEAD_REF": self.branch, "GITHUB_BASE_REF": self.target}
+            variables |= {"GITHUB_HEAD_REF": self.branch, "GITHUB_BASE_REF": self.target}
         if token:
-            found["GITHUB_TOKEN"] = self.fork_token if fork else self.token
-        return found
+            variables["GITHUB_TOKEN"] = self.fork_token if fork else self.token
+        return variables
 
     def _event(self, pull_request: bool, fork: bool) -> dict[str, Any]:
         if not pull_request:
@@ -138,15 +143,18 @@ class FakeGitHub(Host):
 
     def admit(self, request: Request) -> None:
         if not request.headers.get("user-agent"):
-            page = "Request forbidden by administrative rules. Please make sure your request has a User-Agent header."
+            page = (
+                "Request forbidden by administrative rules. "
+                "Please make sure your request has a User-Agent header."
+            )
             self.refuse(Answer(403, page), "no User-Agent")
         header = request.headers.get("authorization", "")
         if not header:
             self.refuse(self.error(401, "Requires authentication"), "no credentials")
-        given = (basic(header) or ("", header.partition(" ")[2]))[1]
-        if given not in (self.token, self.fork_token):
+        token = (basic(header) or ("", header.partition(" ")[2]))[1]
+        if token not in (self.token, self.fork_token):
             self.refuse(self.error(401, "Bad credentials"), "credentials that are not valid")
-        if request.method != "GET" and (self.read_only or given == self.fork_token):
+        if request.method != "GET" and (self.read_only or token == self.fork_token):
             raise RefusedError(self.error(403, "Resource not accessible by integration"), "")
 
     # What is served.
@@ -203,7 +211,10 @@ class FakeGitHub(Host):
         return body
 
     def _unprocessable(self, resource: str, broken: list[Violation]) -> Answer:
-        errors = [{"resource": resource, "field": one.field, **_code(one)} for one in broken]
+        errors = [
+            {"resource": resource, "field": violation.field, **_code(violation)}
+            for violation in broken
+        ]
         return Answer(
             422,
             {
@@ -214,8 +225,8 @@ class FakeGitHub(Host):
             },
         )
 
-    def _wrong(self, resource: str, name: str, why: str) -> Answer:
-        return self._unprocessable(resource, [Violation(name, why, None, None)])
+    def _wrong(self, resource: str, name: str, reason: str) -> Answer:
+        return self._unprocessable(resource, [Violation(name, reason, None, None)])
 
     def _commit(self, request: Request, sha: str) -> None:
         if sha not in (self.commit, self.merge_commit):
@@ -255,17 +266,17 @@ class FakeGitHub(Host):
         self._commit(request, sha)
         context = body.get("context", "default")
         same = [
-            one
-            for one in self.statuses
-            if one["sha"] == sha and one["context"].lower() == context.lower()
+            entry
+            for entry in self.statuses
+            if entry["sha"] == sha and entry["context"].lower() == context.lower()
         ]
         if len(same) >= STATUSES_A_CONTEXT:
-            why = "This SHA and context has reached the maximum number of statuses."
+            reason = "This SHA and context has reached the maximum number of statuses."
             self.refuse(
-                self._wrong("Status", "base", why),
+                self._wrong("Status", "base", reason),
                 f"more than {STATUSES_A_CONTEXT} statuses of {context}",
             )
-        held = {
+        status = {
             "target_url": None,
             "description": None,
             **body,
@@ -274,12 +285,14 @@ class FakeGitHub(Host):
             "id": self.serial(),
             "created_at": self.now(),
         }
-        self.statuses.append(held)
-        return Answer(201, held)
+        self.statuses.append(status)
+        return Answer(201, status)
 
     def _list_statuses(self, request: Request, sha: str) -> Answer:
         self._commit(request, sha)
-        return self._listed(request, [one for one in reversed(self.statuses) if one["sha"] == sha])
+        return self._listed(
+            request, [entry for entry in reversed(self.statuses) if entry["sha"] == sha]
+        )
 
     # Check runs.
 
@@ -287,28 +300,28 @@ class FakeGitHub(Host):
         body = self._valid(request, "CheckRun", schemas.GITHUB_NEW_CHECK_RUN)
         self._commit(request, body["head_sha"])
         self._sound_check_run(body)
-        held = {
+        run = {
             "status": "queued",
             "conclusion": None,
             **_concluded(body),
             "id": self.serial(),
             "started_at": self.now(),
         }
-        self.check_runs.append(held)
-        return Answer(201, held)
+        self.check_runs.append(run)
+        return Answer(201, run)
 
     def _patch_check_run(self, request: Request, number: str) -> Answer:
-        held = self._held(self.check_runs, number, "check run")
+        run = self._held(self.check_runs, number, "check run")
         body = self._valid(request, "CheckRun", schemas.GITHUB_CHECK_RUN)
         self._sound_check_run(body)
-        earlier = held.get("output", {}).get("annotations", [])
-        held.update(_concluded(body))
+        earlier = run.get("output", {}).get("annotations", [])
+        run.update(_concluded(body))
         if "output" in body:
-            held["output"] = {
+            run["output"] = {
                 **body["output"],
                 "annotations": [*earlier, *body["output"].get("annotations", [])],
             }
-        return Answer(200, held)
+        return Answer(200, run)
 
     def _sound_check_run(self, body: dict[str, Any]) -> None:
         if (
@@ -317,22 +330,25 @@ class FakeGitHub(Host):
             self.refuse(
                 self._wrong("CheckRun", "conclusion", "missing"), "completed, without a conclusion"
             )
-        for at, one in enumerate(body.get("output", {}).get("annotations", [])):
-            if one["end_line"] < one["start_line"]:
+        for index, annotation in enumerate(body.get("output", {}).get("annotations", [])):
+            if annotation["end_line"] < annotation["start_line"]:
                 self.refuse(
                     self._wrong("CheckRun", "end_line", "invalid"),
-                    f"annotation {at} ends before it starts",
+                    f"annotation {index} ends before it starts",
                 )
-            if one["end_line"] != one["start_line"] and {"start_column", "end_column"} & set(one):
+            if annotation["end_line"] != annotation["start_line"] and {
+                "start_column",
+                "end_column",
+            } & set(annotation):
                 self.refuse(
                     self._wrong("CheckRun", "start_column", "invalid"),
-                    f"annotation {at} has columns on more than one line",
+                    f"annotation {index} has columns on more than one line",
                 )
             for name in ("message", "raw_details"):
-                if len(one.get(name, "").encode()) > 64 * 1024:
+                if len(annotation.get(name, "").encode()) > 64 * 1024:
                     self.refuse(
                         self._wrong("CheckRun", name, "too_large"),
-                        f"annotation {at} has a {name} of more than 64 KiB",
+                        f"annotation {index} has a {name} of more than 64 KiB",
                     )
 
     def _get_check_run(self, request: Request, number: str) -> Answer:
@@ -341,7 +357,7 @@ class FakeGitHub(Host):
     def _list_check_runs(self, request: Request, sha: str) -> Answer:
         self._commit(request, sha)
         return self._listed(
-            request, [one for one in self.check_runs if one["head_sha"] == sha], "check_runs"
+            request, [run for run in self.check_runs if run["head_sha"] == sha], "check_runs"
         )
 
     # Comments.
@@ -358,9 +374,9 @@ class FakeGitHub(Host):
         return Answer(200, self._held(self.comments, number, "comment"))
 
     def _patch_comment(self, request: Request, number: str) -> Answer:
-        held = self._own_comment(number)
-        held.update(body=self._comment_body(request), updated_at=self.now())
-        return Answer(200, held)
+        stored = self._own_comment(number)
+        stored.update(body=self._comment_body(request), updated_at=self.now())
+        return Answer(200, stored)
 
     def _delete_comment(self, request: Request, number: str) -> Answer:
         self.comments.remove(self._own_comment(number))
@@ -378,24 +394,24 @@ class FakeGitHub(Host):
         return self.comments[-1]
 
     def _own_comment(self, number: str) -> dict[str, Any]:
-        held = self._held(self.comments, number, "comment")
-        if held["user"]["login"] != BOT:
+        stored = self._held(self.comments, number, "comment")
+        if stored["user"]["login"] != BOT:
             # A token that may write may even do this; nobody wants it to.
             self.refuse(
                 self.error(403, "Resource not accessible by integration"),
                 f"comment {number} is somebody else's",
             )
-        return held
+        return stored
 
     def _pull_request(self, number: str) -> None:
         if number != str(self.pull_request):
             self.refuse(self.error(404, "Not Found"), f"no pull request {number}")
 
-    def _held(self, among: list[dict[str, Any]], number: str, what: str) -> dict[str, Any]:
-        for one in among:
-            if str(one["id"]) == number:
-                return one
-        raise RefusedError(self.error(404, "Not Found"), f"no {what} {number}")
+    def _held(self, items: list[dict[str, Any]], number: str, kind: str) -> dict[str, Any]:
+        for item in items:
+            if str(item["id"]) == number:
+                return item
+        raise RefusedError(self.error(404, "Not Found"), f"no {kind} {number}")
 
 
 def _concluded(body: dict[str, Any]) -> dict[str, Any]:
@@ -419,123 +435,3 @@ def _code(broken: Violation) -> dict[str, str]:
             return {"code": "missing_field"}
         case _:
             return {"code": "invalid"}
-
-
-# What the runner reads of a step.
-
-
-@dataclass(frozen=True)
-class Command:
-    """A workflow command as the runner understood it; `shown` is whether anybody sees the annotation."""
-
-    name: str
-    params: Mapping[str, str]
-    message: str
-    shown: bool = True
-    line: int = 0  # of the output, counted from 1
-
-
-KNOWN = frozenset(
-    {
-        "add-mask",
-        "add-matcher",
-        "add-path",
-        "debug",
-        "echo",
-        "endgroup",
-        "error",
-        "group",
-        "notice",
-        "remove-matcher",
-        "save-state",
-        "set-env",
-        "set-output",
-        "stop-commands",
-        "warning",
-    }
-)
-_DATA = (("%0D", "\r"), ("%0A", "\n"))
-_PARAMETER = (*_DATA, ("%3A", ":"), ("%2C", ","))
-_OLD = (*_DATA, ("%3B", ";"), ("%5D", "]"))
-
-
-@dataclass
-class _Runner:
-    """Reads lines as the runner does: `token` is what commands are stopped until."""
-
-    token: str = ""
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def read(self, line: str, number: int) -> Command | None:
-        known = KNOWN | ({self.token.lower()} if self.token else set())
-        found = _command(line, known) or _old_command(line, known)
-        if found is None:
-            return None
-        name, params, message = found
-        if self.token:
-            if name.lower() == self.token.lower():
-                self.token = ""
-            return None
-        if name == "stop-commands":
-            self.token = (
-                "" if message.lower() in KNOWN else message
-            )  # a token that anybody might print stops nothing
-            return None
-        self.counts[name] += 1
-        shown = name not in ("error", "warning", "notice") or self.counts[name] <= SHOWN_A_STEP
-        return Command(name, params, message, shown, number)
-
-
-def workflow_commands(stdout: str) -> list[Command]:
-    """The commands in a step's output, in order; what stands between stop-commands and its token is none."""
-    runner = _Runner()
-    lines = re.split(r"\r\n|\r|\n", stdout)
-    return [
-        found
-        for number, line in enumerate(lines, 1)
-        if (found := runner.read(line, number)) is not None
-    ]
-
-
-def _command(line: str, known: frozenset[str]) -> tuple[str, dict[str, str], str] | None:
-    """`::name key=value,key=value::message`, with nothing but space before it; the message starts at the second `::` at all."""
-    found = re.match(r"\s*::(.*?)::(.*)", line)
-    if found is None:
-        return None
-    name, _, given = found[1].partition(" ")
-    params = _params(given.strip(), ",", _PARAMETER)
-    return (name.lower(), params, _unescaped(found[2], _DATA)) if name.lower() in known else None
-
-
-def _old_command(line: str, known: frozenset[str]) -> tuple[str, dict[str, str], str] | None:
-    """`##[name key=value;key=value]message`, anywhere in the line: older, not written down any more, and still obeyed."""
-    found = re.search(r"##\[(.*?)\](.*)", line)
-    if found is None:
-        return None
-    name, _, given = found[1].partition(" ")
-    return (
-        (name.lower(), _params(given, ";", _OLD), _unescaped(found[2], _OLD))
-        if name.lower() in known
-        else None
-    )
-
-
-def _params(given: str, separator: str, escapes: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    pairs = (one.partition("=") for one in given.split(separator))
-    return {name: _unescaped(value, escapes) for name, _, value in pairs if name and value}
-
-
-def _unescaped(value: str, escapes: tuple[tuple[str, str], ...]) -> str:
-    for escape, character in (*escapes, ("%25", "%")):
-        value = value.replace(escape, character)
-    return value
-
-
-def job_summary(path: Path) -> str:
-    """The Markdown of a step's summary; ValueError where GitHub would not upload it."""
-    content = path.read_bytes()
-    if len(content) > SUMMARY_BYTES:
-        raise ValueError(
-            f"{path.name} has {len(content)} bytes, and a summary of more than {SUMMARY_BYTES} is not uploaded"
-        )
-    return content.decode()

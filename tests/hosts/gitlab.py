@@ -1,4 +1,7 @@
-"""GitLab: commit statuses and notes of a merge request; and the files that it reads of a job's artifacts."""
+"""GitLab: commit statuses and notes of a merge request.
+
+Also the files that it reads of a job's artifacts.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from tests.hosts import schemas
+from tests.hosts.exchange import Answer, RefusedError, Request
 from tests.hosts.readers import gitlab as gitlab_junit
 from tests.hosts.schemas import Schema, Violation, violations, words
-from tests.hosts.server import Answer, Host, RefusedError, Request, Route
+from tests.hosts.server import Host, Route
 
 __all__ = ["FakeGitLab", "JobLink", "annotations_report", "gitlab_junit"]
 
@@ -30,7 +34,9 @@ EVENTS = {
 
 
 class FakeGitLab(Host):
-    """One project with one merge request. `token` is a project access token, `job_token` what every job has, and may only read.
+    """One project with one merge request.
+
+    `token` is a project access token, `job_token` what every job has, and may only read.
 
     `old` is a GitLab that refuses to be told the state it already knows.
     """
@@ -67,8 +73,11 @@ class FakeGitLab(Host):
     def environ(
         self, tmp_path: Path, *, merge_request: bool = True, token: bool = True
     ) -> dict[str, str]:
-        """The environment of a job whose project is checked out in `tmp_path`, and where our host is."""
-        found = {
+        """The environment of a job, with the address of this host.
+
+        The project is checked out in `tmp_path`.
+        """
+        variables = {
             "CI": "true",
             "GITLAB_CI": "true",
             "CI_SERVER_URL": SERVER,
@@ -88,7 +97,7 @@ class FakeGitLab(Host):
             "CI_JOB_TOKEN": self.job_token,
         }
         if merge_request:
-            found |= {
+            variables |= {
                 "CI_MERGE_REQUEST_IID": str(self.merge_request),
                 "CI_MERGE_REQUEST_TARGET_BRANCH_NAME": self.target,
                 "CI_MERGE_REQUEST_SOURCE_BRANCH_NAME": self.branch,
@@ -96,24 +105,24 @@ class FakeGitLab(Host):
                 "CI_MERGE_REQUEST_PROJECT_ID": self.project,
             }
         else:
-            found["CI_COMMIT_BRANCH"] = self.branch
+            variables["CI_COMMIT_BRANCH"] = self.branch
         if token:
-            found["GITLAB_TOKEN"] = self.token
-        return found
+            variables["GITLAB_TOKEN"] = self.token
+        return variables
 
     # Who may come in.
 
     def admit(self, request: Request) -> None:
         header = request.headers.get("authorization", "")
         bearer = header.partition(" ")[2] if header.lower().startswith("bearer ") else ""
-        given = request.headers.get("private-token") or bearer
-        if not given and request.headers.get("job-token") == self.job_token:
+        token = request.headers.get("private-token") or bearer
+        if not token and request.headers.get("job-token") == self.job_token:
             if request.method != "GET":
                 self.refuse(self.error(401, "401 Unauthorized"), "a job token, which may only read")
-        elif given != self.token:
+        elif token != self.token:
             self.refuse(
                 self.error(401, "401 Unauthorized"),
-                "credentials that are not valid" if given else "no credentials",
+                "credentials that are not valid" if token else "no credentials",
             )
 
     # What is served.
@@ -152,13 +161,13 @@ class FakeGitLab(Host):
         if "json" in request.headers.get("content-type", ""):
             body = self.loaded(request)
         else:
-            given = {
+            fields = {
                 **request.query,
                 **dict(
                     parse_qsl(request.content.decode("utf-8", "replace"), keep_blank_values=True)
                 ),
             }
-            body = {name: _typed(schema, name, value) for name, value in given.items()}
+            body = {name: _typed(schema, name, value) for name, value in fields.items()}
         if broken := violations(schema, body):
             self.refuse(_error(broken[0]), words(broken))
         return body
@@ -191,22 +200,25 @@ class FakeGitLab(Host):
             self.refuse(
                 self.error(404, "404 Pipeline Not Found"), f"no pipeline {body['pipeline_id']}"
             )
-        held = next(
+        stored = next(
             (
-                one
-                for one in self.statuses
-                if (one["name"], one["ref"]) == (name, ref)
-                and one["status"] in ("pending", "running")
+                entry
+                for entry in self.statuses
+                if (entry["name"], entry["ref"]) == (name, ref)
+                and entry["status"] in ("pending", "running")
             ),
             None,
         )
         state = body.pop("state")
-        if held is not None and held["status"] == state and self.old:
+        if stored is not None and stored["status"] == state and self.old:
             event = EVENTS[state]
-            why = f'Cannot transition status via :{event} from :{state} (Reason(s): Status cannot transition via "{event}")'
-            raise RefusedError(self.error(400, why), "")  # a client is to bear it
-        if held is None:
-            held = {
+            reason = (
+                f"Cannot transition status via :{event} from :{state} "
+                f'(Reason(s): Status cannot transition via "{event}")'
+            )
+            raise RefusedError(self.error(400, reason), "")  # a client is to bear it
+        if stored is None:
+            stored = {
                 "id": self.serial(),
                 "name": name,
                 "sha": sha,
@@ -214,10 +226,10 @@ class FakeGitLab(Host):
                 "description": None,
                 "target_url": None,
             }
-            self.statuses.append(held)
+            self.statuses.append(stored)
             self.external_pipelines += "pipeline_id" not in body
-        held.update(body, status=state)
-        return Answer(201, held)
+        stored.update(body, status=state)
+        return Answer(201, stored)
 
     def _list_statuses(self, request: Request, sha: str) -> Answer:
         self._check_commit(sha)
@@ -238,9 +250,9 @@ class FakeGitLab(Host):
         return Answer(200, self._held(note))
 
     def _put_note(self, request: Request, note: str) -> Answer:
-        held = self._own(note)
-        held.update(body=self._valid(request, schemas.GITLAB_NOTE)["body"], updated_at=self.now())
-        return Answer(200, held)
+        stored = self._own(note)
+        stored.update(body=self._valid(request, schemas.GITLAB_NOTE)["body"], updated_at=self.now())
+        return Answer(200, stored)
 
     def _delete_note(self, request: Request, note: str) -> Answer:
         self.notes.remove(self._own(note))
@@ -262,16 +274,16 @@ class FakeGitLab(Host):
         return self.notes[-1]
 
     def _held(self, note: str) -> dict[str, Any]:
-        for one in self.notes:
-            if str(one["id"]) == note:
-                return one
+        for stored in self.notes:
+            if str(stored["id"]) == note:
+                return stored
         raise RefusedError(self.error(404, "404 Note Not Found"), f"no note {note}")
 
     def _own(self, note: str) -> dict[str, Any]:
-        held = self._held(note)
-        if held["system"] or held["author"]["username"] != "project_42_bot":
+        stored = self._held(note)
+        if stored["system"] or stored["author"]["username"] != "project_42_bot":
             self.refuse(self.error(403, "403 Forbidden"), f"note {note} is somebody else's")
-        return held
+        return stored
 
 
 def _typed(schema: Schema, name: str, value: str) -> object:
@@ -316,9 +328,14 @@ class JobLink:
 
 
 def annotations_report(path: Path) -> list[JobLink]:
-    """The links of an artifacts:reports:annotations file; ValueError where GitLab would take none of them."""
+    """The links of an artifacts:reports:annotations file.
+
+    ValueError where GitLab would take none of them.
+    """
     report = json.loads(path.read_text())
     if broken := violations(schemas.GITLAB_ANNOTATIONS_REPORT, report):
         raise ValueError(f"{path.name}: {words(broken)}")
-    links = ((section, one["external_link"]) for section, items in report.items() for one in items)
+    links = (
+        (section, item["external_link"]) for section, items in report.items() for item in items
+    )
     return [JobLink(section, link["label"], link["url"]) for section, link in links]

@@ -1,7 +1,8 @@
 """A small and safe Markdown renderer: the part of GitHub's dialect that reports are written in.
 
-Everything is escaped. Tags are text, but for the few harmless ones that a host lets through; then, as with the real ones, a line
-that begins with such a tag is taken as it is up to the next empty line, and comments are not shown.
+Everything is escaped. Tags are text, but for the few harmless ones that a host lets through; then,
+as with the real ones, a line that begins with such a tag is taken as it is up to the next empty
+line, and comments are not shown.
 """
 
 from __future__ import annotations
@@ -53,25 +54,25 @@ def rendered(text: str, *, tags: bool) -> str:
 class _Blocks:
     lines: list[str]
     tags: bool
-    at: int = 0
+    index: int = 0
 
     def all(self) -> Iterator[str]:
-        while self.at < len(self.lines):
-            if self.lines[self.at].strip():
+        while self.index < len(self.lines):
+            if self.lines[self.index].strip():
                 yield self._block()
             else:
-                self.at += 1
+                self.index += 1
 
     def _block(self) -> str:
-        line = self.lines[self.at]
-        if found := _FENCE.match(line):
-            return self._fenced(found["mark"], found["language"].strip())
-        if found := _HEADING.match(line):
-            self.at += 1
-            level = len(found["level"])
-            return f"<h{level}>{self._inline(found['text'] or '')}</h{level}>"
+        line = self.lines[self.index]
+        if match := _FENCE.match(line):
+            return self._fenced(match["mark"], match["language"].strip())
+        if match := _HEADING.match(line):
+            self.index += 1
+            level = len(match["level"])
+            return f"<h{level}>{self._inline(match['text'] or '')}</h{level}>"
         if _RULE.match(line):
-            self.at += 1
+            self.index += 1
             return "<hr>"
         if self.tags and _BLOCK_TAG.match(line):
             return self._raw()
@@ -87,45 +88,48 @@ class _Blocks:
 
     def _take(self, more: re.Pattern[str] | None = None) -> list[str]:
         """The lines up to the next empty one, or to one that fits `more`."""
-        start = self.at
-        self.at += 1
+        start = self.index
+        self.index += 1
         while (
-            self.at < len(self.lines)
-            and self.lines[self.at].strip()
-            and not (more and more.match(self.lines[self.at]))
+            self.index < len(self.lines)
+            and self.lines[self.index].strip()
+            and not (more and more.match(self.lines[self.index]))
         ):
-            self.at += 1
-        return self.lines[start : self.at]
+            self.index += 1
+        return self.lines[start : self.index]
 
     def _fenced(self, mark: str, language: str) -> str:
-        self.at += 1
-        start = self.at
+        self.index += 1
+        start = self.index
         end = re.compile(rf" {{0,3}}{re.escape(mark[0])}{{{len(mark)},}} *$")
-        while self.at < len(self.lines) and not end.match(self.lines[self.at]):
-            self.at += 1
-        body = "\n".join(self.lines[start : self.at])
-        self.at += 1
+        while self.index < len(self.lines) and not end.match(self.lines[self.index]):
+            self.index += 1
+        body = "\n".join(self.lines[start : self.index])
+        self.index += 1
         return f'<pre><code class="{escape(language)}">{escape(body)}</code></pre>'
 
     def _indented(self) -> str:
-        start = self.at
-        while self.at < len(self.lines) and (
-            self.lines[self.at].startswith("    ") or not self.lines[self.at].strip()
+        start = self.index
+        while self.index < len(self.lines) and (
+            self.lines[self.index].startswith("    ") or not self.lines[self.index].strip()
         ):
-            self.at += 1
-        body = "\n".join(line[4:] for line in self.lines[start : self.at]).rstrip()
+            self.index += 1
+        body = "\n".join(line[4:] for line in self.lines[start : self.index]).rstrip()
         return f"<pre><code>{escape(body)}</code></pre>"
 
     def _raw(self) -> str:
         """Tags up to the next empty line, with no Markdown in them; a comment up to its end."""
-        if self.lines[self.at].lstrip().startswith("<!--"):
-            start = self.at
-            while self.at < len(self.lines) and "-->" not in self.lines[self.at]:
-                self.at += 1
-            self.at += 1
+        if self.lines[self.index].lstrip().startswith("<!--"):
+            start = self.index
+            while self.index < len(self.lines) and "-->" not in self.lines[self.index]:
+                self.index += 1
+            self.index += 1
             return _tagged(
                 re.sub(
-                    r"<!--.*?(-->|$)", "", "\n".join(self.lines[start : self.at]), flags=re.DOTALL
+                    r"<!--.*?(-->|$)",
+                    "",
+                    "\n".join(self.lines[start : self.index]),
+                    flags=re.DOTALL,
                 )
             )
         return _tagged("\n".join(self._take()))
@@ -135,7 +139,7 @@ class _Blocks:
         return f"<blockquote>{self._within(inner)}</blockquote>"
 
     def _list(self) -> str:
-        first = _BULLET.match(self.lines[self.at])
+        first = _BULLET.match(self.lines[self.index])
         assert first is not None
         kind, indent, items = (
             ("ol" if first["mark"][0].isdigit() else "ul"),
@@ -143,20 +147,20 @@ class _Blocks:
             [],
         )
         while (
-            self.at < len(self.lines)
-            and (found := _BULLET.match(self.lines[self.at]))
-            and len(found["indent"]) <= indent
+            self.index < len(self.lines)
+            and (match := _BULLET.match(self.lines[self.index]))
+            and len(match["indent"]) <= indent
         ):
-            items.append(self._item(len(found["indent"]) + len(found["mark"]) + 1, found["text"]))
+            items.append(self._item(len(match["indent"]) + len(match["mark"]) + 1, match["text"]))
         return f"<{kind}>{''.join(items)}</{kind}>"
 
     def _item(self, width: int, text: str) -> str:
         """One item: its line, and what is below it and indented at least so much."""
         inner = [text]
-        self.at += 1
-        while self.at < len(self.lines):
-            line = self.lines[self.at]
-            follows = "".join(self.lines[self.at + 1 : self.at + 2])
+        self.index += 1
+        while self.index < len(self.lines):
+            line = self.lines[self.index]
+            follows = "".join(self.lines[self.index + 1 : self.index + 2])
             if not (
                 line.startswith(" " * min(width, 2))
                 if line.strip()
@@ -164,7 +168,7 @@ class _Blocks:
             ):
                 break
             inner.append(line[width:] if not line[:width].strip() else line.lstrip())
-            self.at += 1
+            self.index += 1
         html = re.sub(r"^<p>(.*?)</p>", r"\1", self._within(inner), count=1, flags=re.DOTALL)
         return f"<li>{html}</li>"
 
@@ -172,18 +176,19 @@ class _Blocks:
         return "\n".join(_Blocks(lines, self.tags).all())
 
     def _is_table(self) -> bool:
-        below = "".join(self.lines[self.at + 1 : self.at + 2])
+        below = "".join(self.lines[self.index + 1 : self.index + 2])
         return (
-            "|" in self.lines[self.at]
+            "|" in self.lines[self.index]
             and bool(_COLUMNS.match(below))
-            and len(_cells(self.lines[self.at])) == len(_cells(below))
+            and len(_cells(self.lines[self.index])) == len(_cells(below))
         )
 
     def _table(self) -> str:
         head, columns, *rows = self._take()
         aligned = [_alignment(column) for column in _cells(columns)]
         body = "".join(self._row("td", _cells(row), aligned) for row in rows)
-        return f"<table><thead>{self._row('th', _cells(head), aligned)}</thead><tbody>{body}</tbody></table>"
+        header = self._row("th", _cells(head), aligned)
+        return f"<table><thead>{header}</thead><tbody>{body}</tbody></table>"
 
     def _row(self, tag: str, cells: list[str], aligned: list[str]) -> str:
         cells = [*cells, *[""] * len(aligned)][: len(aligned)]
@@ -198,10 +203,10 @@ class _Blocks:
         text = "\n".join(
             line.strip() + ("  " if line.endswith("  ") else "") for line in lines
         ).strip()
-        below = _UNDERLINE.match("".join(self.lines[self.at : self.at + 1]))
+        below = _UNDERLINE.match("".join(self.lines[self.index : self.index + 1]))
         if below is None:
             return f"<p>{self._inline(text)}</p>"
-        self.at += 1
+        self.index += 1
         level = 1 if below[1].startswith("=") else 2
         return f"<h{level}>{self._inline(text)}</h{level}>"
 
@@ -211,11 +216,11 @@ class _Blocks:
 
 def inline(text: str, *, tags: bool) -> str:
     """HTML of a text within a line: code, links, emphasis; `tags` as in `rendered`."""
-    kept: list[str] = []
+    fragments: list[str] = []
 
     def keep(html: str) -> str:
-        kept.append(html)
-        return f"\ue000{len(kept) - 1}\ue001"
+        fragments.append(html)
+        return f"\ue000{len(fragments) - 1}\ue001"
 
     text = re.sub("[\ue000\ue001]", "", text)
     text = re.sub(
@@ -230,11 +235,13 @@ def inline(text: str, *, tags: bool) -> str:
         text = _TAG.sub(lambda m: keep(_tag(m)), text)
     text = re.sub(r"<(https?://[^<>\s]+)>", lambda m: keep(_anchor(m[1], escape(m[1]))), text)
     link = re.compile(
-        r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(\s*(<[^<>\n]*>|(?:[^\s()]|\([^\s()]*\))*)(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)"
+        r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]"  # the text
+        r"\(\s*(<[^<>\n]*>|(?:[^\s()]|\([^\s()]*\))*)"  # the address
+        r"(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)"  # the title
     )
     text = link.sub(
         lambda m: keep(
-            _anchor(_opened(m[3].strip("<>"), kept), _emphasized(escape(m[2], quote=False)))
+            _anchor(_opened(m[3].strip("<>"), fragments), _emphasized(escape(m[2], quote=False)))
         ),
         text,
     )
@@ -249,7 +256,7 @@ def inline(text: str, *, tags: bool) -> str:
     html = _emphasized(escape(text, quote=False))
     html = re.sub(r"(  |\\)\n", "<br>\n", html)
     while "\ue000" in html:
-        html = re.sub("\ue000(\\d+)\ue001", lambda m: kept[int(m[1])], html)
+        html = re.sub("\ue000(\\d+)\ue001", lambda m: fragments[int(m[1])], html)
     return html
 
 
@@ -285,39 +292,44 @@ def _anchor(address: str, html: str) -> str:
     return html
 
 
-def _opened(text: str, kept: list[str]) -> str:
-    return re.sub("\ue000(\\d+)\ue001", lambda m: re.sub(r"<[^>]*>", "", kept[int(m[1])]), text)
+def _opened(text: str, fragments: list[str]) -> str:
+    return re.sub(
+        "\ue000(\\d+)\ue001", lambda m: re.sub(r"<[^>]*>", "", fragments[int(m[1])]), text
+    )
 
 
 def _tagged(text: str) -> str:
     """Text with the harmless tags as they are, without attributes, and all else escaped."""
-    pieces, at = [], 0
-    for found in _TAG.finditer(text):
-        pieces += [escape(text[at : found.start()], quote=False), _tag(found)]
-        at = found.end()
-    return "".join([*pieces, escape(text[at:], quote=False)])
+    pieces, end = [], 0
+    for match in _TAG.finditer(text):
+        pieces += [escape(text[end : match.start()], quote=False), _tag(match)]
+        end = match.end()
+    return "".join([*pieces, escape(text[end:], quote=False)])
 
 
-def _tag(found: re.Match[str]) -> str:
-    name = found["name"].lower()
+def _tag(match: re.Match[str]) -> str:
+    name = match["name"].lower()
     if name not in TAGS:
-        return escape(found[0])
+        return escape(match[0])
     opened = (
         " open"
-        if name == "details" and not found["close"] and (found["rest"] or "").strip() == "open"
+        if name == "details" and not match["close"] and (match["rest"] or "").strip() == "open"
         else ""
     )
-    return f"<{found['close']}{name}{opened}>"
+    return f"<{match['close']}{name}{opened}>"
 
 
 def _cells(row: str) -> list[str]:
-    """The cells of a row of a table; a bar within code or after a backslash is text only where it is escaped."""
+    """The cells of a row of a table.
+
+    A bar within code or after a backslash is text only where it is escaped.
+    """
     row = row.strip().removeprefix("|")
     row = row[:-1] if row.endswith("|") and not row.endswith("\\|") else row
     return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)]
 
 
 def _alignment(column: str) -> str:
-    left, right = column.startswith(":"), column.endswith(":")
-    where = "center" if left and right else "right" if right else ""
-    return f' style="text-align: {where}"' if where else ""
+    to_left, to_right = column.startswith(":"), column.endswith(":")
+    side = "center" if to_left and to_right else "right" if to_right else ""
+    return f' style="text-align: {side}"' if side else ""

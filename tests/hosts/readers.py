@@ -1,4 +1,6 @@
-"""A JUnit file as each of its readers takes it: what is read, what is dropped, what counts as failed.
+"""A JUnit file as each of its readers takes it.
+
+Readers differ in the fields that they read and in the cases that count as failed.
 
 Every reader gives the cases it would show, in its order; a field that it does not read is empty.
 """
@@ -21,7 +23,10 @@ XSD = Path(__file__).parent / "xsd"
 
 @dataclass(frozen=True)
 class Case:
-    """A test as a reader shows it; `retries` is how many more results it had, where a reader counts them."""
+    """A test as a reader shows it.
+
+    `retries` is how many more results it had, where a reader counts them.
+    """
 
     classname: str
     name: str
@@ -38,9 +43,12 @@ class UnreadableError(ValueError):
 
 
 def schema_errors(path: Path, kind: Literal["enriched", "xunit2"] = "enriched") -> list[str]:
-    """What is wrong with a JUnit file by our own schema of this name, and where a suite's counts are not those of its cases."""
+    """The faults of a JUnit file by our own schema of this name.
+
+    A suite whose counts are not those of its cases is a fault too.
+    """
     schema = xmlschema.XMLSchema(XSD / f"{kind}.xsd")
-    found = [f"{error.path}: {error.reason}" for error in schema.iter_errors(path)]
+    errors = [f"{error.path}: {error.reason}" for error in schema.iter_errors(path)]
     for suite in _suites(_root(path)):
         tags = [_result(case) for case in suite.findall("testcase")]
         counted = {
@@ -54,11 +62,11 @@ def schema_errors(path: Path, kind: Literal["enriched", "xunit2"] = "enriched") 
             for name, count in counted.items()
             if suite.get(name, str(count)) != str(count)
         }
-        found += [
+        errors += [
             f"suite {suite.get('name')}: {name} is {suite.get(name)}, and there are {count}"
             for name, count in wrong.items()
         ]
-    return found
+    return errors
 
 
 # The readers.
@@ -75,7 +83,10 @@ BITBUCKET_FOLDERS = (
 
 
 def bitbucket_finds(clone_dir: Path) -> list[Path]:
-    """The files that Pipelines finds by itself: XML in a folder of a known name, at most three folders deep."""
+    """The files that Pipelines finds by itself.
+
+    XML in a folder of a known name, at most three folders deep.
+    """
     files = sorted(clone_dir.rglob("*.xml"))
     folders = {file: file.relative_to(clone_dir).parts[:-1] for file in files}
     return [
@@ -99,13 +110,16 @@ def bitbucket(path: Path) -> list[Case]:
                 _message(element),
                 _text(element),
             )
-            classname, name, message, text = (one[:BITBUCKET_FIELD] for one in fields)
+            classname, name, message, text = (field[:BITBUCKET_FIELD] for field in fields)
             shown.append(Case(classname, name, outcome, message=message, text=text))
     return shown
 
 
 def gitlab(path: Path) -> list[Case]:
-    """Of cases with one classname and name the first alone counts; failures and errors are told apart; properties are not read."""
+    """Of cases with one classname and name the first alone counts.
+
+    Failures and errors are told apart; properties are not read.
+    """
     shown: dict[tuple[str, str], Case] = {}
     for case in _cases(path):
         element = _first(case, "failure", "error", "skipped")
@@ -122,7 +136,10 @@ def gitlab(path: Path) -> list[Case]:
 
 
 def jenkins(path: Path) -> list[Case]:
-    """Suites within suites; an error wins over a failure and both are failed; an error of a whole suite is a case `<init>`."""
+    """Suites within suites; an error wins over a failure and both are failed.
+
+    An error of a whole suite is a case `<init>`.
+    """
     return [case for suite in _suites(_root(path)) for case in _jenkins_suite(suite)]
 
 
@@ -206,7 +223,10 @@ def azure(path: Path) -> list[Case]:
 
 
 def enricomi(path: Path) -> list[Case]:
-    """By junitparser, the library it uses: failures and errors are counted apart, file and line come from the testcase."""
+    """By junitparser, the library it uses.
+
+    Failures and errors are counted apart, file and line come from the testcase.
+    """
     return [_enricomi_case(_parsed(case)) for case in _cases(path)]
 
 
@@ -222,7 +242,9 @@ def _enricomi_case(case: junitparser.TestCase) -> Case:
         junitparser.Failure: "failure",
         junitparser.Skipped: "skipped",
     }
-    result = next((one for kind in severe for one in case.result if type(one) is kind), None)
+    result = next(
+        (result for kind in severe for result in case.result if type(result) is kind), None
+    )
     outcomes: Mapping[str, Outcome] = {
         "error": "error",
         "failure": "failed",
@@ -242,7 +264,10 @@ def _enricomi_case(case: junitparser.TestCase) -> Case:
 
 
 def mikepenz(path: Path) -> list[Case]:
-    """File and line from wherever they are; a line of 0 is none; results of one name, classname and file are retries of a test."""
+    """File and line from wherever they are; a line of 0 is none.
+
+    Results of one name, classname and file are retries of a test.
+    """
     shown: dict[tuple[str, str, str], Case] = {}
     for suite in _suites(_root(path)):
         for read in (_mikepenz_case(case, suite) for case in suite.findall("testcase")):
@@ -251,19 +276,27 @@ def mikepenz(path: Path) -> list[Case]:
             if earlier is None:
                 shown[key] = read
             else:
-                kept = earlier if earlier.outcome == "passed" else read
-                shown[key] = replace(kept, retries=earlier.retries + 1)
+                retained = earlier if earlier.outcome == "passed" else read
+                shown[key] = replace(retained, retries=earlier.retries + 1)
     return list(shown.values())
 
 
 def _mikepenz_case(case: ElementTree.Element, suite: ElementTree.Element) -> Case:
     element = _first(case, "failure", "error", "skipped")
-    at = re.search(r"^(?P<file>[^\s:]+\.\w+):(?P<line>\d+)", _text(element), re.MULTILINE)
+    match = re.search(r"^(?P<file>[^\s:]+\.\w+):(?P<line>\d+)", _text(element), re.MULTILINE)
     file = (
-        case.get("file") or _get(element, "file") or suite.get("file") or (at["file"] if at else "")
+        case.get("file")
+        or _get(element, "file")
+        or suite.get("file")
+        or (match["file"] if match else "")
     )
-    lines = (case.get("line"), _get(element, "line"), suite.get("line"), at["line"] if at else None)
-    line = next((int(one) for one in lines if one and one.isdecimal() and int(one)), None)
+    lines = (
+        case.get("line"),
+        _get(element, "line"),
+        suite.get("line"),
+        match["line"] if match else None,
+    )
+    line = next((int(line) for line in lines if line and line.isdecimal() and int(line)), None)
     outcome = _outcome(element, error="failed")
     return Case(
         case.get("classname", ""),
@@ -277,7 +310,11 @@ def _mikepenz_case(case: ElementTree.Element, suite: ElementTree.Element) -> Cas
 
 
 def dorny(path: Path) -> list[Case]:
-    """`python-xunit`: read as a file of Java, so neither file nor line is found, and an annotation goes to the XML file."""
+    """A file of the kind `python-xunit`.
+
+    It is read as a file of Java, so neither file nor line is found, and an annotation goes to the
+    XML file.
+    """
     shown = []
     for case in _cases(path):
         element = _first(case, "failure", "error", "skipped")
@@ -331,7 +368,7 @@ def _cases(path: Path) -> Iterator[ElementTree.Element]:
 
 def _first(case: ElementTree.Element, *tags: str) -> ElementTree.Element | None:
     """The child with the first of these tags that there is."""
-    return next((found for tag in tags if (found := case.find(tag)) is not None), None)
+    return next((element for tag in tags if (element := case.find(tag)) is not None), None)
 
 
 def _result(case: ElementTree.Element) -> str:

@@ -1,6 +1,9 @@
-"""What each host takes in a request body, in our own words: field names, limits and values that are known from their answers.
+"""Schemas of the request bodies that each host takes, in our own words.
 
-A field that is not listed is refused, although most hosts would ignore it: a name that was mistyped is never what was meant.
+Field names, limits and values that are known from their answers.
+
+A field that is not listed is refused, although most hosts would ignore it: a name that was mistyped
+is never what was meant.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ Schema = dict[str, Any]
 
 @dataclass(frozen=True)
 class Violation:
-    """One rule that a value breaks: `field` is where ("" for the value itself), `rule` the schema's keyword, `limit` its value."""
+    """One rule that a value breaks.
+
+    `field` is where ("" for the value itself), `rule` the schema's keyword, `limit` its value.
+    """
 
     field: str
     rule: str
@@ -48,8 +54,8 @@ class Violation:
 def violations(schema: Schema, value: object) -> list[Violation]:
     """Every rule of `schema` that `value` breaks, in the order of the fields."""
     checker = jsonschema.Draft202012Validator(schema, format_checker=FORMATS)
-    found = [one for error in checker.iter_errors(value) for one in _broken(error)]
-    return sorted(found, key=lambda v: (v.field, v.rule))
+    broken = [violation for error in checker.iter_errors(value) for violation in _broken(error)]
+    return sorted(broken, key=lambda v: (v.field, v.rule))
 
 
 def words(broken: list[Violation]) -> str:
@@ -59,8 +65,8 @@ def words(broken: list[Violation]) -> str:
 
 
 def _broken(error: Any) -> list[Violation]:
-    at = ".".join(str(part) for part in error.absolute_path)
-    prefix = f"{at}." if at else ""
+    field = ".".join(str(part) for part in error.absolute_path)
+    prefix = f"{field}." if field else ""
     if error.validator == "required":
         missing = [name for name in error.validator_value if name not in error.instance]
         named = [name for name in missing if error.message.startswith(repr(name))]
@@ -68,7 +74,7 @@ def _broken(error: Any) -> list[Violation]:
     if error.validator == "additionalProperties":
         extra = sorted(set(error.instance) - set(error.schema.get("properties", {})))
         return [Violation(prefix + name, "unknown", None, error.instance[name]) for name in extra]
-    return [Violation(at, error.validator, error.validator_value, error.instance)]
+    return [Violation(field, error.validator, error.validator_value, error.instance)]
 
 
 def _short(value: object) -> str:
@@ -95,7 +101,10 @@ def _is_web_address(value: object) -> bool:
 
 
 def _is_public_web_address(value: object) -> bool:
-    """With a dot in the host's name: Bitbucket takes no bare name for a host, and Jenkins found localhost refused too."""
+    """An address with a dot in the host's name.
+
+    Bitbucket takes no bare name for a host, and Jenkins found localhost refused too.
+    """
     if not isinstance(value, str) or not _is_web_address(value):
         return not isinstance(value, str)
     host = urlsplit(value).hostname or ""
@@ -103,7 +112,10 @@ def _is_public_web_address(value: object) -> bool:
 
 
 def _has_no_template(value: object) -> bool:
-    """Without braces: Bitbucket puts the repository and the commit in the place of {repository.full_name} and the like."""
+    """An address without braces.
+
+    Bitbucket puts the repository and the commit in the place of {repository.full_name}.
+    """
     return not isinstance(value, str) or not set("{}") & set(value)
 
 

@@ -1,4 +1,6 @@
-"""A host of CI on the loopback: a real HTTP server which remembers, refuses what the real one refuses, and fails on demand.
+"""A CI host on the loopback.
+
+It is a real HTTP server which remembers, refuses what the real one refuses, and fails on demand.
 
     with FakeBitbucket() as host:
         host.fault(("POST", r"/statuses/"), status(429, retry_after=1), cut())
@@ -13,142 +15,22 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import html as markup
 import json
 import re
 import socket
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, NoReturn, Self, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from tests.hosts.exchange import REASONS, Answer, Fault, Recorded, RefusedError, Request
+
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT")
-REASONS = {
-    400: "Bad Request",
-    403: "Forbidden",
-    429: "Too Many Requests",
-    500: "Internal Server Error",
-    502: "Bad Gateway",
-    503: "Service Unavailable",
-}
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A request as it came, and how it was answered; `status` 0 is a connection closed without an answer."""
-
-    method: str
-    path: str  # with the query
-    headers: Mapping[str, str]  # names in lower case
-    body: Any  # parsed where it is JSON, else text
-    status: int
-    via: str  # "direct" or "proxy"
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request to be answered; `path` is as sent, without the query."""
-
-    method: str
-    path: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
-    content: bytes
-    via: str
-    origin: str = ""  # scheme and host of an absolute request line, as a proxy gets it
-
-    @property
-    def target(self) -> str:
-        return f"{self.method} {self.path}"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Status, body and headers of an answer; a body that is not text is sent as JSON, text as a page unless a header says else."""
-
-    status: int
-    body: Any = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def encoded(self) -> tuple[str, bytes]:
-        """Content type and bytes."""
-        if self.body is None:
-            return "", b""
-        if isinstance(self.body, str):
-            return "text/html; charset=utf-8", self.body.encode()
-        return "application/json; charset=utf-8", json.dumps(self.body).encode()
-
-
-class RefusedError(Exception):
-    """A request that is not served; `words` say what is wrong with it, and are empty where nothing is."""
-
-    def __init__(self, answer: Answer, words: str) -> None:
-        super().__init__(words)
-        self.answer, self.words = answer, words
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """What is done with one request, in place of a plain answer. Without `code` the request is served all the same."""
-
-    code: int = 0
-    body: Any = None  # as an answer's; None: the host's own error body
-    headers: Mapping[str, str] = field(default_factory=dict)
-    wait_s: float = 0  # before the answer
-    pause_s: float = 0  # before every byte of the body
-    cut_after: int | None = (
-        None  # bytes of the body until the connection is closed; -1: not even a status line
-    )
-    served: bool = True
-
-
-def status(code: int, retry_after: float | None = None) -> Fault:
-    """The host's own error body with this code; the request is not served."""
-    return Fault(
-        code=code,
-        headers={} if retry_after is None else {"Retry-After": f"{retry_after:g}"},
-        served=False,
-    )
-
-
-def html(code: int) -> Fault:
-    """An error page for people, as a load balancer gives it."""
-    title = f"{REASONS.get(code, 'Error')} ({code})"
-    return Fault(
-        code=code,
-        body=f"<!DOCTYPE html><html><body><h1>{markup.escape(title)}</h1></body></html>",
-        served=False,
-    )
-
-
-def garbage() -> Fault:
-    """A success that says it is JSON and is not."""
-    return Fault(
-        code=200,
-        body="<<<\x00 whatever this is {",
-        headers={"Content-Type": "application/json"},
-        served=False,
-    )
-
-
-def slow(seconds: float) -> Fault:
-    """The true answer, `seconds` late."""
-    return Fault(wait_s=seconds)
-
-
-def trickle(seconds: float) -> Fault:
-    """The true answer, one byte at a time with `seconds` before each: no read times out, and the whole never ends."""
-    return Fault(pause_s=seconds)
-
-
-def cut(after: int | None = None, *, served: bool = False) -> Fault:
-    """Close the connection: without an answer, or `after` so many bytes of its body; `served` all the same or not."""
-    return Fault(cut_after=-1 if after is None else after, served=served or after is not None)
 
 
 @dataclass(frozen=True)
@@ -160,20 +42,20 @@ class Route:
     serve: Callable[..., Answer]
 
     def parts(self, path: str) -> dict[str, str] | None:
-        """What stands in the place of each name, decoded; None where the path is another one."""
+        """The text in the place of each name, decoded; None where the path is another one."""
         pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(self.template))
-        found = re.fullmatch(pattern, path)
+        match = re.fullmatch(pattern, path)
         return (
             None
-            if found is None
-            else {name: unquote(value) for name, value in found.groupdict().items()}
+            if match is None
+            else {name: unquote(value) for name, value in match.groupdict().items()}
         )
 
 
 class Host(ABC):
-    """What all hosts do alike; each says what it serves, and in what words it refuses."""
+    """Base of all hosts; each adds the requests that it serves and its words for a refusal."""
 
-    doors: ClassVar[tuple[str, ...]] = ("direct",)
+    endpoints: ClassVar[tuple[str, ...]] = ("direct",)
 
     def __init__(self) -> None:
         self.requests: list[Recorded] = []
@@ -185,15 +67,18 @@ class Host(ABC):
         self._serial = 0
 
     def start(self) -> Self:
-        """Listen on a free port for each door."""
+        """Listen on a free port for each endpoint."""
         self._closing.clear()
-        for door in self.doors:
-            server = self._servers[door] = _Server(self, door)
+        for endpoint in self.endpoints:
+            server = self._servers[endpoint] = _Server(self, endpoint)
             server.loop.start()
         return self
 
     def close(self) -> None:
-        """Leave no thread and no port behind, whatever is still being answered; a second time is quiet."""
+        """Leave no thread and no port behind, whatever is still being answered.
+
+        A second time is quiet.
+        """
         self._closing.set()
         for server in self._servers.values():
             server.stop()
@@ -207,19 +92,25 @@ class Host(ABC):
 
     @property
     def url(self) -> str:
-        """Where it listens, without a slash at the end."""
+        """The address of the server, without a slash at the end."""
         return self.address("direct")
 
-    def address(self, door: str) -> str:
-        return f"http://127.0.0.1:{self._servers[door].server_port}"
+    def address(self, endpoint: str) -> str:
+        return f"http://127.0.0.1:{self._servers[endpoint].server_port}"
 
     def fault(self, match: tuple[str | None, str], *faults: Fault) -> None:
-        """The next requests of this method (None: any) whose path, with its query, holds this regex meet these faults, one each."""
+        """Let the next requests meet these faults, one each.
+
+        It holds for requests of this method (None: any) whose path, with its query, matches.
+        """
         with self._lock:
             self._faults.append((match[0], re.compile(match[1]), list(faults)))
 
     def seen(self, method: str | None = None, path: str = "") -> list[Recorded]:
-        """The requests of this method (None: any) whose path, with its query, holds this regex, oldest first."""
+        """The requests of this method (None: any), oldest first.
+
+        Their path, with its query, matches this regex.
+        """
         with self._lock:
             return [
                 r for r in self.requests if method in (None, r.method) and re.search(path, r.path)
@@ -262,10 +153,10 @@ class Host(ABC):
 
     def number(self, request: Request, name: str, default: int, most: int) -> int:
         """A number of the query, at least 1."""
-        given = request.query.get(name, str(default))
-        if not given.isdecimal() or not 1 <= int(given) <= most:
-            self.refuse(self.error(400, f"Invalid {name}"), f"{name} is {given}, not 1 to {most}")
-        return int(given)
+        text = request.query.get(name, str(default))
+        if not text.isdecimal() or not 1 <= int(text) <= most:
+            self.refuse(self.error(400, f"Invalid {name}"), f"{name} is {text}, not 1 to {most}")
+        return int(text)
 
     def serial(self) -> int:
         """A number not given before."""
@@ -304,8 +195,8 @@ class Host(ABC):
         return not self._closing.wait(seconds)
 
     def _next_fault(self, method: str, path: str) -> Fault:
-        for wanted, pattern, faults in self._faults:
-            if faults and wanted in (None, method) and pattern.search(path):
+        for expected, pattern, faults in self._faults:
+            if faults and expected in (None, method) and pattern.search(path):
                 return faults.pop(0)
         return Fault()
 
@@ -322,15 +213,15 @@ class Host(ABC):
             if refused.words:
                 self.complain(request, refused.words)
             return refused.answer
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a fault of the fake is an answer, and refused
             self.complain(request, f"the fake itself failed: {error!r}")
             return self.error(500, "the fake itself failed")
 
     def _sound(self, request: Request) -> None:
-        if found := re.search(r"[^!-~]|[{}<>\"\\^`|]", request.path):
+        if match := re.search(r"[^!-~]|[{}<>\"\\^`|]", request.path):
             self.refuse(
                 self.error(400, "Bad Request"),
-                f"{found.group()!r} in the path, which has to be percent-encoded",
+                f"{match.group()!r} in the path, which has to be percent-encoded",
             )
         if request.headers.get("transfer-encoding"):
             self.refuse(self.error(411, "Length Required"), "a body without Content-Length")
@@ -372,13 +263,13 @@ def _readable(request: Request) -> Any:
 
 
 class _Server(ThreadingHTTPServer):
-    """One door of a host; knows its connections and threads, to end them all."""
+    """One endpoint of a host; knows its connections and threads, to end them all."""
 
     daemon_threads = True  # a test that forgets to close does not hang its process
     allow_reuse_address = False
 
-    def __init__(self, host: Host, door: str) -> None:
-        self.host, self.door = host, door
+    def __init__(self, host: Host, endpoint: str) -> None:
+        self.host, self.endpoint = host, endpoint
         self._open: set[socket.socket] = set()
         self._answering: list[threading.Thread] = []
         self._guard = threading.Lock()
@@ -386,7 +277,7 @@ class _Server(ThreadingHTTPServer):
         self.loop = threading.Thread(
             target=self.serve_forever,
             kwargs={"poll_interval": 0.01},
-            name=f"fake host, {door}",
+            name=f"fake host, {endpoint}",
             daemon=True,
         )
 
@@ -436,7 +327,7 @@ class _Handler(BaseHTTPRequestHandler):
             query=dict(parse_qsl(target.query, keep_blank_values=True)),
             headers=headers,
             content=self.rfile.read(int(self.headers.get("Content-Length") or 0)),
-            via=server.door,
+            via=server.endpoint,
             origin=f"{target.scheme}://{target.netloc}" if target.netloc else "",
         )
         answer, fault = server.host.respond(
@@ -473,7 +364,7 @@ def _pieces(content: bytes, fault: Fault) -> Iterable[bytes]:
     content = content[: fault.cut_after]
     if not fault.pause_s:
         return [content]
-    return [content[at : at + 1] for at in range(len(content))]
+    return [content[index : index + 1] for index in range(len(content))]
 
 
 for _method in METHODS:

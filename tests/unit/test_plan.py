@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from pytest_gpu_cluster.agent import plan
 from pytest_gpu_cluster.agent.plan import Case, Demand
+from pytest_gpu_cluster.contract.fields import JsonObject
+from pytest_gpu_cluster.contract.records import ItemRow
 
 seconds = st.floats(0, 100, allow_nan=False)
 demands = st.builds(Demand, gpus=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 4.0]))
@@ -28,6 +30,18 @@ def cases_of(durations: list[float | None]) -> list[Case]:
         )
         for n, s in enumerate(durations)
     ]
+
+
+def item_of(*, gpu: JsonObject | None, ray: JsonObject | None) -> ItemRow:
+    return {
+        "nodeid": "t.py::t",
+        "name": "t",
+        "parent": 0,
+        "location": ("t.py", 0, "t"),
+        "outside": None,
+        "gpu": gpu,
+        "ray": ray,
+    }
 
 
 @given(st.lists(st.none() | seconds), st.booleans())
@@ -57,14 +71,14 @@ def test_the_longest_goes_first_when_several_run() -> None:
 def test_a_batch_is_never_empty_and_never_too_much(
     durations: list[float | None], mean_s: float | None, sharers: int
 ) -> None:
-    """An empty batch would wait for ever; one that takes everything would leave the other workers idle."""
+    """An empty batch would wait for ever; one of everything would leave the other workers idle."""
     count = plan.batch(cases_of(durations), waiting=len(durations), mean_s=mean_s, sharers=sharers)
 
-    known = [duration if duration is not None else mean_s for duration in durations[:count]]
+    expected = [duration if duration is not None else mean_s for duration in durations[:count]]
     assert count >= 1
     assert (
         count <= max(1, len(durations) // (2 * sharers))
-        or sum(s for s in known if s is not None) <= plan.SHARE_S
+        or sum(s for s in expected if s is not None) <= plan.SHARE_S
     )
 
 
@@ -88,12 +102,13 @@ def test_the_backlog_loses_and_doubles_nothing(
     backlog, out = plan.Backlog(tests), []
     while backlog and data.draw(st.booleans()):
         demand = data.draw(st.sampled_from(backlog.demands()))
-        taken = backlog.take(
+        picked = backlog.pick(
             demand, data.draw(st.integers(1, 5)), home=data.draw(st.sampled_from(["lost", "well"]))
         )
-        assert taken
-        assert all(test.demand == demand for test in taken)
-        out += taken
+        backlog.remove(picked)
+        assert picked
+        assert all(test.demand == demand for test in picked)
+        out += picked
         if data.draw(st.booleans()):
             backlog.put_back(out)
             out = []
@@ -108,8 +123,19 @@ def test_a_test_goes_back_to_the_node_that_lost_it_only_when_there_is_nothing_el
     burnt.avoid.add("a")
     backlog = plan.Backlog([burnt, fresh])
 
-    assert backlog.take(Demand(), 1, home="a") == [fresh]
-    assert backlog.take(Demand(), 1, home="a") == [burnt]
+    assert backlog.pick(Demand(), 1, home="a") == [fresh]
+    assert backlog.pick(Demand(), 1, home="a", planned={fresh.index}) == [burnt]
+    assert backlog.pick(Demand(), 2, home="b") == [burnt, fresh]
+
+
+def test_what_is_removed_from_the_middle_leaves_the_order_of_the_others() -> None:
+    """Tests that were passed over stay the next ones for any other node."""
+    tests = cases_of([1.0, 1.0, 1.0, None])
+    backlog = plan.Backlog(tests)
+    backlog.remove([tests[1], tests[3]])
+
+    assert list(backlog) == [tests[0], tests[2]]
+    assert backlog.worth(Demand()) == 2.0 / plan.START_S
 
 
 def test_known_short_tests_are_not_worth_another_worker_and_unknown_ones_are() -> None:
@@ -121,26 +147,25 @@ def test_known_short_tests_are_not_worth_another_worker_and_unknown_ones_are() -
 
 @given(demands, clusters)
 def test_what_is_taken_was_free(demand: Demand, free: dict[str, float]) -> None:
-    """Our books must never promise a device twice: Ray would leave the second reservation pending."""
-    taken = plan.nodes_for(demand, free)
+    """Our books must not promise a device twice: Ray would leave the second reservation pending."""
+    devices = plan.nodes_for(demand, free)
 
-    if taken is None:
+    if devices is None:
         assert all(count < demand.gpus for count in free.values())
     else:
-        assert sum(taken.values()) == pytest.approx(demand.gpus)
-        assert all(free[node] + 1e-9 >= count for node, count in taken.items())
+        assert sum(devices.values()) == pytest.approx(demand.gpus)
+        assert all(free[node] + 1e-9 >= count for node, count in devices.items())
 
 
 def test_a_driving_test_leaves_devices_free_on_the_nodes_it_asks_for() -> None:
     """Its own process holds none of them: Ray hands them to what it starts."""
-    taken = plan.nodes_for(Demand(drives=True, ray_nodes=2, ray_gpus=4.0), {"a": 2.0, "b": 2.0})
+    devices = plan.nodes_for(Demand(drives=True, ray_nodes=2, ray_gpus=4.0), {"a": 2.0, "b": 2.0})
 
-    assert taken is not None
-    assert taken == {"a": 2.0, "b": 2.0}
+    assert devices == {"a": 2.0, "b": 2.0}
 
 
 @pytest.mark.parametrize(
-    ("demand", "said"),
+    ("demand", "text"),
     [
         (Demand(gpus=4.0), "asks for 4 GPUs in one process; the largest node has 2"),
         (Demand(drives=True, ray_nodes=3, ray_gpus=1.0), "asks for 3 nodes; the cluster has 2"),
@@ -150,22 +175,22 @@ def test_a_driving_test_leaves_devices_free_on_the_nodes_it_asks_for() -> None:
         ),
     ],
 )
-def test_a_demand_that_can_never_be_met_says_why(demand: Demand, said: str) -> None:
+def test_a_demand_that_can_never_be_met_says_why(demand: Demand, text: str) -> None:
     """It is an error at once, not a wait until the deadline."""
-    assert said in (plan.impossible(demand, {"a": 2.0, "b": 2.0}) or "")
+    assert text in (plan.impossible(demand, {"a": 2.0, "b": 2.0}) or "")
 
 
 @pytest.mark.parametrize("mark", [{"count": -1}, {"count": 1.5}, {"count": "two"}, {"count": True}])
-def test_a_senseless_mark_names_its_value(mark: dict[str, object]) -> None:
+def test_a_senseless_mark_names_its_value(mark: JsonObject) -> None:
     """The author of the mark must find it from the message alone."""
     with pytest.raises(ValueError, match=r"gpu\(count="):
-        plan.demand_of({"gpu": mark, "ray": None}, 1.0)
+        plan.demand_of(item_of(gpu=mark, ray=None), 1.0)
 
 
 def test_an_unmarked_test_gets_the_default_and_a_driving_one_none() -> None:
     """A test that drives Ray would otherwise hold the devices that its own workers wait for."""
-    assert plan.demand_of({"gpu": None, "ray": None}, 1.0).gpus == 1.0
-    assert plan.demand_of({"gpu": None, "ray": {"gpus": 2}}, 1.0) == Demand(
+    assert plan.demand_of(item_of(gpu=None, ray=None), 1.0).gpus == 1.0
+    assert plan.demand_of(item_of(gpu=None, ray={"gpus": 2}), 1.0) == Demand(
         drives=True, ray_nodes=1, ray_gpus=2.0, gpus=0.0
     )
 

@@ -1,4 +1,4 @@
-"""The process boundaries: a real template, real wardens, real kills. Everything else stands on them."""
+"""The process boundaries: a real fork server, real supervisors, real kills."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 
+from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.node.lease import Lease
 
 SCRIPT = Path(__file__).parents[2] / "harness" / "pytest_gpu_cluster" / "node" / "forkserver.py"
-# Stands where the keeper stands: a subreaper that starts the template and ends it, and everything left, when its stdin closes.
+# Stands where the keeper stands: a subreaper that starts the fork server and ends it, and all that
+# remains, when its stdin closes.
 KEEPER = """
 import os, subprocess, sys
 sys.path.insert(0, sys.argv[3])
@@ -70,8 +72,25 @@ def random_number(spec, channel):
 """
 
 
+class Keeper(NamedTuple):
+    """The stand-in's process, and the directory of its node."""
+
+    pid: int
+    node: str
+
+
+class Watched(Lease):
+    """A lease that keeps the messages of its process: they may be looked for in any order."""
+
+    def __init__(self, keeper: Keeper, function: str, **spec: object) -> None:
+        self.messages: list[dict[str, object]] = []
+        super().__init__(
+            keeper.node, code=keeper.node, entry=f"entry:{function}", specification=spec
+        )
+
+
 @pytest.fixture(scope="module")
-def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
+def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keeper]:
     node = tmp_path_factory.mktemp("n")
     (node / "entry.py").write_text(ENTRY)
     argv = [
@@ -83,44 +102,42 @@ def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pope
         str(SCRIPT.parents[2]),
     ]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        process.node = str(node)  # type: ignore[attr-defined]
         deadline = time.monotonic() + 20
         while not (node / "spawn.sock").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        yield process
+        yield Keeper(process.pid, str(node))
 
 
-def lease(keeper: Any, function: str, **spec: Any) -> Lease:
-    return Lease(keeper.node, code=keeper.node, entry=f"entry:{function}", specification=spec)
+def lease(keeper: Keeper, function: str, **spec: object) -> Watched:
+    return Watched(keeper, function, **spec)
 
 
-def until(opened: Lease, kind: str) -> dict[str, Any]:
-    """The first message of this kind; the others stay for the next call."""
-    heard: list[dict[str, Any]] = opened.__dict__.setdefault("heard", [])
+def until(opened: Watched, kind: str) -> dict[str, object]:
+    """Return the first message of this kind; the others stay for the next call."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        for message in heard:
+        for message in opened.messages:
             if message["kind"] == kind:
                 return message
-        heard += [json.loads(line) for line in opened.receive(0.1)]
+        opened.messages += [json.loads(line) for line in opened.receive(0.1)]
     raise AssertionError(f"no {kind} in 20 s")
 
 
 def below(pid: int) -> list[str]:
-    """Command lines of everything below a process."""
-    said = subprocess.run(
+    """Return the command lines of everything below a process."""
+    table = subprocess.run(
         ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     ).stdout
-    rows = [line.split(None, 2) for line in said.splitlines()]
-    found, wanted = [], {str(pid)}
-    while new := [row for row in rows if row[1] in wanted and row[0] not in wanted]:
-        wanted |= {row[0] for row in new}
-        found += [row[2] for row in new]
-    return found
+    rows = [line.split(None, 2) for line in table.splitlines()]
+    lines, parents = [], {str(pid)}
+    while new := [row for row in rows if row[1] in parents and row[0] not in parents]:
+        parents |= {row[0] for row in new}
+        lines += [row[2] for row in new]
+    return lines
 
 
-def test_a_process_speaks_on_its_channel_and_its_exit_code_arrives(keeper: Any) -> None:
-    """Everything else rests on this: what was said before the end is not lost, and the end is known."""
+def test_a_process_speaks_on_its_channel_and_its_exit_code_arrives(keeper: Keeper) -> None:
+    """Everything else rests on this: no message before the end is lost, and the end is reported."""
     opened = lease(keeper, "quick", value=41)
 
     assert until(opened, "said")["value"] == 41
@@ -128,24 +145,24 @@ def test_a_process_speaks_on_its_channel_and_its_exit_code_arrives(keeper: Any) 
     assert (ended["status"], ended["ordered"], ended["out"]) == (3, False, "to stdout\n")
 
 
-def test_a_crash_names_its_signal_and_brings_the_trace(keeper: Any) -> None:
+def test_a_crash_names_its_signal_and_brings_the_trace(keeper: Keeper) -> None:
     """A crash without its trace is a crash nobody can mend."""
     ended = until(lease(keeper, "segfault"), "exit")
 
     assert ended["status"] == -signal.SIGSEGV
-    assert "Segmentation fault" in ended["err"]
+    assert "Segmentation fault" in str(ended["err"])
 
 
-def test_what_a_process_leaves_behind_ends_with_it(keeper: Any) -> None:
+def test_what_a_process_leaves_behind_ends_with_it(keeper: Keeper) -> None:
     """Session leaders and orphans are what Ray leaves running when it kills an actor."""
     until(lease(keeper, "orphans"), "exit")
 
     assert not [line for line in below(keeper.pid) if "4711" in line]
 
 
-@pytest.mark.parametrize("way", ["order", "owner is gone", "warden is killed"])
-def test_the_tree_ends_whoever_dies(keeper: Any, way: str) -> None:
-    """A lease is the only right to exist: order, a lost owner and a lost warden must all put the tree out."""
+@pytest.mark.parametrize("way", ["order", "owner is gone", "supervisor is killed"])
+def test_the_tree_ends_whoever_dies(keeper: Keeper, way: str) -> None:
+    """A lease is the only right to exist: its end, its owner's, its supervisor's end the tree."""
     opened = lease(keeper, "forever")
     until(opened, "said")
     assert any("sleep 4711" in line for line in below(keeper.pid))
@@ -156,32 +173,26 @@ def test_the_tree_ends_whoever_dies(keeper: Any, way: str) -> None:
     elif way == "owner is gone":
         opened._lease.shutdown(2)
     else:
-        warden = int(Path(f"/proc/{opened.pid}/stat").read_text().rpartition(")")[2].split()[1])
-        os.kill(warden, signal.SIGKILL)
-        assert (
-            until(opened, "exit")["status"] is None
-        )  # not a crash of the process: its warden was lost
+        supervisor = int(Path(f"/proc/{opened.pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(supervisor, signal.SIGKILL)
+        # Not a crash of the process: its supervisor was lost.
+        assert until(opened, "exit")["status"] is None
 
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and any(
-        str(opened.pid) == line for line in below(keeper.pid)
-    ):
+    deadline = time.monotonic() + 20
+    while procfs.start_time(opened.pid) is not None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert (
-        not Path(f"/proc/{opened.pid}").exists()
-        or "Z" in Path(f"/proc/{opened.pid}/stat").read_text()
-    )
+    assert procfs.start_time(opened.pid) is None
 
 
-def test_the_template_brings_nothing_of_ours_into_a_fork(keeper: Any) -> None:
-    """A warm template that had imported this package would run last session's code."""
+def test_the_fork_server_brings_nothing_of_ours_into_a_fork(keeper: Keeper) -> None:
+    """A warm fork server that had imported this package would run last session's code."""
     assert until(lease(keeper, "imports"), "exit")["status"] == 0
 
 
-def test_shared_memory_of_a_killed_process_is_unlinked(keeper: Any) -> None:
+def test_shared_memory_of_a_killed_process_is_unlinked(keeper: Keeper) -> None:
     """/dev/shm is memory: what a killed test leaves there stays until the machine ends."""
     opened = lease(keeper, "shared")
-    name = until(opened, "said")["name"]
+    name = str(until(opened, "said")["name"])
 
     opened.kill()
     until(opened, "exit")
@@ -189,15 +200,15 @@ def test_shared_memory_of_a_killed_process_is_unlinked(keeper: Any) -> None:
     assert not Path("/dev/shm", name.lstrip("/")).exists()
 
 
-def test_forks_draw_different_random_numbers(keeper: Any) -> None:
+def test_forks_draw_different_random_numbers(keeper: Keeper) -> None:
     """Copies of one generator would make every worker choose the same port, name and shuffle."""
     drawn = {until(lease(keeper, "random_number"), "said")["value"] for _ in range(3)}
 
     assert len(drawn) == 3
 
 
-def test_twenty_at_once_keep_their_channels_apart(keeper: Any) -> None:
-    """Concurrent forks that share a descriptor mix their output: seen when collected processes were forked."""
+def test_twenty_at_once_keep_their_channels_apart(keeper: Keeper) -> None:
+    """Forks that share a descriptor mix their output: seen when collected processes were forked."""
     opened = [lease(keeper, "quick", value=n) for n in range(20)]
 
     assert [until(each, "said")["value"] for each in opened] == list(range(20))

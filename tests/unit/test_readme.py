@@ -1,4 +1,4 @@
-"""What the README says is there: its commands, its settings with their defaults, its links, its figures."""
+"""The README holds: its commands, its settings with their defaults, its links, its figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 
 from pytest_gpu_cluster import cli, options
 from pytest_gpu_cluster.contract.errors import HarnessError
-from pytest_gpu_cluster.contract.model import Settings
+from pytest_gpu_cluster.contract.settings import Settings
+from pytest_gpu_cluster.providers import REGISTRY, provider_class
 from tests.benchmarks.bench import load, table, with_table
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
@@ -46,8 +47,8 @@ def test_a_command_exists(command: list[str], repository: Path) -> None:
             project = tomllib.loads((repository / "pyproject.toml").read_text("utf-8"))["project"]
             assert extras <= set(project["optional-dependencies"])
         case "pytest":
-            given = {argument for argument in arguments if argument.startswith("--gpu")}
-            assert given <= own_options()
+            options_shown = {name for name in arguments if name.startswith("--gpu")}
+            assert options_shown <= plugin_options()
         case "gpu-cluster":
             with pytest.raises(SystemExit, match=r"^0$"):
                 cli.main([arguments[0], "--help"])
@@ -55,7 +56,7 @@ def test_a_command_exists(command: list[str], repository: Path) -> None:
             pytest.fail(f"the README shows {tool}, which no test here knows")
 
 
-def own_options() -> set[str]:
+def plugin_options() -> set[str]:
     parser = pytest.Parser(_ispytest=True)
     options.add_options(parser)
     return {name for group in parser._groups for option in group.options for name in option.names()}
@@ -76,41 +77,52 @@ def test_python_that_is_shown_is_python(text: str) -> None:
 
 
 def rows_below(heading: str) -> list[list[str]]:
-    """The cells of the table rows of a section, without its two heading rows."""
+    """Return the cells of the table rows of a section, without its two heading rows."""
     section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows[2:]]
 
 
-def test_every_setting_is_in_the_table() -> None:
-    """A key that is not there does not exist for a reader; one that is only there does not exist at all."""
-    shown = [cells[0].strip("`") for cells in rows_below("Settings")]
-    fields = [
-        field.name.replace("_", "-").replace("local-python", "local.python")
-        for field in dataclasses.fields(Settings)
-    ]
+def default_values() -> dict[str, object]:
+    """Return the default by field, those of a group in the group's place."""
+    values: dict[str, object] = {}
+    for field in dataclasses.fields(Settings):
+        value = getattr(Settings(), field.name)
+        values |= vars(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    del values["provider_settings"]
+    return values
 
-    assert shown == fields
+
+def test_every_setting_is_in_the_table() -> None:
+    """A key that is missing does not exist for a reader.
+
+    One that is only in the table does not exist at all.
+    """
+    shown = [cells[0].strip("`") for cells in rows_below("Settings")]
+    keys = [name.replace("_", "-") for name in default_values()]
+    of_providers = [f"{name}.{key}" for name in REGISTRY for key in provider_class(name).keys]
+
+    assert shown == keys + of_providers
 
 
 def test_defaults_are_those_of_the_code() -> None:
-    """What can be written as TOML is compared; words stand for what depends on the machine."""
+    """Only a value that TOML can write is compared; words stand for one of the machine."""
     for key, default, _ in rows_below("Settings"):
         if literal := re.match(r"`(.+?)`", default):
-            value = getattr(Settings(), key.strip("`").replace("-", "_"))
+            value = default_values()[key.strip("`").replace("-", "_")]
             shown = tomllib.loads(f"value = {literal[1]}")["value"]
             assert (key, shown) == (key, list(value) if isinstance(value, tuple) else value)
 
 
 def test_every_fixture_is_in_the_table(repository: Path) -> None:
-    """What the plugin offers is what it imports from the quarantine."""
+    """The plugin offers each fixture that it imports from the quarantine."""
     plugin = ast.parse(
         (repository / "harness" / "pytest_gpu_cluster" / "plugin.py").read_text("utf-8")
     )
     imports = [
-        n
-        for n in ast.walk(plugin)
-        if isinstance(n, ast.ImportFrom) and n.module == "pytest_gpu_cluster.fixtures"
+        node
+        for node in ast.walk(plugin)
+        if isinstance(node, ast.ImportFrom) and node.module == "pytest_gpu_cluster.fixtures"
     ]
     offered = {alias.name for each in imports for alias in each.names if alias.name.islower()}
 
@@ -124,18 +136,19 @@ def test_every_fixture_is_in_the_table(repository: Path) -> None:
 def test_exit_codes_are_those_of_the_errors() -> None:
     """A pipeline branches on them."""
     shown = {cells[0]: int(cells[3]) for cells in rows_below("Failures and exit codes")}
-    own = {each.failure_class: each.exit_code for each in HarnessError.__subclasses__()}
+    classes = [error.failure_class for error in HarnessError.__subclasses__()]
+    codes = {str(failure_class): failure_class.exit_code for failure_class in classes}
 
-    assert {name: code for name, code in own.items() if name != "request"} == {
-        n: c for n, c in shown.items() if c > 1
+    assert {name: code for name, code in codes.items() if name != "request"} == {
+        name: code for name, code in shown.items() if code > 1
     }
 
 
 def test_links_lead_somewhere(repository: Path) -> None:
     """To a file of the repository or a heading of the README."""
     headings = {
-        re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-")
-        for h in re.findall(r"^#+ (.+)$", README, re.M)
+        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", README, re.M)
     }
     for target in re.findall(r"\]\(([^)]+)\)", README):
         if target.startswith("#"):

@@ -1,6 +1,7 @@
-"""Replay equals plain pytest, without a cluster between the two: workers are subprocesses on another copy of the tree.
+"""Replay equals plain pytest, without a cluster between the two.
 
-A few of the scenarios, to find a fault in seconds; `tests/behaviours` runs all of them on a cluster.
+Workers are subprocesses on another copy of the tree. A few of the scenarios, to find a fault in
+seconds; `tests/behaviours` runs all of them on a cluster.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def test_the_replayed_run_is_the_plain_run(name: str, tmp_path: Path) -> None:
 
 
 def test_with_two_workers_every_test_has_one_status_and_the_counts_add_up(tmp_path: Path) -> None:
-    """Reports of several tests that interleave would print stray lines; each test is replayed at once."""
+    """Reports that interleave would print stray lines; each test is replayed at once."""
     args = ("-v", "-p", "no:cacheprovider", *XML)
     plain = run(Scenario(files=MIXED_FILES, args=args), tmp_path / "plain", replayed=False)
     replayed = run(
@@ -63,13 +64,17 @@ def test_with_two_workers_every_test_has_one_status_and_the_counts_add_up(tmp_pa
 
 
 def test_a_stand_in_keeps_module_fixtures_and_a_late_error_is_not_lost(tmp_path: Path) -> None:
-    """No test is held back to know its successor, yet a module's fixture is set up once and its teardown error is counted."""
+    """No test is held back to know its successor.
+
+    Yet a module's fixture is set up once, and its teardown error is counted.
+    """
     ups = (
         tmp_path / "ups"
     )  # not on stdout: an error at teardown shows the output of its test's setup once more
     files = {
         "test_a.py": "import pytest\n@pytest.fixture(scope='module')\n"
-        f"def m():\n    open({str(ups)!r}, 'a').write('up ')\n    yield\n    raise ValueError('late')\n"
+        f"def m():\n    open({str(ups)!r}, 'a').write('up ')\n    yield\n"
+        "    raise ValueError('late')\n"
         "@pytest.mark.parametrize('i', range(6))\ndef test_a(m, i): pass\n",
     }
     outcome = run(Scenario(files=files, args=("-rA",), workers=2), tmp_path, replayed=True)
@@ -83,7 +88,8 @@ def test_a_stand_in_keeps_module_fixtures_and_a_late_error_is_not_lost(tmp_path:
 def test_an_id_that_a_worker_does_not_find_is_that_tests_error(tmp_path: Path) -> None:
     """xdist refuses the whole run when two processes order a set differently."""
     files = {
-        "test_s.py": "import os, pytest\n@pytest.mark.parametrize('x', [str(os.getpid())])\ndef test_s(x): pass\ndef test_t(): pass\n"
+        "test_s.py": "import os, pytest\n@pytest.mark.parametrize('x', [str(os.getpid())])\n"
+        "def test_s(x): pass\ndef test_t(): pass\n"
     }
     outcome = run(Scenario(files=files), tmp_path, replayed=True)
 

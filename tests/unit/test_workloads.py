@@ -1,8 +1,7 @@
-"""What the workloads are made of, where no cluster is needed to see that it is right."""
+"""The parts of the workloads that can be tested without a cluster."""
 
 from __future__ import annotations
 
-import functools
 import json
 import threading
 import time
@@ -17,15 +16,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from gpu_tests.conftest import computes_on_gpu
-from gpu_tests.pipelines.job import ConfigError, Job, parse
-from gpu_tests.pipelines.store import in_order, open_store
-from gpu_tests.pipelines.tiles import Stored, draw, drawn, listed, upload
+from gpu_tests.accelerators import computes_on_gpu
+from gpu_tests.pipelines.job import ConfigError, Job, parse_job
+from gpu_tests.pipelines.store import map_in_order, open_store
+from gpu_tests.pipelines.tiles import (
+    StoredTiles,
+    draw_tile,
+    drawn_tiles,
+    list_tiles,
+    upload_tiles,
+)
 from pytest_gpu_cluster.contract.errors import HarnessError
-from tests.benchmarks import workloads
-from tests.benchmarks.gpu import moved
-from tests.benchmarks.workloads import Figure, figure, load, save, spread, table, verdict
-from tests.mutations.run import apply, copy
+from tests.benchmarks.gpu import moved_bytes
+from tests.benchmarks.ratios import (
+    Figure,
+    Ways,
+    draw_chart,
+    load,
+    make_figure,
+    save,
+    spread,
+    table,
+    verdict,
+)
+from tests.mutations.run import apply_mutation, copy_workloads
 from tests.mutations.table import MUTATIONS, Mutation
 
 RATIO = Figure(
@@ -67,7 +81,7 @@ def test_gpus_that_are_demanded_and_not_there_are_an_error(monkeypatch: pytest.M
 
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 8))
 def test_what_is_read_at_once_comes_in_order_and_bounded(items: list[int], at_once: int) -> None:
-    """Whoever asks for more at once than was allowed is refused by a store, for all."""
+    """A store refuses all requests of a client that sends too many at once."""
     lock, now, most = threading.Lock(), 0, 0
 
     def work(item: int) -> int:
@@ -80,32 +94,34 @@ def test_what_is_read_at_once_comes_in_order_and_bounded(items: list[int], at_on
             now -= 1
         return item * 2
 
-    assert list(in_order(work, items, at_once=at_once)) == [item * 2 for item in items]
+    assert list(map_in_order(work, items, at_once=at_once)) == [item * 2 for item in items]
     assert most <= at_once
 
 
 def test_what_fails_to_be_read_is_raised_at_its_place() -> None:
     """One object that is missing must not be the end of what came before it."""
-    found = in_order(lambda item: 1 / item, [1, 2, 0, 4], at_once=2)
+    results = map_in_order(lambda item: 1 / item, [1, 2, 0, 4], at_once=2)
 
-    assert [next(found), next(found)] == [1, 0.5]
+    assert [next(results), next(results)] == [1, 0.5]
     with pytest.raises(ZeroDivisionError):
-        next(found)
+        next(results)
 
 
 def test_a_tile_is_decided_by_its_name_and_read_back_as_it_was(tmp_path: Path) -> None:
     """The same landscape on every machine: otherwise no figure could be compared with another."""
     store = open_store(f"file://{tmp_path}")
-    names = upload(store, drawn(17, 2, 3))
+    names = upload_tiles(store, drawn_tiles(17, 2, 3))
 
-    tiles = Stored(url=f"file://{tmp_path}", names=tuple(listed(store, "images", 17))).load()
+    tiles = StoredTiles(
+        url=f"file://{tmp_path}", names=tuple(list_tiles(store, "images", 17))
+    ).load()
 
     assert list(tiles.names) == names == [f"17/{x}/{y}" for x in range(2) for y in range(3)]
     for number, name in enumerate(tiles.names):
-        image, mask = draw(17, *(int(part) for part in name.split("/")[1:]), seed=0)
+        image, mask = draw_tile(17, *(int(part) for part in name.split("/")[1:]), seed=0)
         assert np.array_equal(tiles.images[number], image)
         assert np.array_equal(tiles.masks[number] > 0, mask > 0)
-    assert not listed(store, "images", 1), "zoom 1 is not zoom 17"
+    assert not list_tiles(store, "images", 1), "zoom 1 is not zoom 17"
 
 
 KEYS = st.sampled_from(["tiles", "zoom", "epochs", "output", "max-runtime-s", "batch", "nonsense"])
@@ -118,25 +134,29 @@ VALUES = st.one_of(
 
 
 @given(st.dictionaries(KEYS, VALUES))
-def test_any_configuration_is_a_job_or_a_clear_refusal(given: dict[str, object]) -> None:
+def test_any_configuration_is_a_job_or_a_clear_refusal(settings: dict[str, object]) -> None:
     """No traceback for a person who misspelt a key."""
     with suppress(ConfigError):
-        job = parse("\n".join(f"{name} = {json.dumps(value)}" for name, value in given.items()))
+        job = parse_job(
+            "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
+        )
         assert isinstance(job, Job)
         assert job.epochs > 0
 
 
 @pytest.mark.parametrize(
-    "one", MUTATIONS, ids=lambda one: f"{one.id}-{one.holds.replace(' ', '-')}"
+    "mutation", MUTATIONS, ids=lambda each: f"{each.id}-{each.property.replace(' ', '-')}"
 )
-def test_a_mutation_still_fits_the_code(one: Mutation, mutated: Path, repository: Path) -> None:
+def test_a_mutation_still_fits_the_code(
+    mutation: Mutation, mutated: Path, repository: Path
+) -> None:
     """A table of mutations that have nothing to change any more would be green for ever."""
-    path = mutated / "gpu_tests" / one.file
+    path = mutated / "gpu_tests" / mutation.file
     before = path.read_text()
-    apply(one, mutated)
+    apply_mutation(mutation, mutated)
     assert path.read_text() != before
     path.write_text(before)
-    file, _, name = one.test.partition("::")
+    file, _, name = mutation.test.partition("::")
     assert f"def {name.partition('[')[0]}(" in (repository / "gpu_tests" / file).read_text(), (
         "there is no such test"
     )
@@ -144,48 +164,50 @@ def test_a_mutation_still_fits_the_code(one: Mutation, mutated: Path, repository
 
 @pytest.fixture(scope="module")
 def mutated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the workloads, which each test leaves as it was."""
     folder = tmp_path_factory.mktemp("mutated")
-    copy(folder)
+    copy_workloads(folder)
     return folder
 
 
 def test_a_noisy_machine_is_not_judged() -> None:
-    """A ratio of two times that jump about says nothing, whichever way it falls."""
+    """A ratio of two unsteady times says nothing, whichever way it falls."""
     assert verdict(5.0, 3, noisy=False) == verdict(5.0, None, noisy=False) == "ok"
     assert verdict(2.0, 3, noisy=False) == "low"
     assert verdict(5.0, 3, noisy=True) == "inconclusive"
     assert spread([9, 10, 12]) == pytest.approx(0.3)
-    judged = functools.partial(
-        figure, "x", [4.0, 5.0], baseline="naive", ways_unit="s", note="", floor=3, busy=False
-    )
+    unsteady = Ways({"naive": [1.0, 2.0], "ours": [0.2, 0.4]}, unit="s", busy=False)
+    even = Ways({"naive": [1.0, 1.1], "ours": [0.2, 0.4]}, unit="s", busy=False)
 
-    jumping = judged(ways={"naive": [1.0, 2.0], "ours": [0.2, 0.4]})
-    steady = judged(ways={"naive": [1.0, 1.1], "ours": [0.2, 0.4]})
+    jumping, steady = (
+        make_figure("x", [4.0, 5.0], ways, baseline="naive", note="", floor=3)
+        for ways in (unsteady, even)
+    )
 
     assert (jumping.verdict, steady.verdict, steady.value) == ("inconclusive", "ok", 4.5)
 
 
 def test_what_a_layer_moves_is_counted() -> None:
-    """The least time of a step is by what must be read and written; too much counted would flatter."""
+    """The least time of a step follows from the bytes moved; too large a count would flatter."""
     layer = nn.Sequential(nn.Linear(4, 2, bias=False))
 
-    assert moved(layer, lambda: layer(torch.zeros(3, 4))) == 4 * (3 * 4 + 3 * 2 + 4 * 2)
+    assert moved_bytes(layer, lambda: layer(torch.zeros(3, 4))) == 4 * (3 * 4 + 3 * 2 + 4 * 2)
 
 
 def test_figures_are_kept_shown_and_drawn(tmp_path: Path) -> None:
     """The file is for machines, the table for readers; both say what was simulated."""
     low = replace(RATIO, name="batch_inference_vs_naive", verdict="low")
-    save(tmp_path / "figures.json", {one.name: one for one in (RATIO, low)})
+    save(tmp_path / "figures.json", {figure.name: figure for figure in (RATIO, low)})
 
-    found = load(tmp_path / "figures.json")
-    workloads.draw_chart(RATIO, tmp_path)
+    loaded = load(tmp_path / "figures.json")
+    draw_chart(RATIO, tmp_path)
 
-    assert list(found.values()) == [RATIO, low]
+    assert list(loaded.values()) == [RATIO, low]
     assert (
-        "| `stacked_models_vs_sequential` | 4.2 × | 3 | frame by frame | ok | naive 6, ours 25.2 (frames/s). simulated devices |"
-        in table(found)
+        "| `stacked_models_vs_sequential` | 4.2 × | 3 | frame by frame | ok "
+        "| naive 6, ours 25.2 (frames/s). simulated devices |" in table(loaded)
     )
-    assert "**low**" in table(found)
+    assert "**low**" in table(loaded)
     assert "stacked_models_vs_sequential: 4.2" in (
         tmp_path / "stacked_models_vs_sequential.svg"
     ).read_text().replace("&#160;", " ")

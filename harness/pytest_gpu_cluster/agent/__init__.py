@@ -1,1 +1,1 @@
-"""The process of a session on the cluster: it decides what runs where and commits every outcome once."""
+"""The process of a session on the cluster: decides what runs where, commits each outcome once."""

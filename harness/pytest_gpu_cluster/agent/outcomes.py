@@ -1,28 +1,26 @@
-"""What each test came to: committed once, written to the journal, counted as plain pytest counts."""
+"""The outcome of each test: committed to the journal once, counted as plain pytest counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from pytest_gpu_cluster.agent.plan import Case
-from pytest_gpu_cluster.contract.codec import crash_records
-
-OWN = ("crash", "timeout", "test")  # failure classes that are the tests' own
+from pytest_gpu_cluster.contract.events import Event, TestFinished
+from pytest_gpu_cluster.contract.failures import FailureClass
+from pytest_gpu_cluster.contract.messages import Finished
+from pytest_gpu_cluster.contract.records import TestRecord, crash_records
 
 
 class Outcomes:
-    """`write(kind, **data)` appends to the journal, whose order is the order of commits."""
+    """The outcomes so far. `append` adds an event to the journal, in the order of commits."""
 
-    def __init__(self, write: Callable[..., None]) -> None:
-        self._write = write
-        self.seconds: dict[int, float] = {}  # of the committed, by place in the collection
+    def __init__(self, append: Callable[[Event], int]) -> None:
+        self._append = append
+        self.seconds: dict[int, float] = {}  # by place in the collection
         self.failures = 0  # failed reports
-        self.class_: str | None = None  # of the first failure that is not the tests' own
-        self.wanted = (
-            True  # the session that the user's conftests see asks for every report, at its end
-        )
-        self.feedback: list[Sequence[Mapping[str, Any]]] = []
+        self.failure_class: FailureClass | None = None  # of the first failure of a machine
+        self.wants_reports = True  # a hook of the user's own may ask for every report at the end
+        self.feedback: list[Sequence[TestRecord]] = []  # the records of each test, for those hooks
         self._total_s = 0.0
 
     @property
@@ -30,70 +28,59 @@ class Outcomes:
         """Seconds per test so far; None before the first."""
         return self._total_s / len(self.seconds) if self.seconds else None
 
-    def commit(self, test: Case, message: Mapping[str, Any], *, worker: str) -> None:
-        """What the test's own process reported; nothing when the test has an outcome already."""
+    def commit(self, test: Case, report: Finished, *, worker: str) -> None:
+        """Add the report of the test's own process, unless the test has an outcome already."""
         if test.index not in self.seconds:
-            self._total_s += message["duration_s"]
-            self._add(
-                test,
-                message["records"],
-                message["duration_s"],
-                worker,
-                None,
-                paths=message["paths"],
-            )
-            self.count(message["records"])
+            self._total_s += report.duration_s
+            self._add(test, report, worker, None)
+            self.count(report.records)
 
     def fail(
         self,
         test: Case,
         text: str,
-        class_: str,
+        failure_class: FailureClass,
         *,
         when: str,
         duration_s: float = 0.0,
         worker: str = "",
     ) -> None:
-        """An outcome that no process could report itself."""
+        """Add an outcome that no process could report itself, unless the test has one already."""
         if test.index in self.seconds:
             return
         records = crash_records(
             test.nodeid, test.location, when=when, text=text, duration_s=duration_s
         )
-        self._add(test, records, duration_s, worker, class_, paths=True)
-        if class_ in OWN:
+        report = Finished(
+            nodeid=test.nodeid, attempt=test.attempt, records=records, duration_s=duration_s
+        )
+        self._add(test, report, worker, failure_class)
+        if failure_class.of_tests:
             self.count(records)
         else:
-            self.class_ = self.class_ or class_
+            self.failure_class = self.failure_class or failure_class
 
-    def count(self, records: Sequence[Mapping[str, Any]]) -> None:
+    def count(self, records: Sequence[TestRecord]) -> None:
+        """Count the failed reports among these records."""
         for record in records:
-            self.failures += (
-                record.get("kind") == "report" and record["report"]["outcome"] == "failed"
-            )
+            if record["kind"] == "report":
+                self.failures += record["report"]["outcome"] == "failed"
 
     def _add(
-        self,
-        test: Case,
-        records: Sequence[Mapping[str, Any]],
-        duration_s: float,
-        worker: str,
-        class_: str | None,
-        *,
-        paths: bool,
+        self, test: Case, report: Finished, worker: str, failure_class: FailureClass | None
     ) -> None:
-        """`paths` says whether the records may name files of the cluster's tree."""
-        self.seconds[test.index] = duration_s
-        self._write(
-            "test_finished",
-            nodeid=test.nodeid,
-            index=test.index,
-            attempt=test.attempt,
-            worker=worker,
-            records=records,
-            duration_s=duration_s,
-            paths=paths,
-            failure_class=class_,
+        self.seconds[test.index] = report.duration_s
+        self._append(
+            TestFinished(
+                nodeid=test.nodeid,
+                index=test.index,
+                attempt=test.attempt,
+                worker=worker,
+                records=report.records,
+                duration_s=report.duration_s,
+                paths=report.paths,
+                failure_class=failure_class,
+            )
         )
-        if self.wanted:
-            self.feedback.append(records)
+        if self.wants_reports:
+            self.feedback.append(report.records)

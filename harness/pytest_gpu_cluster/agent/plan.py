@@ -1,14 +1,19 @@
-"""Which test runs where and when: pure functions over demands, free devices and expected durations."""
+"""Plans which test runs where and when: pure functions over demands, free devices and durations."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TypeAlias
+
+from pytest_gpu_cluster.contract.records import ItemRow, Location
+
+# Seconds of the last runs by node id, newest first.
+Durations: TypeAlias = Mapping[str, Sequence[float]]
 
 LONG_S = 0.3  # a test expected to take longer is handed out alone
 CHUNK_S = 0.15  # expected seconds of short tests handed out together, at most …
@@ -20,7 +25,10 @@ START_S = 0.5  # of expected work that pays for one more worker, whose start cos
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Demand:
-    """What a test needs: devices for its own process, and devices left free in Ray's books when it drives the cluster."""
+    """The devices that a test needs.
+
+    Those of its own process, and those that Ray's books must have free when it drives the cluster.
+    """
 
     drives: bool = False
     ray_nodes: int = 0
@@ -39,10 +47,9 @@ class Case:
     index: int
     nodeid: str
     occurrence: int
-    location: Sequence[Any]
-    outside: Sequence[
-        str
-    ] = ()  # of a test outside the tree: the argument that led to its file, and the file
+    location: Location
+    # Of a test outside the tree: the argument that led to its file, and the file.
+    outside: Sequence[str] = ()
     demand: Demand
     attempt: int = 0
     expected_s: float | None = None
@@ -52,11 +59,11 @@ class Case:
 @dataclass
 class _Group:
     tests: deque[Case] = field(default_factory=deque)
-    known_s: float = 0.0
-    unknown: int = 0
+    expected_s: float = 0.0  # of the tests that ran before
+    unknown: int = 0  # tests that did not
 
     def count(self, test: Case, sign: int) -> None:
-        self.known_s += sign * (test.expected_s or 0.0)
+        self.expected_s += sign * (test.expected_s or 0.0)
         self.unknown += sign * (test.expected_s is None)
 
 
@@ -77,86 +84,115 @@ class Backlog:
         return (test for group in self._groups.values() for test in group.tests)
 
     def demands(self) -> list[Demand]:
-        """What is asked for by tests that wait, the biggest first."""
+        """Return the demands of tests that wait, the biggest first."""
         return sorted(
             (demand for demand, group in self._groups.items() if group.tests),
             key=lambda d: d.size,
             reverse=True,
         )
 
-    def front(self, demand: Demand, count: int) -> list[Case]:
-        """The next `count` tests of this demand."""
-        return list(islice(self._groups[demand].tests, count)) if demand in self._groups else []
-
     def waiting(self, demand: Demand) -> int:
         return len(self._groups[demand].tests) if demand in self._groups else 0
 
     def worth(self, demand: Demand) -> int:
-        """How many more workers pay, by what the tests are expected to take; of unknown ones each may be long."""
+        """Return how many more workers pay by the expected seconds; an unknown test may be long."""
         group = self._groups.get(demand, _Group())
-        return len(group.tests) if group.unknown else int(group.known_s / START_S)
+        return len(group.tests) if group.unknown else int(group.expected_s / START_S)
 
-    def take(self, demand: Demand, count: int, *, home: str) -> list[Case]:
-        """Remove the next `count` tests of this demand; those that were lost on node `home` only when there are no others."""
-        group = self._groups[demand]
-        taken: list[Case] = []
-        passed: list[Case] = []
-        while group.tests and len(taken) < count:
+    def front(self, demand: Demand, count: int, *, planned: Set[int] = frozenset()) -> list[Case]:
+        """Return the next `count` tests of this demand, without those of the indices `planned`."""
+        return list(islice(self._next(demand, planned), count))
+
+    def pick(
+        self, demand: Demand, count: int, *, home: str, planned: Set[int] = frozenset()
+    ) -> list[Case]:
+        """Return the next tests to run on node `home`, at most `count`; nothing is removed.
+
+        Tests that were lost on that node are among them only when there are no others.
+        """
+        fresh: list[Case] = []
+        burnt: list[Case] = []
+        for test in self._next(demand, planned):
+            (burnt if home in test.avoid else fresh).append(test)
+            if len(fresh) == count:
+                break
+        return fresh or burnt[:count]
+
+    def _next(self, demand: Demand, planned: Set[int]) -> Iterator[Case]:
+        tests: Iterable[Case] = self._groups[demand].tests if demand in self._groups else ()
+        return (test for test in tests if test.index not in planned) if planned else iter(tests)
+
+    def remove(self, tests: Sequence[Case]) -> None:
+        """Remove tests of one demand that wait near the front; the others keep their order."""
+        indices = {test.index for test in tests}
+        group = self._groups[tests[0].demand]
+        others: list[Case] = []
+        while indices:
             test = group.tests.popleft()
-            (passed if home in test.avoid else taken).append(test)
-        taken, passed = (taken, passed) if taken else (passed[:count], passed[count:])
-        group.tests.extendleft(reversed(passed))
-        for test in taken:
-            group.count(test, -1)
-        return taken
+            if test.index in indices:
+                indices.remove(test.index)
+                group.count(test, -1)
+            else:
+                others.append(test)
+        group.tests.extendleft(reversed(others))
 
     def put_back(self, tests: Iterable[Case]) -> None:
-        """Before all others, in this order."""
+        """Let tests wait again: before all others, in this order."""
         for test in reversed(list(tests)):
             group = self._groups.setdefault(test.demand, _Group())
             group.tests.appendleft(test)
             group.count(test, 1)
 
 
-def demand_of(item: Mapping[str, Any], default_gpus: float) -> Demand:
-    """The demand that a collected item's marks state: `item["gpu"]` and `item["ray"]` hold their arguments, or None.
+def demand_of(item: ItemRow, default_gpus: float) -> Demand:
+    """Return the demand that the marks of a collected item state.
 
-    Raises ValueError with what is wrong and what was expected.
+    Raises ValueError with the wrong argument and what was expected.
     """
     gpu, ray = item.get("gpu"), item.get("ray")
-    count = 0.0 if ray is not None else default_gpus
+    count: object = 0.0 if ray is not None else default_gpus
     if gpu is not None:
         count = gpu.get("count", 1)
-    wanted = (ray or {}).get("gpus", 0)
     nodes = (ray or {}).get("nodes", 1)
-    for name, value in (("gpu(count", count), ("ray(gpus", wanted)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or value < 0 or (value > 1 and value != int(value)):
-            raise ValueError(
-                f"mark {name}={value!r}): expected a whole number of devices, or a share between 0 and 1"
-            )
+    gpus = _devices("gpu(count", count)
+    ray_gpus = _devices("ray(gpus", (ray or {}).get("gpus", 0))
     if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
         raise ValueError(f"mark ray(nodes={nodes!r}): expected a whole number of at least 1")
     drives = ray is not None
-    return Demand(
-        drives=drives, ray_nodes=nodes if drives else 0, ray_gpus=float(wanted), gpus=float(count)
-    )
+    return Demand(drives=drives, ray_nodes=nodes if drives else 0, ray_gpus=ray_gpus, gpus=gpus)
+
+
+def _devices(argument: str, value: object) -> float:
+    """Return a number of devices, or a share of one. Raises ValueError."""
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else -1
+    if number < 0 or (number > 1 and number != int(number)):
+        raise ValueError(
+            f"mark {argument}={value!r}): expected a whole number of devices,"
+            " or a share between 0 and 1"
+        )
+    return float(number)
 
 
 def impossible(demand: Demand, nodes: Mapping[str, float]) -> str | None:
-    """Why a cluster of these devices per node can never meet the demand; None when it can."""
+    """Return the reason when a cluster of these devices per node can never meet the demand."""
     largest, total = max(nodes.values(), default=0.0), sum(nodes.values())
     if demand.gpus > largest:
-        return f"the test asks for {demand.gpus:g} GPUs in one process; the largest node has {largest:g}"
+        return (
+            f"the test asks for {demand.gpus:g} GPUs in one process;"
+            f" the largest node has {largest:g}"
+        )
     if demand.ray_nodes > len(nodes):
         return f"the test asks for {demand.ray_nodes} nodes; the cluster has {len(nodes)}"
-    if demand.gpus + demand.ray_gpus > total:
-        return f"the test asks for {demand.gpus + demand.ray_gpus:g} GPUs in all; the cluster has {total:g}"
+    if (gpus := demand.gpus + demand.ray_gpus) > total:
+        return f"the test asks for {gpus:g} GPUs in all; the cluster has {total:g}"
     return None
 
 
 def slots(demand: Demand, nodes: Mapping[str, float], cpus: int) -> int:
-    """How many tests of this demand the empty cluster runs at once; tests that need no device share `cpus` per node."""
+    """Return how many tests of this demand the empty cluster runs at once.
+
+    Tests that need no device share `cpus` per node.
+    """
     if demand.drives:
         return 1
     if demand.gpus == 0:
@@ -165,12 +201,15 @@ def slots(demand: Demand, nodes: Mapping[str, float], cpus: int) -> int:
 
 
 def order(tests: Iterable[Case], *, several: bool) -> list[Case]:
-    """The order of handing out: as collected for one slot; for `several`, long tests first, the longest before all."""
+    """Return tests in the order of handing out.
+
+    For one slot it is the order of the collection; for `several`, the longest test comes first.
+    """
     tests = list(tests)
     if not several:
         return tests
-    known = [t.expected_s for t in tests if t.expected_s is not None]
-    middle = statistics.median(known) if known else 0.0
+    durations = [t.expected_s for t in tests if t.expected_s is not None]
+    middle = statistics.median(durations) if durations else 0.0
     expected = {t.index: t.expected_s if t.expected_s is not None else middle for t in tests}
     long = sorted(
         (t for t in tests if expected[t.index] > LONG_S / 10),
@@ -180,10 +219,11 @@ def order(tests: Iterable[Case], *, several: bool) -> list[Case]:
 
 
 def batch(front: Sequence[Case], *, waiting: int, mean_s: float | None, sharers: int) -> int:
-    """How many tests from the `front` of `waiting` ones to hand to one worker at once.
+    """Return how many tests from the `front` of `waiting` ones to hand to one worker at once.
 
-    Short ones travel together, so that handing out costs little; hardly more than a fair part of what is left, and one alone
-    while nothing is known (`mean_s`: seconds per test so far, None before the first).
+    Short ones travel together, so that handing out costs little: hardly more than a fair part of
+    those that wait, and one alone while nothing is known. `mean_s`: seconds per test so far, None
+    before the first; `sharers`: workers of this demand.
     """
     fair = waiting // (2 * max(1, sharers))
     together_s, count = 0.0, 0
@@ -199,7 +239,7 @@ def batch(front: Sequence[Case], *, waiting: int, mean_s: float | None, sharers:
 
 
 def enough(queued: Iterable[Case], *, mean_s: float | None) -> bool:
-    """Whether a worker that has these tests before it needs no more yet."""
+    """Return True when a worker that has these tests before it needs no more yet."""
     ahead_s = 0.0
     for test in queued:
         expected_s = test.expected_s if test.expected_s is not None else mean_s
@@ -212,38 +252,35 @@ def enough(queued: Iterable[Case], *, mean_s: float | None) -> bool:
 def nodes_for(
     demand: Demand, free: Mapping[str, float], *, avoid: Iterable[str] = ()
 ) -> dict[str, float] | None:
-    """Devices to take per node for this demand, its own process's node first; None when they are not free now.
+    """Return devices to take per node, the process's own node first; None if they are not free now.
 
-    The process goes where it fits tightest; what it drives is spread over the asked number of nodes, the freest first.
+    The process goes where it fits tightest; the devices that it drives are spread over the
+    requested number of nodes, the freest first. Nodes in `avoid` are its last choice.
     """
     allowed = {node: count for node, count in free.items() if node not in set(avoid)} or dict(free)
     homes = sorted((count, node) for node, count in allowed.items() if count + 1e-9 >= demand.gpus)
     if not homes:
         return None
     home = homes[0][1] if demand.gpus else homes[-1][1]
-    taken = {home: demand.gpus}
-    left = dict(free)
-    left[home] -= demand.gpus
-    if demand.ray_gpus:
-        wanted = demand.ray_gpus
-        for share in (
-            math.ceil(wanted / demand.ray_nodes),
-            wanted,
-        ):  # evenly over the asked nodes, then wherever there is more
-            for node in sorted(left, key=lambda n: -left[n]):
-                part = min(left[node], wanted, share)
-                taken[node] = taken.get(node, 0.0) + part
-                left[node] -= part
-                wanted -= part
-        if wanted > 1e-9:
-            return None
-    return taken
+    devices = {home: demand.gpus}
+    remaining = dict(free)
+    remaining[home] -= demand.gpus
+    missing = demand.ray_gpus
+    # Evenly over the requested nodes, then wherever there is more.
+    shares = (math.ceil(missing / demand.ray_nodes), missing) if missing else ()
+    for share in shares:
+        for node in sorted(remaining, key=lambda n: -remaining[n]):
+            part = min(remaining[node], missing, share)
+            devices[node] = devices.get(node, 0.0) + part
+            remaining[node] -= part
+            missing -= part
+    return devices if missing <= 1e-9 else None
 
 
 def merged(
-    history: Mapping[str, Any], measured: Mapping[str, float], *, keep: int = 5
+    history: Durations, measured: Mapping[str, float], *, keep: int = 5
 ) -> dict[str, list[float]]:
-    """`history/durations.json` with this session's seconds per test in front, newest first."""
+    """Return the durations of the last `keep` runs, with the `measured` seconds in front."""
     result = {
         name: list(values)[:keep] for name, values in history.items() if isinstance(values, list)
     }
@@ -252,7 +289,7 @@ def merged(
     return result
 
 
-def expected(history: Mapping[str, Any], nodeid: str) -> float | None:
-    """Seconds a test will take, by its last runs; None when it never ran."""
+def expected(history: Durations, nodeid: str) -> float | None:
+    """Return the seconds that a test will take, by its last runs; None when it never ran."""
     values = history.get(nodeid)
     return statistics.median(values[:3]) if isinstance(values, list) and values else None

@@ -1,4 +1,4 @@
-"""Which files belong to a working tree: what git tracks or would add; without git, everything but litter."""
+"""The files of a working tree: what git tracks or would add; without git, all but litter."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ LITTER = frozenset(
 )
 _VENV_MARK = "pyvenv.cfg"
 _GITLINK = b"160000"  # the mode under which git records a submodule
-# A hook runs with these set for its own repository; `git rev-parse --local-env-vars` lists them.
-_GIT_OWN = (
+# A git hook has these set for its repository; `git rev-parse --local-env-vars` lists them.
+_GIT_VARIABLES = (
     "GIT_DIR",
     "GIT_WORK_TREE",
     "GIT_INDEX_FILE",
@@ -40,33 +40,34 @@ _GIT_OWN = (
 
 
 def listing(root: Path, *, include: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    """Paths relative to `root`, `/` between their parts, sorted; bytes that are not UTF-8 as `os.fsdecode` has them.
+    """Return paths relative to `root`, sorted, with `/` between parts, decoded by `os.fsdecode`.
 
-    A listed path may be gone, a directory or a pipe by now. Raises RequestError when git is there but cannot answer.
+    By now a path may have vanished, or be a directory or a pipe. Raises RequestError when the root
+    is in a git repository and git fails.
     """
-    paths = (
-        _git(root) if any((above / ".git").exists() for above in (root, *root.parents)) else set()
-    )
-    # A root that an outer repository ignores altogether, such as a project below a versioned home, is not under git.
+    in_repository = any((folder / ".git").exists() for folder in (root, *root.parents))
+    paths = _git_paths(root) if in_repository else set()
+    # A project below a versioned home directory may be ignored there altogether: then walk it.
     paths = paths or set(_walk(root, ""))
     for pattern in include:
-        wanted = matcher([pattern])
-        paths.update(path for path in _walk(root, _fixed_part(pattern)) if wanted(path))
-    unwanted = matcher(exclude)
-    return sorted(path for path in paths if not unwanted(path))
+        is_included = matcher([pattern])
+        paths.update(path for path in _walk(root, _fixed_part(pattern)) if is_included(path))
+    is_excluded = matcher(exclude)
+    return sorted(path for path in paths if not is_excluded(path))
 
 
 def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a path, or a directory above it, fits one of `patterns`.
+    """Return a predicate: a path, or a directory above it, matches one of `patterns`.
 
-    `*` and `?` stay within one part of a path, `**` stands for any number of parts, a pattern of a single part holds
-    at any depth, and one that ends in `/` means directories: all as in `.gitignore`.
+    Patterns are as in `.gitignore`: `*` and `?` stay within a part of the path, `**` stands for any
+    number of parts, a pattern of a single part holds at any depth, and a `/` at the end means a
+    directory.
 
     >>> [path for path in ("a/b.bin", "a/c/d.bin", "e.bin") if matcher(["a/*.bin", "c"])(path)]
     ['a/b.bin', 'a/c/d.bin']
     """
     split = [_parts(pattern) for pattern in patterns]
-    return lambda path: any(_fits(path.split("/"), parts) for parts in split)
+    return lambda path: any(_matches(path.split("/"), parts) for parts in split)
 
 
 def _parts(pattern: str) -> list[str]:
@@ -76,27 +77,27 @@ def _parts(pattern: str) -> list[str]:
     return parts if "/" in pattern.rstrip("/") else ["**", *parts]
 
 
-def _fits(path: list[str], pattern: list[str]) -> bool:
+def _matches(path: list[str], pattern: list[str]) -> bool:
     if not pattern:
         return True
     if not path:
         return False
     if pattern[0] == "**":
         return len(pattern) == 1 or any(
-            _fits(path[above:], pattern[1:]) for above in range(len(path))
+            _matches(path[start:], pattern[1:]) for start in range(len(path))
         )
-    return fnmatchcase(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
+    return fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
 
 
 def _fixed_part(pattern: str) -> str:
-    """The part of a pattern before its first wildcard: where a search for it starts. "" for one that holds anywhere."""
+    """Return the part of a pattern before its first wildcard; "" if it holds at any depth."""
     return "/".join(
         itertools.takewhile(lambda part: not re.search(r"[*?\[]", part), _parts(pattern))
     )
 
 
 def _walk(root: Path, start: str) -> Iterator[str]:
-    """Everything below `start`, or `start` itself when it is no directory; litter and virtual environments left out."""
+    """Yield files below `start`, or `start` if it is a file, without litter and environments."""
     top = root / start
     if top.is_symlink() or not top.is_dir():
         if start and os.path.lexists(top):
@@ -121,29 +122,30 @@ def _walk(root: Path, start: str) -> Iterator[str]:
             yield from _walk(root, path)
 
 
-def _git(top: Path) -> set[str]:
-    """What git tracks below `top` or would add, submodules and repositories inside it too."""
+def _git_paths(top: Path) -> set[str]:
+    """Return what git tracks or would add below `top`, in submodules and inner repositories too."""
     tracked: set[str] = set()
     untracked: set[str] = set()
     inner: set[str] = set()
-    for record in _ask_git(top).split(b"\0"):
+    for record in _git_ls_files(top).split(b"\0"):
         tag, _, rest = record.partition(b" ")
         if tag == b"?":
             (inner if rest.endswith(b"/") else untracked).add(os.fsdecode(rest).rstrip("/"))
         elif tag:
-            facts, _, path = rest.partition(b"\t")
-            (inner if facts.startswith(_GITLINK) else tracked).add(os.fsdecode(path))
-    found = tracked | _without_litter(untracked)
+            fields, _, path = rest.partition(b"\t")
+            (inner if fields.startswith(_GITLINK) else tracked).add(os.fsdecode(path))
+    paths = tracked | _without_litter(untracked)
     for name in inner:
         if (top / name / ".git").exists():  # else a submodule that was never checked out
-            found.update(f"{name}/{path}" for path in _git(top / name))
-    return found
+            paths.update(f"{name}/{path}" for path in _git_paths(top / name))
+    return paths
 
 
-def _ask_git(top: Path) -> bytes:
-    # -t and -s together tell the tracked ("H 100644 <object> 0\t<path>") from the others ("? <path>") in one call.
+def _git_ls_files(top: Path) -> bytes:
+    # With -t and -s, one call distinguishes tracked files ("H 100644 <object> 0\t<path>") from
+    # others ("? <path>").
     command = ["git", "ls-files", "-z", "-t", "-s", "--cached", "--others", "--exclude-standard"]
-    environ = {name: value for name, value in os.environ.items() if name not in _GIT_OWN}
+    environ = {name: value for name, value in os.environ.items() if name not in _GIT_VARIABLES}
     try:
         return subprocess.run(command, cwd=top, env=environ, capture_output=True, check=True).stdout
     except FileNotFoundError as error:
@@ -152,15 +154,14 @@ def _ask_git(top: Path) -> bytes:
             remedy="install git",
         ) from error
     except subprocess.CalledProcessError as error:
-        said = os.fsdecode(error.stderr).strip()
         raise RequestError(
-            f"git ls-files failed in {top}: {said}",
+            f"git ls-files failed in {top}: {os.fsdecode(error.stderr).strip()}",
             remedy=f"make `git -C {top} status` work, then run again",
         ) from error
 
 
 def _without_litter(paths: Iterable[str]) -> set[str]:
-    """Without what nobody wants and not every .gitignore names: caches, and virtual environments by their mark."""
+    """Return `paths` without caches and virtual environments, which not every .gitignore names."""
     paths = set(paths)
     environments = tuple(
         path.removesuffix(_VENV_MARK) for path in paths if path.endswith(f"/{_VENV_MARK}")

@@ -1,14 +1,15 @@
-"""Does a file look like a credential? Asked of every file before it leaves the machine; the value is never repeated.
+"""A scan of every file for credentials, before the file leaves the machine.
 
-The rules prefer a known form to a guess, and skip documented examples and placeholders: a check that cries wolf gets
-switched off. A file that is meant to travel is named in `allow-files`.
+The rules prefer a known form to a guess, and skip documented examples and placeholders, because
+false alarms get a check switched off. A user names a file that may travel in `allow-files`. No
+message holds a credential's value.
 """
 
 from __future__ import annotations
 
 import re
 
-SCANNED_BYTES = 1 << 20  # of a text file; a bigger one is judged by its name alone
+SCANNED_BYTES = 1 << 20  # a bigger text file is judged by its name alone
 
 _TEMPLATE = re.compile(r"\.env\.(.*[.-])?(example|sample|template|dist|defaults?)$")
 _SSH_KEY = re.compile(r"id_(rsa|dsa|ecdsa|ed25519)([._-].*)?$")
@@ -28,7 +29,7 @@ _SETTING = re.compile(
 )
 _NPM_TOKEN = re.compile(rb"_authToken\s*=\s*(?!\$)\S")
 _KEY_HEADER = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----")
-# A header in source code is often just the word; a key has base64 after it, in whatever quoting.
+# Source code often has the header alone; a key has base64 after it, in whatever quoting.
 _KEY = re.compile(
     _KEY_HEADER.pattern + rb"(?:\\[nr]|[\s\"'+,()]|[A-Za-z-]+: [^\n\\]*)*[A-Za-z0-9+/=]{16}"
 )
@@ -38,7 +39,8 @@ _AWS_SETTING = re.compile(
     rb"aws_secret_access_key[\"']?\s*[=:]\s*[\"']?([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+])", re.I
 )
 _BESIDE = 200  # bytes between an AWS key id and its secret
-# Each with plain bytes that are looked for first: most files hold none of them and need no regular expression.
+# Each with plain bytes that are searched first: most files hold none of them, and a regular
+# expression is slower.
 _TOKENS = (
     *(
         (hint, re.compile(hint + rb"[A-Za-z0-9]{36}"), "a GitHub token")
@@ -53,7 +55,10 @@ _DISTINCT = 6  # a token of fewer different characters is a placeholder
 
 
 def suspicion(path: str, content: bytes | None) -> str:
-    """Why the file at `path` looks like a credential, or "". `content` is None for one too big to read, or binary."""
+    """Return why the file at `path` looks like a credential, or "".
+
+    `content` is None for a file that is binary or too big to read.
+    """
     return _by_name(path, content) or ("" if content is None else _by_content(content))
 
 
@@ -78,8 +83,8 @@ def _by_content(content: bytes) -> str:
     if b"PRIVATE KEY" in content and _KEY.search(content):
         return "a private key"
     if b"AKIA" in content or b"ASIA" in content:
-        for found in filter(_is_real, _AWS_ID.finditer(content)):
-            around = content[max(0, found.start() - _BESIDE) : found.end() + _BESIDE]
+        for key_id in filter(_is_real, _AWS_ID.finditer(content)):
+            around = content[max(0, key_id.start() - _BESIDE) : key_id.end() + _BESIDE]
             if any(map(_is_real, _AWS_SECRET.finditer(around))):
                 return "an AWS key with its secret"
     named = b"_secret_access_key" in content or b"_SECRET_ACCESS_KEY" in content
@@ -91,9 +96,9 @@ def _by_content(content: bytes) -> str:
     return ""
 
 
-def _is_real(found: re.Match[bytes]) -> bool:
-    """Not one of the documentation's examples, nor `ghp_xxxx…`."""
-    token = found[found.lastindex or 0]
+def _is_real(match: re.Match[bytes]) -> bool:
+    """Return False for examples of the documentation, and placeholders such as `ghp_xxxx…`."""
+    token = match[match.lastindex or 0]
     return (
         b"EXAMPLE" not in token.upper()
         and len(set(re.split(rb"[-_]", token, maxsplit=1)[-1])) >= _DISTINCT

@@ -1,14 +1,19 @@
-"""What GPUs a node has: by NVML, or simulated ones that only Ray's books and CUDA_VISIBLE_DEVICES know."""
+"""The GPUs of a node: by NVML, or simulated ones.
+
+A simulated GPU exists only in Ray's resources and in CUDA_VISIBLE_DEVICES.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from pytest_gpu_cluster.contract.fields import Noun
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpu:
+class Gpu(Noun):
     """One device. `id` is what CUDA_VISIBLE_DEVICES calls it."""
 
     id: str
@@ -16,65 +21,76 @@ class Gpu:
     memory_gib: float
     simulated: bool
 
-    def fact(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def by_nvml(environ: Mapping[str, str]) -> tuple[list[Gpu], str | None]:
-    """The real devices inside the caller's CUDA_VISIBLE_DEVICES mask, and the driver's version; ([], None) without NVML."""
+    """Return the real devices that CUDA_VISIBLE_DEVICES allows, and the driver's version.
+
+    Without NVML they are ([], None).
+    """
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # no package, no library, no driver: each means that no device can be used
+    except Exception:  # noqa: BLE001 - no package, no library, no driver: no device is usable
         return [], None
     try:
-        found = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory_gib = pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30
-            found.append(
-                (
-                    str(pynvml.nvmlDeviceGetUUID(handle)),
-                    index,
-                    str(pynvml.nvmlDeviceGetName(handle)),
-                    memory_gib,
-                )
-            )
+        devices = list(map(_device, range(pynvml.nvmlDeviceGetCount())))
         driver = str(pynvml.nvmlSystemGetDriverVersion())
     finally:
         pynvml.nvmlShutdown()
     mask = environ.get("CUDA_VISIBLE_DEVICES")
     if mask is None:
-        return [_real(str(index), name, gib) for _, index, name, gib in found], driver
-    chosen = []
+        return [device.as_gpu(str(device.number)) for device in devices], driver
+    visible = []
     for word in filter(None, (word.strip() for word in mask.split(","))):
-        match = next(
-            (
-                f
-                for f in found
-                if word == str(f[1]) or (word.startswith("GPU-") and f[0].startswith(word))
-            ),
-            None,
-        )
+        match = next((device for device in devices if device.is_named(word)), None)
         if match is None:
-            break  # as CUDA does: nothing after a wrong id is visible
-        chosen.append(_real(word, match[2], match[3]))
-    return chosen, driver
+            break  # as in CUDA: nothing after a wrong id is visible
+        visible.append(match.as_gpu(word))
+    return visible, driver
 
 
-def _real(identifier: str, name: str, memory_gib: float) -> Gpu:
-    return Gpu(id=identifier, name=name, memory_gib=round(memory_gib, 1), simulated=False)
+class _Device(NamedTuple):
+    """A device as NVML describes it."""
+
+    number: int
+    uuid: str
+    name: str
+    memory_gib: float
+
+    def is_named(self, word: str) -> bool:
+        """Return whether a word of CUDA_VISIBLE_DEVICES means this device."""
+        return word == str(self.number) or (word.startswith("GPU-") and self.uuid.startswith(word))
+
+    def as_gpu(self, identifier: str) -> Gpu:
+        memory_gib = round(self.memory_gib, 1)
+        return Gpu(id=identifier, name=self.name, memory_gib=memory_gib, simulated=False)
 
 
-def devices(
-    environ: Mapping[str, str], *, wanted: int | str, simulated: int
+def _device(number: int) -> _Device:
+    import pynvml
+
+    handle = pynvml.nvmlDeviceGetHandleByIndex(number)
+    return _Device(
+        number=number,
+        uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
+        name=str(pynvml.nvmlDeviceGetName(handle)),
+        memory_gib=pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30,
+    )
+
+
+def node_gpus(
+    environ: Mapping[str, str], *, requested: int | Literal["auto"], simulated: int
 ) -> tuple[list[Gpu], str | None]:
-    """The devices a node offers: `wanted` ("auto": all) real ones, else `simulated` ones. Also the driver's version."""
+    """Return the devices that a node offers, and the driver's version.
+
+    They are `requested` real devices ("auto": all), or without real ones, simulated devices.
+    """
     real, driver = by_nvml(environ)
     if real:
-        return (real if wanted == "auto" else real[: int(wanted)]), driver
-    count = simulated if wanted == "auto" or simulated == 0 else int(wanted)
+        return (real if requested == "auto" else real[:requested]), driver
+    count = simulated if requested == "auto" or simulated == 0 else requested
     return [
-        Gpu(id=str(n), name="simulated GPU", memory_gib=0.0, simulated=True) for n in range(count)
+        Gpu(id=str(number), name="simulated GPU", memory_gib=0.0, simulated=True)
+        for number in range(count)
     ], None

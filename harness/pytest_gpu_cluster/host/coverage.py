@@ -1,4 +1,4 @@
-"""Coverage that was measured on the cluster, put where pytest-cov looks for it, with the paths of this machine."""
+"""Hand coverage that was measured on the cluster to pytest-cov, with the paths of this machine."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 
-def bring_coverage(
-    config: pytest.Config, parts: Iterable[bytes], path_here: Callable[[str], str]
+def write_coverage(
+    config: pytest.Config, parts: Iterable[bytes], map_path: Callable[[str], str]
 ) -> None:
-    """Write each data file beside pytest-cov's own, as `.coverage.gpu-cluster.N`, from where it combines them.
+    """Write each data file as `.coverage.gpu-cluster.N`, where pytest-cov combines them.
 
-    `parts` are SQLite data files of coverage.py; `path_here` maps a path of the cluster to one of this machine.
+    `parts` are SQLite data files of coverage.py. `map_path` maps a path of the cluster to one of
+    this machine. Does nothing without pytest-cov.
     """
     plugin = config.pluginmanager.get_plugin("_cov")
     controller = getattr(plugin, "cov_controller", None)
@@ -22,15 +23,15 @@ def bring_coverage(
         return
     from coverage import CoverageData
 
-    controller.cov._warn_no_data = False  # as pytest-cov itself does where the tests run elsewhere
+    controller.cov._warn_no_data = False  # pytest-cov does so where tests run in other processes
     target = Path(controller.cov.config.data_file)
     for number, part in enumerate(parts):
         with tempfile.TemporaryDirectory() as scratch:
-            there = Path(scratch, "there")
-            there.write_bytes(part)
-            measured = CoverageData(basename=str(there))
-            measured.read()
-            here = CoverageData(basename=f"{target}.gpu-cluster.{number}")
-            here.update(measured, map_path=path_here)
-            here.close()
-            measured.close()
+            path = Path(scratch, "remote")
+            path.write_bytes(part)
+            remote = CoverageData(basename=str(path))
+            remote.read()
+            local = CoverageData(basename=f"{target}.gpu-cluster.{number}")
+            local.update(remote, map_path=map_path)
+            local.close()
+            remote.close()

@@ -1,4 +1,7 @@
-"""pytest's objects rebuilt from what the cluster sent: nodes, reports, warnings. No module of the user is imported for it."""
+"""Rebuild pytest's objects from what the cluster sent: nodes, reports, warnings.
+
+No module of the user is imported for it.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,28 @@ import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypedDict, TypeVar
 
 import pytest
 from _pytest._code.code import TerminalRepr
 from _pytest._io import TerminalWriter
 
 from pytest_gpu_cluster.contract.codec import from_wire
+from pytest_gpu_cluster.contract.records import CollectorRow, ItemRow, WarningRecord
+
+
+class ShownRow(TypedDict):
+    """A node as a collect report or a deselection names it."""
+
+    nodeid: str
+    name: str
+
+
+Row: TypeAlias = ShownRow | CollectorRow | ItemRow
 
 
 class RemoteRepr(TerminalRepr):
-    """A failure that pytest cannot serialise, as the two texts that it would write: plain, and with colours."""
+    """A failure that pytest cannot serialise, as the two texts that it would write."""
 
     def __init__(self, plain: str, coloured: str) -> None:
         self.plain, self.coloured = plain, coloured
@@ -26,27 +40,41 @@ class RemoteRepr(TerminalRepr):
         tw.write(self.coloured if tw.hasmarkup else self.plain)
 
 
-def report(config: pytest.Config, data: Mapping[str, Any]) -> Any:
-    """A report from its plain form: a TestReport, CollectReport, or what a plugin makes of its own kind."""
+def report(
+    config: pytest.Config, data: Mapping[str, object]
+) -> pytest.TestReport | pytest.CollectReport:
+    """Rebuild a report from its plain form; a plugin may rebuild a type of its own.
+
+    Raises ValueError for a report type that no plugin rebuilds.
+    """
     data = dict(data)
     longrepr = data["longrepr"]
-    shown = longrepr["$repr"] if isinstance(longrepr, dict) and "$repr" in longrepr else None
-    if shown is not None:
+    texts = longrepr["$repr"] if isinstance(longrepr, dict) and "$repr" in longrepr else None
+    if texts is not None:
         data["longrepr"] = None
     plain = from_wire(data)
-    context = dict(plain["_subtest.context"]["kwargs"]) if "_subtest.context" in plain else None
-    made = config.hook.pytest_report_from_serializable(config=config, data=plain)
-    if made is None:
+    kwargs = dict(plain["_subtest.context"]["kwargs"]) if "_subtest.context" in plain else None
+    hook = config.hook.pytest_report_from_serializable
+    rebuilt: pytest.TestReport | pytest.CollectReport | None = hook(config=config, data=plain)
+    if rebuilt is None:
         raise ValueError(f"no plugin here rebuilds a report of type {data.get('$report_type')!r}")
-    if shown is not None:
-        made.longrepr = RemoteRepr(*shown)
-    if context is not None:  # pytest makes a repr of each value again when it loads them
-        object.__setattr__(made.context, "kwargs", context)
-    return made
+    if texts is not None:
+        rebuilt.longrepr = RemoteRepr(*texts)
+    if kwargs is not None:  # pytest makes a repr of each value again when it loads them
+        object.__setattr__(getattr(rebuilt, "context", None), "kwargs", kwargs)
+    return rebuilt
 
 
-def exception_repr(config: pytest.Config, longrepr: Any) -> Any:
-    """The representation of an exception that ended the remote session."""
+def collect_report(config: pytest.Config, data: Mapping[str, object]) -> pytest.CollectReport:
+    """Rebuild the report of a collector. Raises ValueError for another report type."""
+    rebuilt = report(config, data)
+    if not isinstance(rebuilt, pytest.CollectReport):
+        raise ValueError(f"a collector cannot have a report of type {data.get('$report_type')!r}")
+    return rebuilt
+
+
+def exception_repr(config: pytest.Config, longrepr: object) -> object:
+    """Rebuild the representation of an exception that ended the remote session."""
     data = {
         "$report_type": "TestReport",
         "nodeid": "",
@@ -62,20 +90,19 @@ def exception_repr(config: pytest.Config, longrepr: Any) -> Any:
 _CATEGORIES: dict[tuple[str, str], type[Warning]] = {}
 
 
-def warning(record: Mapping[str, Any]) -> warnings.WarningMessage:
-    """A warning whose category has the right name and module, without importing that module."""
+def warning(record: WarningRecord) -> warnings.WarningMessage:
+    """Rebuild a warning. Its category has the right name and module, which is not imported."""
     key = record["module"], record["category"]
     category = getattr(builtins, key[1], None) if key[0] == "builtins" else _CATEGORIES.get(key)
     if category is None:
         category = _CATEGORIES[key] = type(key[1], (Warning,), {"__module__": key[0]})
-    source = object() if record["source"] else None
     return warnings.WarningMessage(
         category(record["text"]),
         category,
         record["filename"],
         record["lineno"],
         line=record["line"],
-        source=source,
+        source=object() if record["source"] else None,
     )
 
 
@@ -84,30 +111,34 @@ class _Documented:
         self.__doc__ = doc
 
 
-class _Remote:
-    """A node that exists elsewhere: it has the names, places and texts of the real one."""
+class _RemoteNode:
+    """A node that exists on the cluster: it has the name, place and texts of the real one."""
 
-    _shown = ""
+    _repr = ""
 
-    def describe(self, row: Mapping[str, Any]) -> None:
-        if "location" in row:
-            self.__dict__["location"] = tuple(row["location"])
-        self._shown = row.get("repr") or f"<{type(self).__name__} {row['name']}>"
-        if row.get("doc"):
-            self.obj = _Documented(row["doc"])
+    def describe(self, row: Row) -> None:
+        location, shown, doc = (row.get(key) for key in ("location", "repr", "doc"))
+        if isinstance(location, list | tuple):
+            self.__dict__["location"] = tuple(location)
+        self._repr = str(shown) if shown else f"<{type(self).__name__} {row['name']}>"
+        if doc:
+            self.obj = _Documented(str(doc))
 
     def __repr__(self) -> str:
-        return self._shown
+        return self._repr
 
 
-class RemoteItem(_Remote, pytest.Item):
+class RemoteItem(_RemoteNode, pytest.Item):
     def runtest(self) -> None:
         raise NotImplementedError("this test runs on the cluster")
 
 
-class RemoteCollector(_Remote, pytest.Collector):
-    def collect(self) -> list[Any]:
+class RemoteCollector(_RemoteNode, pytest.Collector):
+    def collect(self) -> list[pytest.Item | pytest.Collector]:
         raise NotImplementedError("this was collected on the cluster")
+
+
+_Node = TypeVar("_Node", RemoteItem, RemoteCollector)
 
 
 @functools.cache
@@ -115,37 +146,43 @@ def _path(root: Path, relative: str) -> Path:
     return root / relative
 
 
-def node(parent: Any, row: Mapping[str, Any], *, item: bool) -> Any:
-    """A stand-in for a remote node below `parent`. `row` has at least `nodeid` and `name`."""
-    path = _path(parent.config.rootpath, str(row["nodeid"]).partition("::")[0])
-    kind = RemoteItem if item else RemoteCollector
-    made = kind.from_parent(parent, name=row["name"], path=path, nodeid=row["nodeid"])
-    made.describe(row)
-    return made
+def node(parent: pytest.Collector, row: Row, *, item: bool) -> RemoteItem | RemoteCollector:
+    """Return a stand-in for a remote node below `parent`."""
+    if item:
+        return _stand_in(RemoteItem, parent, row)
+    return _stand_in(RemoteCollector, parent, row)
+
+
+def _stand_in(kind: type[_Node], parent: pytest.Collector, row: Row) -> _Node:
+    path = _path(parent.config.rootpath, row["nodeid"].partition("::")[0])
+    stand_in = kind.from_parent(parent, name=row["name"], path=path, nodeid=row["nodeid"])
+    stand_in.describe(row)
+    return stand_in
 
 
 def items(
     session: pytest.Session,
-    collectors: Sequence[Mapping[str, Any]],
-    rows: Sequence[Mapping[str, Any]],
+    collectors: Sequence[CollectorRow],
+    rows: Sequence[ItemRow],
     *,
-    made_before: dict[str, RemoteItem],
+    reported: dict[str, RemoteItem],
 ) -> list[pytest.Item]:
-    """The collected items with their chain of collectors, each collector one object; parents precede their children.
+    """Rebuild the collected items below their collectors; in `collectors` parents precede children.
 
-    What collect reports have shown already (by node id; each is used once) becomes the item itself.
+    `reported` holds the items of collect reports by node id. Each is used once, then removed.
     """
-    made: list[Any] = []
+    parents: list[pytest.Collector] = []
     for row in collectors:
-        made.append(node(made[row["parent"]] if row["parent"] >= 0 else session, row, item=False))
-    found = []
+        parent = parents[row["parent"]] if row["parent"] >= 0 else session
+        parents.append(_stand_in(RemoteCollector, parent, row))
+    collected: list[pytest.Item] = []
     for row in rows:
-        parent = made[row["parent"]] if row["parent"] >= 0 else session
-        item = made_before.pop(row["nodeid"], None)
+        parent = parents[row["parent"]] if row["parent"] >= 0 else session
+        item = reported.pop(row["nodeid"], None)
         if item is None or item.name != row["name"]:
-            item = node(parent, row, item=True)
+            item = _stand_in(RemoteItem, parent, row)
         else:
             item.parent = parent
             item.describe(row)
-        found.append(item)
-    return found
+        collected.append(item)
+    return collected

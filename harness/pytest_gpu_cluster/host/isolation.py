@@ -1,4 +1,4 @@
-"""Keeps a local pytest from needing the user's code: no conftest, none of its options and settings, nothing distributed."""
+"""Start a local pytest without the user's conftests and options, and without distribution."""
 
 from __future__ import annotations
 
@@ -6,33 +6,38 @@ import random
 
 import pytest
 
+# Options that need the tests themselves, by pytest's name for them.
+UNSUPPORTED = {"showfixtures": "--fixtures", "show_fixtures_per_test": "--fixtures-per-test"}
 
-def thin_client(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
-    """Let pytest start here without the user's conftests, the options and the settings that they define."""
-    known = early_config.known_args_namespace
-    known.noconftest = True
-    if getattr(known, "randomly_seed", None) == "default":  # shown in the header here, used there
+
+def ignore_user_code(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
+    """Load no conftest, and accept the options and settings that conftests would define.
+
+    The pytest on the cluster judges them. Changes `args` in place.
+    """
+    namespace = early_config.known_args_namespace
+    namespace.noconftest = True
+    if getattr(namespace, "randomly_seed", None) == "default":
+        # The header on this machine and the tests on the cluster need the same seed.
         args.insert(0, f"--randomly-seed={random.getrandbits(32)}")
-    _, unknown = parser.parse_known_and_unknown_args(args)
-    for arg in unknown:
+    _, unknown_args = parser.parse_known_and_unknown_args(args)
+    for arg in unknown_args:
         if arg in args:
             args.remove(arg)
-    for key in sorted(
-        early_config._get_unknown_ini_keys()
-    ):  # private; judged by the remote pytest, which knows them
+    for key in sorted(early_config._get_unknown_ini_keys()):  # private
         parser.addini(key, "known to the remote pytest, if at all", default="")
 
 
 def configure(config: pytest.Config) -> None:
-    """In pytest_configure: nothing is distributed or measured on this side."""
+    """Switch off distribution on this machine.
+
+    Raises UsageError for an option that needs the tests themselves.
+    """
     option = config.option
-    for name, shown in (
-        ("showfixtures", "--fixtures"),
-        ("show_fixtures_per_test", "--fixtures-per-test"),
-    ):
+    for name, flag in UNSUPPORTED.items():
         if getattr(option, name, False):
             raise pytest.UsageError(
-                f"{shown} reads code that only the cluster imports: run it without --gpu-cluster"
+                f"{flag} reads code that only the cluster imports: run it without --gpu-cluster"
             )
     if hasattr(option, "dist"):
         option.numprocesses, option.dist, option.tx = None, "no", []

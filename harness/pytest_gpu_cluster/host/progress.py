@@ -1,54 +1,63 @@
-"""What the terminal shows while there are no results yet, and the session's first and last line."""
+"""Show in the terminal what happens while there are no results yet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
-PREFIX = "gpu-cluster: "
+from pytest_gpu_cluster.contract.events import (
+    Event,
+    NodeLost,
+    NodeReady,
+    PhaseFinished,
+    Retry,
+    TestFinished,
+    TestStarted,
+    WorkerLost,
+)
+from pytest_gpu_cluster.contract.failures import FailureClass
+from pytest_gpu_cluster.report.sinks import Current, Sink, SinkContext
 
 
-class Progress:
-    """Writes lines that all begin with `gpu-cluster: `; `write` gets each without its newline."""
+class Progress(Sink):
+    """Writes a line for a phase, a node, or a failure of a machine; none for a result."""
 
-    def __init__(self, write: Callable[[str], None], *, quiet: bool) -> None:
-        self._write, self._quiet = write, quiet
-        self.simulated = False
-        self.results = False  # the first has been shown: what follows is pytest's own output
+    uses_report = False
 
-    def line(self, text: str) -> None:
-        self._write(PREFIX + text)
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._has_results = False  # phases and nodes would only interrupt pytest's own output
 
-    def show(self, event: Any) -> None:
-        """One line for a phase, a node, and what went wrong with machines; nothing for results."""
-        if event.kind == "node":
-            self.simulated = self.simulated or event.data["simulated"]
-        if self._quiet:
-            return
-        match event.kind:
-            case "test_started" | "test_finished":
-                self.results = True
-            case "phase" | "node" if self.results:
-                pass
-            case "phase":
-                self.line(
-                    f"{event.data['name']:12} {event.data['detail']}  {event.data['seconds']:.2f} s"
-                )
-            case "node":
-                self.node(event.data)
-            case "retry":
-                self.line(
-                    f"retry        {event.data['nodeid']} (attempt {event.data['attempt'] + 1}): {event.data['message']}"
-                )
-            case "node_lost":
-                self.line(f"node lost    {event.data['message']}")
-            case "worker_lost" if event.data.get("failure_class") == "infrastructure":
-                self.line(f"worker lost  {event.data['worker']}: {event.data['message']}")
+    @classmethod
+    def create(cls, context: SinkContext, current: Current) -> Progress | None:
+        quiet = not context.live or context.verbosity < -1
+        return None if quiet else cls(context.write)
 
-    def node(self, data: dict[str, Any]) -> None:
-        names = [device["name"] for device in data["gpus"]]
-        counted = (
-            ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "no GPU"
-        )
-        driver = f", driver {data['driver']}" if data.get("driver") else ""
-        self.line(f"{'node':12} {data['node']} on {data['host']}: {counted}{driver}")
+    def event(self, event: Event) -> None:
+        match event:
+            case TestStarted() | TestFinished():
+                self._has_results = True
+            case PhaseFinished() if not self._has_results:
+                self._write(f"{event.name:12} {event.detail}  {event.seconds:.2f} s")
+            case NodeReady() if not self._has_results:
+                driver = f", driver {event.driver}" if event.driver else ""
+                gpus = counted(gpu.name for gpu in event.gpus)
+                self._write(f"{'node':12} {event.node} on {event.host}: {gpus}{driver}")
+            case Retry():
+                attempt = f"attempt {event.attempt + 1}"
+                self._write(f"retry        {event.nodeid} ({attempt}): {event.message}")
+            case NodeLost():
+                self._write(f"node lost    {event.message}")
+            case WorkerLost() if event.failure_class is FailureClass.INFRASTRUCTURE:
+                self._write(f"worker lost  {event.worker}: {event.message}")
+
+
+def counted(gpu_names: Iterable[str]) -> str:
+    """Return the number of GPUs of each name.
+
+    >>> counted(["A10G", "A10G", "L4"]), counted([])
+    ('2 x A10G, 1 x L4', 'no GPU')
+    """
+    numbers: dict[str, int] = {}
+    for name in gpu_names:
+        numbers[name] = numbers.get(name, 0) + 1
+    return ", ".join(f"{number} x {name}" for name, number in numbers.items()) or "no GPU"

@@ -1,1 +1,1 @@
-"""The processes of a node that outlive a session: guard, keeper, fork server, and the leases on its processes."""
+"""The processes of a node that outlive a session, and the leases on those that do not."""

@@ -1,17 +1,23 @@
-"""The fork server of a node: a process that has imported what is heavy, and nothing of the user's code.
+"""The fork server of a node: it has imported what is heavy, and nothing of the user's code.
 
-Run as a script (`python forkserver.py SOCKET MODULE …`) so that this package itself is not among the imports: every session
-brings its own. It is never connected to Ray, holds no CUDA context, no store client and no capture, and has one thread.
+Run as a script (`python forkserver.py SOCKET MODULE …`) with the standard library alone, so that
+this package itself is not among the imports: every session brings its own. For that reason it has
+its own walk of /proc beside `contract.procfs`; the keeper imports what both need from this module.
+The fork server is never connected to Ray, holds no CUDA context, no store client and no capture,
+and has one thread. SOCKET appears when it listens.
 
-    keeper ── template            one connection to SOCKET = one process = one lease
-       └───── warden ── process   the warden is the keeper's child, and the subreaper of everything the process starts
+    keeper ── fork server         one connection to SOCKET = one process = one lease
+       └───── supervisor ── process
 
-The protocol is frozen, for it outlives sessions. A client connects (unix, SOCK_SEQPACKET) and sends one message
-`{"entry": "module:function", "code": directory}` with three descriptors: channel, stdout, stderr. The warden answers
-`{"pid": n}` and, at the end, `{"exit": status, "ordered": bool}` (as os.waitstatus_to_exitcode gives it) once the whole tree
-is gone; a connection that closes without it means that the warden was lost. `{"signal": n}` from the client goes to the
-process; `{"kill": true}`, or the connection closing, ends the tree.
-The process reads its specification from the channel (4 bytes of length, big-endian, then JSON) and calls
+A supervisor is the keeper's child, and the subreaper of everything that its process starts.
+
+The protocol is frozen, for it outlives sessions. A client connects (unix, SOCK_SEQPACKET) and sends
+one message `{"entry": "module:function", "code": directory}` with three descriptors: channel,
+stdout, stderr. The supervisor answers `{"pid": n}` and, at the end, `{"exit": status, "ordered":
+bool}` (as os.waitstatus_to_exitcode gives it) once the whole tree is gone; a connection that closes
+without it means that the supervisor was lost. `{"signal": n}` from the client goes to the process;
+`{"kill": true}`, or the connection closing, ends the tree. The process reads its specification from
+the channel (4 bytes of length, big-endian, then JSON) and calls
 `function(specification, channel) -> exit code`.
 """
 
@@ -20,31 +26,40 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import importlib.metadata
-import importlib.util
+import importlib
 import json
 import os
 import select
 import signal
 import socket
 import sys
-import sysconfig
 import time
-from typing import NoReturn
+from typing import NoReturn, TypedDict
 
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
+# Names of processes in the kernel, of at most 15 bytes.
+SERVER_NAME = "gpu-forkserver"
+SUPERVISOR_NAME = "gpu-supervisor"
+PROCESS_NAME = "gpu-worker"
+
+
+class SpawnOrder(TypedDict):
+    """A client's one message: which function a process calls, and a directory for sys.path."""
+
+    entry: str
+    code: str
 
 
 def prctl(option: int, value: int | bytes) -> None:
-    """Linux's prctl(2) with one argument; raises OSError."""
+    """Call prctl of Linux with one argument. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}, {value!r})")
 
 
 def descendants(root: int) -> list[int]:
-    """Pids of every living process below `root`, zombies left out; from /proc, so Linux."""
-    children: dict[int, list[int]] = {}
+    """Return the pids of all living processes below `root`, zombies left out; from /proc."""
+    children: dict[int, list[int]] = {}  # by parent; the pid of a zombie is negative
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError):
@@ -53,17 +68,17 @@ def descendants(root: int) -> list[int]:
                 children.setdefault(int(parent), []).append(
                     int(name) if state != b"Z" else -int(name)
                 )
-    found: list[int] = []
-    unseen = [root]
-    while unseen:
-        below = children.get(unseen.pop(), [])
-        unseen += [abs(pid) for pid in below]
-        found += [pid for pid in below if pid > 0]
-    return found
+    living: list[int] = []
+    unvisited = [root]
+    while unvisited:
+        below = children.get(unvisited.pop(), [])
+        unvisited += [abs(pid) for pid in below]
+        living += [pid for pid in below if pid > 0]
+    return living
 
 
 def reap() -> dict[int, int]:
-    """Exit codes by pid of the children that have ended since the last call."""
+    """Return the exit codes, by pid, of the children that have ended since the last call."""
     ended: dict[int, int] = {}
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -75,9 +90,10 @@ def reap() -> dict[int, int]:
 
 
 def end_descendants(root: int, *, within_s: float = 10.0) -> dict[int, int]:
-    """SIGKILL everything below `root` (this process, a subreaper) until nothing is left; exit codes of own children.
+    """Kill everything below `root` (this process, a subreaper) until nothing is left.
 
-    Raises TimeoutError naming what survived (a process in uninterruptible sleep).
+    Return the exit codes of this process's own children. Raises TimeoutError that names what
+    survived: a process in uninterruptible sleep.
     """
     ended = reap()
     deadline = time.monotonic() + within_s
@@ -92,29 +108,20 @@ def end_descendants(root: int, *, within_s: float = 10.0) -> dict[int, int]:
     return ended | reap()
 
 
-def _run(message: dict[str, str], descriptors: list[int]) -> NoReturn:
-    """In the forked process: become what was asked for. Never returns into the caller's stack."""
+def _run(order: SpawnOrder, descriptors: list[int]) -> NoReturn:
+    """Call the function of an order in the forked process. Never returns."""
     code = 1
     try:
-        for target, descriptor in zip((1, 2), descriptors[1:], strict=True):
-            os.dup2(descriptor, target)
-            os.close(descriptor)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - lives as long as the process
-        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-        channel = socket.socket(fileno=descriptors[0])
+        channel = _redirect(descriptors)
         _reseed()
-        sys.path.insert(0, message["code"])
-        module, _, function = message["entry"].partition(":")
+        sys.path.insert(0, order["code"])
+        module, _, function = order["entry"].partition(":")
         entry = getattr(importlib.import_module(module), function)
         size = int.from_bytes(_exactly(channel, 4), "big")
         code = entry(json.loads(_exactly(channel, size)), channel)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - printed, and the exit code says so
         import traceback
 
         traceback.print_exc()
@@ -125,7 +132,22 @@ def _run(message: dict[str, str], descriptors: list[int]) -> NoReturn:
         os._exit(code)
 
 
+def _redirect(descriptors: list[int]) -> socket.socket:
+    """Make the second and third descriptor stdout and stderr, stdin empty; return the channel."""
+    for target, descriptor in zip((1, 2), descriptors[1:], strict=True):
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - lives as long as the process
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - as stdin
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 - as stdin
+    return socket.socket(fileno=descriptors[0])
+
+
 def _exactly(channel: socket.socket, size: int) -> bytes:
+    """Read `size` bytes. Raises EOFError."""
     data = b""
     while len(data) < size:
         piece = channel.recv(size - len(data))
@@ -136,7 +158,7 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
 
 
 def _reseed() -> None:
-    """Forks of one process would otherwise draw the same random numbers; CUDA must be unused before a fork."""
+    """Seed anew: forks would otherwise draw the same numbers. Raises RuntimeError: CUDA is used."""
     import random
 
     random.seed()
@@ -146,23 +168,28 @@ def _reseed() -> None:
         torch.seed()
         if torch.cuda._is_in_bad_fork():
             raise RuntimeError(
-                "the template had initialised CUDA: a preloaded module touches the GPU when imported"
+                "the fork server had initialised CUDA: "
+                "a preloaded module touches the GPU when imported"
             )
 
 
 def shared_memory(root: int) -> set[str]:
-    """Files in /dev/shm that processes below `root` have mapped."""
-    found: set[str] = set()
+    """Return the files in /dev/shm that processes below `root` have mapped."""
+    paths: set[str] = set()
     for pid in descendants(root):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", errors="replace") as file:
-            found |= {
+            paths |= {
                 line[line.index("/dev/shm/") :].strip() for line in file if "/dev/shm/" in line
             }
-    return {path for path in found if not path.endswith("(deleted)")}
+    return {path for path in paths if not path.endswith("(deleted)")}
 
 
 def remove_shared_memory(segments: set[str], pid: int, *, since: float) -> None:
-    """Unlink what a killed tree could not: segments it had mapped, and torch's, whose names carry the pid."""
+    """Unlink what a killed tree could not: the segments that it had mapped, and torch's.
+
+    The names of torch's segments carry the pid of the process. Files older than `since` (unix
+    seconds) stay.
+    """
     with contextlib.suppress(OSError):
         segments |= {
             f"/dev/shm/{name}"
@@ -176,7 +203,10 @@ def remove_shared_memory(segments: set[str], pid: int, *, since: float) -> None:
 
 
 def _settle(pid: int, status: int | None, *, grace_s: float = 0.3) -> dict[int, int]:
-    """Give what a dead process left a moment to end by itself: resource trackers then clean up as they should."""
+    """Give what a dead process has started a moment to end by itself: resource trackers clean up.
+
+    Return the exit codes of the children that have ended, with that of the process.
+    """
     ended = {} if status is None else {pid: status}
     deadline = time.monotonic() + grace_s
     while time.monotonic() < deadline:
@@ -187,54 +217,22 @@ def _settle(pid: int, status: int | None, *, grace_s: float = 0.3) -> dict[int, 
     return ended
 
 
-def _warden(lease: socket.socket, message: dict[str, str], descriptors: list[int]) -> NoReturn:
+def _supervise(lease: socket.socket, order: SpawnOrder, descriptors: list[int]) -> NoReturn:
     """Own one process and all that it starts, until it has ended or the lease is gone."""
     began = time.time()
     os.setsid()
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    prctl(PR_SET_NAME, b"gpu-warden")
-    wake, poke = os.pipe()
-    os.set_blocking(poke, False)
-    signal.set_wakeup_fd(poke, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prctl(PR_SET_NAME, SUPERVISOR_NAME.encode())
+    pipe = _wake_on_signals()
     pid = os.fork()
     if pid == 0:
-        signal.set_wakeup_fd(-1)
-        for name in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(name, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.setsid()
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        prctl(PR_SET_NAME, b"gpu-worker")
-        for descriptor in (wake, poke, lease.detach()):
-            os.close(descriptor)
-        _run(message, descriptors)
-    prctl(
-        PR_SET_PDEATHSIG, signal.SIGTERM
-    )  # the keeper's death: by now it is this process's parent
+        _become_process(pipe, lease)
+        _run(order, descriptors)
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # the keeper's death: by now it is the parent
     for descriptor in descriptors:
         os.close(descriptor)
     lease.send(json.dumps({"pid": pid}).encode())
-    status: int | None = None
-    closing = False
-    while status is None:
-        ready, _, _ = select.select([lease.fileno(), wake], [], [])
-        if wake in ready and (closing := signal.SIGTERM in os.read(wake, 4096)):
-            break
-        status = reap().get(pid)
-        if lease.fileno() in ready and status is None:
-            try:
-                order = json.loads(lease.recv(65536) or b'{"kill": true}')
-            except OSError:
-                break
-            if "signal" in order:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, order["signal"])
-            if order.get("kill"):
-                break
-    ordered = status is None
+    status, closing = _wait(pid, lease, pipe[0])
     segments = shared_memory(os.getpid())
     if status is None:
         with contextlib.suppress(ProcessLookupError):
@@ -243,15 +241,63 @@ def _warden(lease: socket.socket, message: dict[str, str], descriptors: list[int
     ended |= end_descendants(os.getpid())
     remove_shared_memory(segments, pid, since=began)
     if not closing:
+        report = {"exit": ended.get(pid, -signal.SIGKILL), "ordered": status is None}
         with contextlib.suppress(OSError):
-            lease.send(
-                json.dumps({"exit": ended.get(pid, -signal.SIGKILL), "ordered": ordered}).encode()
-            )
+            lease.send(json.dumps(report).encode())
     os._exit(0)
 
 
+def _wake_on_signals() -> tuple[int, int]:
+    """Have the numbers of signals written to a pipe, which `select` sees; return its two ends."""
+    wake, poke = os.pipe()
+    os.set_blocking(poke, False)
+    signal.set_wakeup_fd(poke, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return wake, poke
+
+
+def _become_process(pipe: tuple[int, int], lease: socket.socket) -> None:
+    """Undo in the forked process what is the supervisor's, and die with the supervisor."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setsid()
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_NAME, PROCESS_NAME.encode())
+    for descriptor in (*pipe, lease.detach()):
+        os.close(descriptor)
+
+
+def _wait(pid: int, lease: socket.socket, wake: int) -> tuple[int | None, bool]:
+    """Wait for the end of the process, or for a reason to end it; pass signals on to it.
+
+    Return its exit code (None: it has to be ended) and True when the keeper is gone, so that nobody
+    reads a report.
+    """
+    while True:
+        ready, _, _ = select.select([lease.fileno(), wake], [], [])
+        if wake in ready and signal.SIGTERM in os.read(wake, 4096):
+            return None, True
+        status = reap().get(pid)
+        if status is not None:
+            return status, False
+        if lease.fileno() in ready:
+            try:
+                order = json.loads(lease.recv(65536) or b'{"kill": true}')
+            except OSError:
+                return None, False
+            if "signal" in order:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, order["signal"])
+            if order.get("kill"):
+                return None, False
+
+
 def serve(listener: socket.socket) -> None:
-    """Fork a warden for each connection, for ever."""
+    """Fork a supervisor for each connection, for ever."""
     while True:
         lease, _ = listener.accept()
         data, descriptors, _, _ = socket.recv_fds(lease, 65536, 3)
@@ -260,13 +306,11 @@ def serve(listener: socket.socket) -> None:
             if between == 0:
                 listener.close()
                 parent = os.getpid()
-                pid = os.fork()
-                if pid == 0:
-                    while (
-                        os.getppid() == parent
-                    ):  # until the keeper has adopted it, a death signal would come from here
+                if os.fork() == 0:
+                    # Before the keeper has adopted it, a death signal would be that of `between`.
+                    while os.getppid() == parent:
                         time.sleep(0.0005)
-                    _warden(lease, json.loads(data), list(descriptors))
+                    _supervise(lease, json.loads(data), list(descriptors))
                 os._exit(0)
             os.waitpid(between, 0)
         for descriptor in descriptors:
@@ -274,58 +318,31 @@ def serve(listener: socket.socket) -> None:
         lease.close()
 
 
-def preload_plugins() -> None:
-    """Import the environment's pytest plugins as pytest would, assertions rewritten: 0.1 s that each process would pay again.
-
-    Only from site-packages: an editable one may change while the cluster is warm, and this package comes with each session.
-    """
-    hook = None
-    try:  # all private; a pytest that has it otherwise costs the time, nothing else
-        from _pytest.assertion import install_importhook
-        from _pytest.config import default_plugins, get_config
-
-        for name in default_plugins:
-            importlib.import_module(f"_pytest.{name}")
-        config = get_config()
-        hook = install_importhook(config)
-        config._mark_plugins_for_rewrite(hook, False)
-        installed = tuple(f"{sysconfig.get_path(name)}/" for name in ("purelib", "platlib"))
-        for point in importlib.metadata.entry_points(group="pytest11"):
-            top = point.module.partition(".")[0]
-            spec = importlib.util.find_spec(top)
-            if (
-                top != "pytest_gpu_cluster"
-                and spec is not None
-                and (spec.origin or "").startswith(installed)
-            ):
-                importlib.import_module(point.module)
-    except Exception as problem:  # whose plugin it is will say so when a session imports it
-        print(f"plugins {type(problem).__name__}: {problem}".replace("\n", " "), flush=True)
-    finally:
-        if hook in sys.meta_path:
-            sys.meta_path.remove(hook)
-
-
 def main(path: str, modules: list[str]) -> None:
+    """Import the modules and what pytest needs, then serve at `path` for ever."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     os.environ.pop("OMP_NUM_THREADS", None)
-    prctl(PR_SET_NAME, b"gpu-template")
-    sys.path.remove(
-        os.path.dirname(os.path.abspath(__file__))
-    )  # put there for a script; its neighbours are no top-level modules
-    for name in modules:
-        try:
-            importlib.import_module(name)
-        except ImportError as problem:
-            print(f"absent {name} {problem}".replace("\n", " "), flush=True)
-    preload_plugins()
-    threads = len(os.listdir("/proc/self/task"))
-    gc.freeze()  # a fork need not search what is imported: pytest collects garbage five times at its end, 40 ms each with torch and Ray
+    prctl(PR_SET_NAME, SERVER_NAME.encode())
+    preload = importlib.import_module("preload")  # beside this script
+    # No fork may have our files as top-level modules.
+    del sys.modules["preload"]
+    sys.path.remove(os.path.dirname(os.path.abspath(__file__)))
+    preload.import_modules(modules)
+    preload.import_pytest_plugins()
+    print(f"threads {len(os.listdir('/proc/self/task'))}", flush=True)
+    # A fork need not search what is imported: pytest collects garbage five times at its end, 40 ms
+    # each with torch and Ray.
+    gc.freeze()
+    serve(listen(path))
+
+
+def listen(path: str) -> socket.socket:
+    """Return a listening socket. `path` appears when it listens: whoever sees it can connect."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(path)
+    listener.bind(f"{path}.new")
     listener.listen(64)
-    print(f"ready {threads}", flush=True)
-    serve(listener)
+    os.rename(f"{path}.new", path)
+    return listener
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """A leased process on a node, and the Ray actor that holds its GPUs.
 
-`Lease` is one process forked from the node's template, with everything it starts. `Slot` is a token: an actor that
-holds GPUs in Ray's books, sits on their node, and relays between the agent and the one lease it may open there.
-Ray reserves, it does not own processes: when a Slot dies its lease closes and the warden ends the tree; in an orderly
-release the tree is gone before the token is dropped.
+`Lease` is one process forked from the node's fork server, with everything that it starts. `Slot` is
+a reservation: an actor that holds GPUs in Ray's books, sits on their node, and relays between the
+agent and the one lease that it may open there. Ray reserves, it does not own processes: when a Slot
+dies its lease closes and the supervisor ends the tree; in an orderly release the tree is gone
+before the reservation is dropped.
 
-Only the standard library is imported here, for Ray's workers receive this module by value.
+Only the standard library is imported, because Ray's workers receive this module by value; so it has
+its own walk of /proc.
 """
 
 from __future__ import annotations
@@ -23,25 +25,59 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 TAIL_BYTES = 64 * 1024
-GATHER_S = 0.008  # what a process says within so long is read at once: short tests are many, and each wakes three processes
+# What a process says within so long is read at once: short tests are many, and each wakes three
+# processes.
+GATHER_S = 0.008
 STACKS_SIGNAL = signal.SIGRTMAX - 1  # a worker registers faulthandler for it
 NODE_VARIABLE = "GPU_CLUSTER_INTERNAL_NODE"
 
 
-class Lease:
-    """One process on this node. Closing it (or losing its owner) ends the process and all that it started.
+class KeeperAnswer(TypedDict, total=False):
+    """The answer of a keeper: facts of its node, or `error` and `remedy`."""
 
-    `receive` gives what the process sent, one JSON line each, in order; between them `{"kind": "raw", "fd", "text"}` for what it
-    wrote to stdout and stderr, and at the very end `{"kind": "exit", "status", "ordered", "out", "err", "captured_out",
-    "captured_err"}`: the exit code (negative: the signal; None: the warden was lost, so the node is going down), whether it was
-    ended by order, and the last output, also what pytest's capture still held.
+    gpus: list[dict[str, str | float | bool]]
+    host: str
+    driver: str | None
+    error: str
+    remedy: str
+
+
+class SlotFacts(TypedDict):
+    """A reservation's place and devices."""
+
+    node: str  # Ray's id
+    directory: str  # of the node
+    gpu_ids: list[str]
+    visible: str  # their CUDA_VISIBLE_DEVICES
+
+
+class SupervisorReport(NamedTuple):
+    """The end of a process, as its supervisor reports it."""
+
+    status: int | None  # exit code, negative: the signal; None: the supervisor was lost
+    ordered: bool  # it was ended by order
+
+
+class Lease:
+    """One process on this node. Closing it, or losing its owner, ends the process and its tree.
+
+    `receive` gives what the process sent, one JSON line each, in order. Between them comes
+    `{"kind": "raw", "fd", "text"}` for what it wrote to stdout and stderr, and at the very end
+    `{"kind": "exit", "status", "ordered", "out", "err", "captured_out", "captured_err"}`: the exit
+    code (negative: the signal; None: the supervisor was lost, so the node is going down), True when
+    it was ended by order, and the last output, also what pytest's capture still had.
     """
 
     def __init__(
-        self, node: str, *, code: str, entry: str, specification: Mapping[str, Any] | None = None
+        self,
+        node: str | os.PathLike[str],
+        *,
+        code: str,
+        entry: str,
+        specification: Mapping[str, object] | None = None,
     ) -> None:
         self._messages: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
         self._tails = {1: bytearray(), 2: bytearray()}
@@ -63,52 +99,56 @@ class Lease:
         self._thread = threading.Thread(target=self._pump, name="lease", daemon=True)
         self._thread.start()
 
-    def specify(self, specification: Mapping[str, Any]) -> None:
-        """Say what the process is for, once. It may have been started before that was known, and waits."""
+    def specify(self, specification: Mapping[str, object]) -> None:
+        """Send the process its specification, once. A prestarted process waits for it."""
         data = json.dumps(specification).encode()
         self.send(len(data).to_bytes(4, "big") + data)
 
     def send(self, message: bytes) -> None:
-        """Pass JSON lines to the process; quiet when it is gone (`exit` says so)."""
+        """Send JSON lines to the process; quiet when it is gone, which `exit` reports."""
         with self._sending, contextlib.suppress(OSError):
             self._channel.sendall(message)
 
     def signal(self, number: int) -> None:
+        """Send a signal to the process; quiet when it is gone."""
         with contextlib.suppress(OSError):
             self._lease.send(json.dumps({"signal": int(number)}).encode())
 
     def kill(self) -> None:
-        """End the tree now. `exit` still arrives, when it is gone."""
+        """End the tree now. `exit` still arrives, when the tree is gone."""
         with contextlib.suppress(OSError):
             self._lease.send(b'{"kill": true}')
 
     def stacks(self) -> None:
-        """Have the stacks of all threads written to the process's stderr, and those of its children if py-spy is here."""
+        """Have the stacks of all threads written to the process's stderr.
+
+        Where py-spy is installed, those of its children are added.
+        """
         self.signal(STACKS_SIGNAL)
         if spy := shutil.which(
             "py-spy", path=f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', '')}"
         ):
             for pid in _children(self.pid):
                 with contextlib.suppress(OSError, subprocess.SubprocessError):
-                    said = subprocess.run(
+                    dump = subprocess.run(
                         [spy, "dump", "--pid", str(pid)],
                         capture_output=True,
                         timeout=5,
                         check=False,
                     )
-                    self._keep(2, b"\n" + said.stdout)
+                    self._on_output(2, b"\n" + dump.stdout)
         time.sleep(0.2)
 
     def receive(self, timeout_s: float) -> list[bytes]:
-        """Messages since the last call; waits up to `timeout_s` for a first one."""
-        found: list[bytes] = []
+        """Return the messages since the last call; wait up to `timeout_s` for a first one."""
+        messages: list[bytes] = []
         with contextlib.suppress(queue.Empty):
-            found += self._messages.get(timeout=timeout_s)
-            while len(found) < 4096:
-                found += self._messages.get_nowait()
-        return found
+            messages += self._messages.get(timeout=timeout_s)
+            while len(messages) < 4096:
+                messages += self._messages.get_nowait()
+        return messages
 
-    def _keep(self, fd: int, data: bytes) -> None:
+    def _on_output(self, fd: int, data: bytes) -> None:
         tail = self._tails[fd]
         tail += data
         del tail[:-TAIL_BYTES]
@@ -125,39 +165,41 @@ class Lease:
         ):
             watch.register(source, selectors.EVENT_READ, name)
         partial = bytearray()
-        ended: dict[str, Any] | None = None
-        heard = 0.0
-        while ended is None:
+        report: SupervisorReport | None = None
+        awake = 0.0  # monotonic, when something came last
+        while report is None:
             ready = watch.select()
-            if time.monotonic() - heard < GATHER_S:  # it speaks without a pause
+            if time.monotonic() - awake < GATHER_S:  # messages come without a pause
                 time.sleep(GATHER_S)
                 ready = watch.select(0)
-            heard = time.monotonic()
+            awake = time.monotonic()
             for key, _ in ready:
                 if key.data == "lease":
-                    ended = self._hear()
+                    report = self._read_report()
                 elif not self._read(key.data, partial):
                     watch.unregister(key.fileobj)
         for name in ("channel", 1, 2):
             self._drain(name, partial)
-        self._finish(ended)
+        self._finish(report)
         watch.close()
 
-    def _hear(self) -> dict[str, Any] | None:
-        """The warden's last word once the lease has ended; `{"exit": None}` when the warden itself was lost."""
+    def _read_report(self) -> SupervisorReport | None:
+        """Read one message of the supervisor; return its report once the process has ended."""
         try:
-            said: dict[str, Any] = json.loads(self._lease.recv(4096) or b'{"exit": null}')
+            body = json.loads(self._lease.recv(4096) or b'{"exit": null}')
         except OSError:
-            return {"exit": None}
-        self.pid = said.get("pid", self.pid)
-        return said if "exit" in said else None
+            return SupervisorReport(None, False)
+        self.pid = body.get("pid", self.pid)
+        if "exit" not in body:
+            return None
+        return SupervisorReport(body["exit"], body.get("ordered", False))
 
     def _read(self, name: str | int, partial: bytearray) -> bool:
-        """One read from a source; False at its end."""
+        """Read once from a source; return False at its end."""
         if name != "channel":
             data = os.read(self._out if name == 1 else self._err, 65536)
             if data:
-                self._keep(int(name), data)
+                self._on_output(int(name), data)
             return bool(data)
         try:
             data, descriptors, _, _ = socket.recv_fds(self._channel, 262144, 4)
@@ -178,23 +220,19 @@ class Lease:
             while self._read(name, partial):
                 pass
 
-    def _finish(self, ended: dict[str, Any]) -> None:
+    def _finish(self, report: SupervisorReport) -> None:
         captured = [_last_bytes(descriptor) for descriptor in self._captured] + ["", ""]
         out, err = (bytes(self._tails[fd]).decode(errors="replace") for fd in (1, 2))
         last = {
             "kind": "exit",
-            "status": ended["exit"],
-            "ordered": ended.get("ordered", False),
+            "status": report.status,
+            "ordered": report.ordered,
             "out": out,
             "err": err,
+            "captured_out": captured[0],
+            "captured_err": captured[1],
         }
-        self._messages.put(
-            [
-                json.dumps(
-                    {**last, "captured_out": captured[0], "captured_err": captured[1]}
-                ).encode()
-            ]
-        )
+        self._messages.put([json.dumps(last).encode()])
         for descriptor in (*self._captured, self._out, self._err):
             os.close(descriptor)
         self._channel.close()
@@ -202,7 +240,7 @@ class Lease:
 
 
 def _last_bytes(descriptor: int) -> str:
-    """The end of a capture file of a process that may be gone."""
+    """Return the end of a capture file, whose process may be gone."""
     try:
         size = os.fstat(descriptor).st_size
         return os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)).decode(errors="replace")
@@ -211,41 +249,47 @@ def _last_bytes(descriptor: int) -> str:
 
 
 def _children(pid: int) -> list[int]:
-    found = []
+    """Return the pids of everything below a process."""
+    pids = []
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError, ValueError):
                 with open(f"/proc/{name}/stat", "rb") as file:
                     parent = int(file.read().rpartition(b")")[2].split()[1])
                 if parent == pid:
-                    found.append(int(name))
-    return found + [deeper for child in found for deeper in _children(child)]
+                    pids.append(int(name))
+    return pids + [deeper for child in pids for deeper in _children(child)]
 
 
-def ask(node: str, request: Mapping[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:
-    """One question to the keeper of the node whose directory is `node`; OSError when there is none."""
+def ask(
+    node: str | os.PathLike[str], request: Mapping[str, object], *, timeout_s: float = 120.0
+) -> KeeperAnswer:
+    """Send a request to the keeper of the node whose directory is `node`; see node/requests.py.
+
+    Raises OSError when there is no keeper.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_s)
         connection.connect(os.path.join(node, "keeper.sock"))
         connection.sendall(json.dumps(request).encode() + b"\n")
         connection.shutdown(socket.SHUT_WR)
-        answer = b""
+        data = b""
         while piece := connection.recv(65536):
-            answer += piece
-    said: dict[str, Any] = json.loads(answer)
-    return said
+            data += piece
+    answer: KeeperAnswer = json.loads(data)
+    return answer
 
 
 class Slot:
-    """The token of a reservation, as a Ray actor on the reservation's node."""
+    """A reservation: a Ray actor that holds GPUs of the node that it is on."""
 
     def __init__(self) -> None:
         self.node = os.environ[NODE_VARIABLE]
         self.lease: Lease | None = None
-        self.given_back = threading.Event()
+        self.released = threading.Event()
 
-    def facts(self) -> dict[str, Any]:
-        """Where this token is and which devices it holds; `visible` is their CUDA_VISIBLE_DEVICES."""
+    def facts(self) -> SlotFacts:
+        """Return where this reservation is and which devices it holds."""
         import ray
 
         context = ray.get_runtime_context()
@@ -257,26 +301,27 @@ class Slot:
             "visible": ",".join(ids),
         }
 
-    def prepare(self, trees: dict[str, str]) -> dict[str, Any]:
-        """Have the trees (digest by target directory) unpacked on this node."""
+    def prepare(self, trees: dict[str, str]) -> KeeperAnswer:
+        """Have the trees (digest by directory) unpacked on this node."""
         return ask(self.node, {"op": "unpack", "trees": trees})
 
-    def upload(self, sources: dict[str, str]) -> dict[str, Any]:
+    def upload(self, sources: dict[str, str]) -> KeeperAnswer:
         """Have files of this node put into the store."""
         return ask(self.node, {"op": "upload", "sources": sources})
 
-    def open(self, code: str, entry: str, specification: dict[str, Any]) -> None:
+    def open(self, code: str, entry: str, specification: dict[str, object]) -> None:
+        """Start the one process of this reservation."""
         self.lease = Lease(self.node, code=code, entry=entry, specification=specification)
 
     def hold(self) -> None:
-        """Until the token is given back: whoever waits for it learns of the token's death."""
-        self.given_back.wait()
-        self.given_back.clear()
+        """Wait for `give_back`: a caller that waits for this one notices the death of the actor."""
+        self.released.wait()
+        self.released.clear()
 
     def give_back(self) -> None:
-        """Its process is gone; the next one may be another session's."""
+        """Forget the process, which is gone; the next one may be another session's."""
         self.lease = None
-        self.given_back.set()
+        self.released.set()
 
     def send(self, message: bytes) -> None:
         self._the_lease().send(message)

@@ -1,21 +1,32 @@
-"""Ray on this machine: real nodes of a real cluster, as child processes with ports, a token and a directory of their own."""
+"""Ray on this machine: the nodes of a cluster as processes.
+
+Each cluster has ports, a token and a directory of its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, NamedTuple
 
+from pytest_gpu_cluster import environment
+from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.contract.errors import InfrastructureError, RequestError, TeardownError
 from pytest_gpu_cluster.contract.gpus import by_nvml
-from pytest_gpu_cluster.contract.model import STORE_CREDENTIALS
+from pytest_gpu_cluster.contract.settings import Settings
+from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
+from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
+from pytest_gpu_cluster.environment import Environment
 from pytest_gpu_cluster.providers import (
     BootScript,
     ClusterRef,
@@ -23,10 +34,12 @@ from pytest_gpu_cluster.providers import (
     ClusterState,
     LaunchPlan,
 )
+from pytest_gpu_cluster.settings_keys import Key, read_text
 
+GUARD = "pytest_gpu_cluster.node.guard"  # in the command lines of guard and keeper
 CLOSE_LIMIT_S = 20.0  # for a keeper that was asked to close
 KILL_LIMIT_S = 5.0  # for processes to go after SIGKILL
-# What the nodes inherit; nothing else of this shell reaches them. Store credentials stop at the keeper.
+# Variables that the nodes inherit, and no others. Store credentials go no further than the keeper.
 INHERITED = (
     "PATH",
     "HOME",
@@ -49,24 +62,76 @@ INHERITED = (
 )
 
 
+class Guard(NamedTuple):
+    """The process of a node that `launch` started, which runs the keeper."""
+
+    pid: int
+    started: str | None
+
+
 def base_directory() -> Path:
-    """Where the clusters of this user live: short, for a socket's path holds 107 bytes, and private."""
-    return Path(f"/tmp/gpu-cluster-{os.getuid()}")
+    """Return the directory of this user's clusters: private and short.
+
+    A socket's path holds 107 bytes. Our own tests give each of their processes another directory,
+    where no other's sweep looks.
+    """
+    default = f"/tmp/gpu-cluster-{os.getuid()}"
+    return Path(os.environ.get("GPU_CLUSTER_INTERNAL_CLUSTERS", default))
 
 
-def started(pid: int) -> str | None:
-    """When the process began, in the kernel's ticks; with the pid it names a process for ever. None: no such process."""
-    with contextlib.suppress(OSError):
-        state, *rest = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return None if state == b"Z" else rest[18].decode()
-    return None
+def resolve_interpreter(value: object, root: Path, environ: Mapping[str, str]) -> str:
+    """Return the absolute path of an interpreter, links kept: a virtual environment needs its link.
+
+    `value` is relative to `root`, or a command on the PATH; "" is the interpreter that runs pytest.
+    Raises RequestError.
+    """
+    python = str(value)
+    if not python:
+        return sys.executable
+    path = root / python
+    if "/" not in python and not path.is_file():
+        path = Path(shutil.which(python, path=environ.get("PATH")) or path)
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise RequestError(
+            f"tool.gpu-cluster.local.python is {python!r}; {path} is not an executable file",
+            remedy="give a path relative to pytest's rootdir,"
+            " or leave it out for the interpreter that runs pytest",
+        )
+    return str(path.absolute())
 
 
 class LocalProvider:
+    """Clusters of Ray nodes on this machine."""
+
     name = "local"
+    keys: ClassVar[Mapping[str, Key]] = {
+        "python": Key(
+            expected="the path of a Python interpreter",
+            read=read_text,
+            resolve=resolve_interpreter,
+        )
+    }
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        table = settings.provider_settings.get("local", {})  # also of a subclass
+        self._python = str(table.get("python", sys.executable))
+        self._environ = environ
+
+    def environment(self, *, pytest_version: str) -> Environment:
+        """Return what is installed for the interpreter of the nodes. Raises RequestError."""
+        installed = environment.describe(self._python)
+        environment.check(installed, pytest_version=pytest_version)
+        return installed
+
+    def owner(self) -> str:
+        """Return this user on this machine since its last start."""
+        boot = Path("/proc/sys/kernel/random/boot_id")
+        boot_id = boot.read_text().strip()[:8] if boot.exists() else ""
+        return f"{getpass.getuser()}@{socket.gethostname()}/{boot_id}"
 
     def plan(self, spec: ClusterSpec) -> LaunchPlan:
-        real, _ = by_nvml(os.environ)
+        """Return the plan of processes on this machine, whose price is 0. Raises RequestError."""
+        real, _ = by_nvml(self._environ)
         offered = len(real) if spec.gpus_per_node == "auto" else min(len(real), spec.gpus_per_node)
         if spec.require_gpu and offered == 0:
             raise RequestError(
@@ -93,157 +158,165 @@ class LocalProvider:
         return LaunchPlan(spec=spec, lines=lines, price_ceiling_usd=0.0)
 
     def launch(self, plan: LaunchPlan, boot: BootScript) -> ClusterRef:
+        """Start a guard for each node, unless the cluster's directory exists already."""
         ref = ClusterRef(provider=self.name, id=plan.spec.token)
-        directory = self._private(base_directory()) / ref.id
+        directory = _private(base_directory()) / ref.id
         if directory.exists():
             return ref
+        try:
+            self._start_guards(plan, boot, directory)
+        except OSError as error:
+            raise InfrastructureError(
+                f"cluster {ref.id} cannot be started on this machine: {error}",
+                remedy="look at the disk below /tmp, and at the interpreter; then run again",
+            ) from error
+        return ref
+
+    def _start_guards(self, plan: LaunchPlan, boot: BootScript, directory: Path) -> None:
         directory.mkdir(mode=0o700)
         for relative, source in boot.code.items():
             target = directory / "code" / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-        environment = {
-            k: v
-            for k, v in os.environ.items()
-            if k in INHERITED or k.startswith(("LC_", "NVIDIA_", *STORE_CREDENTIALS))
-        }
-        guards = []
+        guards: list[Guard] = []
         for number in range(plan.spec.nodes):
-            guards.append(self._start(directory, number, boot.spec, environment, plan.spec.python))
+            guards.append(self._start_guard(directory, number, boot.spec, plan.spec.python))
             (directory / "guards.json.new").write_text(
-                json.dumps({"store": boot.spec["store"], "guards": guards})
+                json.dumps({"store": boot.spec.store, "guards": guards})
             )
             (directory / "guards.json.new").rename(directory / "guards.json")
-        return ref
 
-    def _start(
-        self,
-        directory: Path,
-        number: int,
-        spec: Mapping[str, Any],
-        environment: Mapping[str, str],
-        python: str,
-    ) -> tuple[int, str | None]:
+    def _start_guard(self, directory: Path, number: int, spec: BootSpec, python: str) -> Guard:
         node = directory / f"n{number}"
         (node / "handoff").mkdir(parents=True, mode=0o700)
-        own = {
-            **spec,
-            "directory": str(node),
-            "ray_directory": str(directory / "r"),
-            "head": number == 0,
-            "ip": "127.0.0.1",
-        }
+        node_spec = KeeperSpec(
+            boot=spec,
+            directory=node,
+            ray_directory=directory / "r",
+            head=number == 0,
+            ip="127.0.0.1",
+        )
         path = node / "spec.json"
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(own, file)
-        argv = [python, "-m", "pytest_gpu_cluster.node.keeper", str(path)]
+            json.dump(node_spec.to_json(), file)
         with open(node / "keeper.log", "ab") as log:
             process = subprocess.Popen(
-                argv,
+                [python, "-m", GUARD, str(path)],
                 cwd=node,
-                env={**environment, "PYTHONPATH": str(directory / "code")},
+                env={**self._inherited(), "PYTHONPATH": str(directory / "code")},
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-        process.returncode = (
-            0  # it outlives this process on purpose: nothing to wait for, nothing to warn about
-        )
-        return process.pid, started(process.pid)
+        process.returncode = 0  # it outlives this process on purpose: Popen must not warn
+        return Guard(process.pid, procfs.start_time(process.pid))
+
+    def _inherited(self) -> dict[str, str]:
+        return {
+            name: value
+            for name, value in self._environ.items()
+            if name in INHERITED or name.startswith(("LC_", "NVIDIA_", *STORE_CREDENTIALS))
+        }
 
     def hand_over(self, ref: ClusterRef, session: str, values: Mapping[str, str]) -> None:
+        """Write the values into a private file of the head. Raises InfrastructureError."""
         path = base_directory() / ref.id / "n0" / "handoff" / session
         try:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 json.dump(dict(values), file)
-        except FileNotFoundError as gone:
+        except FileNotFoundError as error:
             raise InfrastructureError(
                 f"cluster {ref.id} is gone", remedy="run again; a new one will be started"
-            ) from gone
+            ) from error
+        except OSError as error:
+            raise InfrastructureError(
+                f"cluster {ref.id} cannot take the variables of session {session}: {error}",
+                remedy="look at the disk below /tmp, then run again",
+            ) from error
 
     def state(self, ref: ClusterRef) -> ClusterState:
-        alive = self._alive(ref)
-        if alive:
+        """Return "running" while a guard runs; else "gone" with the end of the keeper's log."""
+        if _running_guards(ref):
             return ClusterState(state="running")
         log = base_directory() / ref.id / "n0" / "keeper.log"
         with contextlib.suppress(OSError):
-            return ClusterState(state="gone", why=log.read_text(errors="replace")[-2000:])
-        return ClusterState(state="gone", why="its directory is gone")
+            return ClusterState(state="gone", reason=log.read_text(errors="replace")[-2000:])
+        return ClusterState(state="gone", reason="its directory is gone")
 
     def close(self, ref: ClusterRef, *, now: bool = False) -> None:
+        """Have the guards end their nodes, then kill what remains. Raises TeardownError."""
         directory = base_directory() / ref.id
-        for pid in self._alive(ref) if not now else ():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + CLOSE_LIMIT_S
-        while (
-            not now
-            and (self._alive(ref) or self._keepers(directory))
-            and time.monotonic() < deadline
-        ):
-            time.sleep(
-                0.02
-            )  # guard or keeper ends the rest; without either nobody is there to wait for
+        if not now:
+            _end_guards(ref, directory)
         deadline = time.monotonic() + KILL_LIMIT_S
         while (
-            left := {*self._alive(ref), *self._below(directory)}
+            pids := {*_running_guards(ref), *_processes_of(directory)}
         ) and time.monotonic() < deadline:
-            for pid in left:
+            for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
         shutil.rmtree(directory, ignore_errors=True)
         with contextlib.suppress(OSError):
             base_directory().rmdir()
-        if survivors := self._below(directory):
+        if survivors := _processes_of(directory):
             raise TeardownError(
                 f"processes {survivors} of cluster {ref.id} survived SIGKILL",
                 remedy="gpu-cluster sweep, or end them by pid",
             )
 
     def owned(self) -> Iterable[ClusterRef]:
+        """Yield a cluster for each directory."""
         if base_directory().is_dir():
             for path in sorted(base_directory().iterdir()):
                 yield ClusterRef(provider=self.name, id=path.name)
 
-    def _keepers(self, directory: Path) -> list[int]:
-        """Guards and keepers, also those that have outlived the list of them."""
-        found = []
-        for pid in self._below(directory):
-            with contextlib.suppress(OSError):
-                if b"pytest_gpu_cluster.node.keeper" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(pid)
-        return found
 
-    def _alive(self, ref: ClusterRef) -> list[int]:
-        """Guards that run: by pid and start time, for pids come round again."""
-        try:
-            recorded = json.loads((base_directory() / ref.id / "guards.json").read_bytes())[
-                "guards"
-            ]
-        except (OSError, ValueError):
-            return []
-        return [pid for pid, began in recorded if began is not None and started(pid) == began]
+def _end_guards(ref: ClusterRef, directory: Path) -> None:
+    """Send SIGTERM to the guards, and wait while guards and keepers close the cluster."""
+    for pid in _running_guards(ref):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + CLOSE_LIMIT_S
+    while (_running_guards(ref) or _keepers(directory)) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
-    @staticmethod
-    def _below(directory: Path) -> list[int]:
-        """Processes that name the cluster's directory in their environment or command line: whatever a double kill left."""
-        mark, found = str(directory).encode() + b"/", []
-        for name in os.listdir("/proc"):
-            if name.isdigit() and int(name) != os.getpid():
-                with contextlib.suppress(OSError):
-                    if mark in Path(f"/proc/{name}/environ").read_bytes() and started(int(name)):
-                        found.append(int(name))
-        return found
 
-    @staticmethod
-    def _private(path: Path) -> Path:
-        path.mkdir(mode=0o700, exist_ok=True)
-        status = path.lstat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise RequestError(
-                f"{path} belongs to somebody else or is open to others",
-                remedy=f"remove it, or: chmod 700 {path}",
-            )
-        return path
+def _running_guards(ref: ClusterRef) -> list[int]:
+    """Return the pids of running guards, matched by start time because pids are reused."""
+    try:
+        document = json.loads((base_directory() / ref.id / "guards.json").read_bytes())
+        guards = [Guard(*pair) for pair in document["guards"]]
+    except (OSError, ValueError):
+        return []
+    return [
+        guard.pid
+        for guard in guards
+        if guard.started is not None and procfs.start_time(guard.pid) == guard.started
+    ]
+
+
+def _keepers(directory: Path) -> list[int]:
+    """Return the pids of guards and keepers, also of those that `guards.json` does not have."""
+    name = GUARD.encode()
+    return [pid for pid in _processes_of(directory) if name in procfs.command_line(pid)]
+
+
+def _processes_of(directory: Path) -> list[int]:
+    """Return the pids of processes whose environment names the cluster's directory.
+
+    This finds what outlived a guard and a keeper that were both killed.
+    """
+    return procfs.with_environment(f"{directory}/".encode())
+
+
+def _private(path: Path) -> Path:
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = path.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise RequestError(
+            f"{path} belongs to somebody else or is open to others",
+            remedy=f"remove it, or: chmod 700 {path}",
+        )
+    return path

@@ -1,287 +1,223 @@
-"""Who wants to know: the CI host that this runs on, and one publisher for each.
+"""CI hosts: their detection, and a publisher for each that shows reports there.
 
-`detect(env)` says where we are. A publisher turns a `Report` into exchanges with the host's API, one for each surface, into
-files that the host collects, and into lines that it reads from the output. None of them decides about a verdict.
+`detect(environ)` returns the pipeline step that this process runs in. A `Publisher` turns a
+`Report` into targets at the host's API, into files that the host collects, and into lines that it
+reads from the output. Publishing never changes a verdict.
+
+A CI host is one module with one subclass of `Publisher`. A host of this package has one line in
+`HOSTS`; a host of another distribution has an entry point instead, whose name is the host's:
+
+    [project.entry-points."pytest_gpu_cluster.ci_hosts"]
+    azure = "acme_ci.azure:Azure"
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
-import ipaddress
-import json
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from pytest_gpu_cluster.contract.model import CI, Report, RunRequest, Settings
+from pytest_gpu_cluster.contract.request import CI, ReportFacts
+from pytest_gpu_cluster.contract.settings import RunRequest, Settings
+from pytest_gpu_cluster.report.model import Report
 
 if TYPE_CHECKING:
-    from pytest_gpu_cluster.publish.http import Door, Exchange, PublishError
+    from importlib.metadata import EntryPoint
 
-REGISTRY = {
-    "bitbucket": "pytest_gpu_cluster.publish.bitbucket:Bitbucket",
-    "github": "pytest_gpu_cluster.publish.github:GitHub",
-    "gitlab": "pytest_gpu_cluster.publish.gitlab:GitLab",
+    from pytest_gpu_cluster.publish.exchange import Endpoint, Exchange, PublishError
+
+# By name: a variable that the host sets in every step, and its class. A module is imported only
+# where its variable is set, so that a run on a laptop pays for no host.
+HOSTS = {
+    "bitbucket": ("BITBUCKET_BUILD_NUMBER", "pytest_gpu_cluster.publish.bitbucket:Bitbucket"),
+    "github": ("GITHUB_ACTIONS", "pytest_gpu_cluster.publish.github:GitHub"),
+    "gitlab": ("GITLAB_CI", "pytest_gpu_cluster.publish.gitlab:GitLab"),
 }
-# Of hosts without a publisher: what they call the page of a build, its commit and its branch. First that is set.
-BUILD_URLS = (
-    "BUILD_URL",
-    "CIRCLE_BUILD_URL",
-    "BUILDKITE_BUILD_URL",
-    "DRONE_BUILD_LINK",
-    "CIRRUS_TASK_URL",
-)
-COMMITS = (
-    "GIT_COMMIT",
-    "CIRCLE_SHA1",
-    "BUILDKITE_COMMIT",
-    "DRONE_COMMIT_SHA",
-    "BUILD_SOURCEVERSION",
-)
-BRANCHES = (
-    "GIT_BRANCH",
-    "CIRCLE_BRANCH",
-    "BUILDKITE_BRANCH",
-    "DRONE_BRANCH",
-    "BUILD_SOURCEBRANCHNAME",
-)
+ENTRY_POINTS = "pytest_gpu_cluster.ci_hosts"
+OTHER = "other"  # the name of every host that nothing recognises; it has no publisher
+SEND_AGAIN = "the verdict stands; send the report again with: gpu-cluster report --publish"
 
-APIS = {
-    "bitbucket": ("BITBUCKET_API_URL", "https://api.bitbucket.org/2.0"),
-    "github": ("GITHUB_API_URL", "https://api.github.com"),
-    "gitlab": ("CI_API_V4_URL", "https://gitlab.com/api/v4"),
-}
-
-Surface = tuple[
-    str, "Exchange"
-]  # what it is called in the summary, and how it is brought up to date
+ReadText = Callable[[str], str]  # a path to the text of that file; raises OSError, ValueError
 
 
-class Publisher(Protocol):
-    """What a host shows of a report."""
+class Target(NamedTuple):
+    """One place at the host that shows a report, and the exchange that updates it."""
 
-    name: str
-    troubles: Sequence[str]  # known before anything is sent: a credential that cannot be used
-    notes: Sequence[str]  # what is left out without anything being wrong
-    doors: Mapping[str, Door]
+    name: str  # as messages call it: "commit status"
+    exchange: Exchange
 
-    def started(self, report: Report) -> list[Surface]: ...
 
-    def progressed(self, report: Report) -> list[Surface]: ...
+class HostFile(NamedTuple):
+    """A file that the host collects; `append` keeps the present content of the file."""
 
-    def finished(self, report: Report) -> list[Surface]: ...
+    path: Path
+    text: str
+    append: bool
 
-    def remedy(self, surface: str, problem: PublishError) -> str:
-        """What to do about a surface that was refused."""
-        ...
 
-    def files(self, report: Report, directory: Path | None) -> list[tuple[Path, str, bool]]:
-        """Path, text, and whether it is appended to what is there; `directory` is where results go, if anywhere."""
-        ...
+class Publisher:
+    """Base of all CI hosts. Each method has a default that shows nothing; a host overrides some.
+
+    `detect` and the constructor read the environment and never raise. Methods that return targets
+    send nothing: a target's exchange does, when it is driven.
+    """
+
+    name: ClassVar[str]  # as messages call the host
+    api_variable: ClassVar[str] = ""  # environment variable with the base URL of the API
+    api_default: ClassVar[str] = ""
+
+    def __init__(self, ci: CI, settings: Settings, environ: Mapping[str, str]) -> None:
+        self.ci, self.settings = ci, settings
+        self.endpoints: dict[str, Endpoint] = {}
+        self.troubles: list[str] = []  # before any request: a credential that cannot be used
+        self.notes: list[str] = []  # omissions that are no fault, such as a missing token
+
+    @classmethod
+    def detect(cls, environ: Mapping[str, str], read: ReadText) -> CI | None:
+        """Return the step that `environ` describes, or None on any other host."""
+        raise NotImplementedError
+
+    @classmethod
+    def api(cls, environ: Mapping[str, str]) -> str:
+        """Return the base URL that this host's token is sent to, without a slash at the end."""
+        return (environ.get(cls.api_variable) or cls.api_default).rstrip("/")
+
+    @classmethod
+    def quarantined(cls, environ: Mapping[str, str], read: ReadText) -> list[tuple[str, str, str]]:
+        """Return the tests that the host's users have quarantined: [package, class, name] each."""
+        return []
+
+    def started(self, report: Report) -> list[Target]:
+        """Return the targets to update when a session starts."""
+        return []
+
+    def progressed(self, report: Report) -> list[Target]:
+        """Return the targets to update while a session runs, twice a minute at most."""
+        return []
+
+    def finished(self, report: Report) -> list[Target]:
+        """Return the targets to update with the final report."""
+        return []
+
+    def remedy(self, target: str, problem: PublishError) -> str:
+        """Return an instruction for the reader after the target of this name was refused."""
+        return problem.remedy or SEND_AGAIN
+
+    def files(self, report: Report, directory: Path | None) -> list[HostFile]:
+        """Return the files to write. `directory` holds the results; None: nobody wants results."""
+        return []
 
     def opening(self) -> list[str]:
-        """Lines for the output before anything that a test can write."""
-        ...
+        """Return lines for the output before anything that a test can write."""
+        return []
 
     def closing(self, report: Report) -> list[str]:
-        """Lines for the output after everything else."""
-        ...
+        """Return lines for the output after everything else."""
+        return []
+
+
+def read_text(path: str) -> str:
+    return Path(path).read_text("utf-8")
+
+
+def detect(environ: Mapping[str, str], read: ReadText = read_text) -> CI | None:
+    """Return the pipeline step that `environ` describes, or None outside of CI.
+
+    Distributions are searched for further hosts only where `CI` is set and no host of this package
+    recognises the environment.
+
+    >>> environ = {"CI": "true", "BITBUCKET_BUILD_NUMBER": "7", "BITBUCKET_REPO_FULL_NAME": "a/b"}
+    >>> detect(environ).repository
+    'a/b'
+    """
+    for variable, target in HOSTS.values():
+        if environ.get(variable) and (ci := _load(target).detect(environ, read)) is not None:
+            return ci
+    if environ.get("CI", "").lower() in ("", "false", "0"):
+        return None
+    for entry in _entry_points():
+        try:
+            ci = _load_entry(entry).detect(environ, read)
+        except Exception as problem:  # noqa: BLE001
+            # An installed host must not break runs on other hosts.
+            reason = f"{type(problem).__name__}: {problem}"
+            warnings.warn(f"the CI host {entry.value} is skipped: {reason}", stacklevel=2)
+            continue
+        if ci is not None:
+            return dataclasses.replace(ci, host=entry.name)
+    from pytest_gpu_cluster.publish import other
+
+    return other.detect(environ)
 
 
 def publisher(ci: CI, settings: Settings, environ: Mapping[str, str]) -> Publisher | None:
-    """The one for this host; None where there is nobody to tell."""
-    target = REGISTRY.get(ci.host)
-    if target is None or not settings.publish:
-        return None
-    module, _, name = target.partition(":")
-    made: Publisher = getattr(importlib.import_module(module), name)(ci, settings, environ)
-    return made
+    """Return the publisher of this step's host.
 
-
-def detect(
-    environ: Mapping[str, str],
-    read: Callable[[str], str] = lambda path: Path(path).read_text("utf-8"),
-) -> CI | None:
-    """Where this runs, from its environment alone (and the file in which GitHub describes the event); None on a laptop.
-
-    >>> detect({"CI": "true", "BITBUCKET_BUILD_NUMBER": "7", "BITBUCKET_REPO_FULL_NAME": "acme/aerial"}).repository
-    'acme/aerial'
+    None: the host has no publisher, or the settings switch publishing off.
     """
-    if environ.get("BITBUCKET_BUILD_NUMBER"):
-        return _bitbucket(environ)
-    if environ.get("GITHUB_ACTIONS") == "true":
-        return _github(environ, read)
-    if environ.get("GITLAB_CI"):
-        return _gitlab(environ)
-    if environ.get("CI", "").lower() in ("", "false", "0"):
-        return None
-    url, commit, branch = (
-        next((environ[name] for name in names if environ.get(name)), "")
-        for names in (BUILD_URLS, COMMITS, BRANCHES)
-    )
-    return CI(
-        host="other", commit=commit, branch=branch.removeprefix("origin/"), step_url=url, build=url
-    )
+    host = _host_class(ci.host) if settings.reports.publish else None
+    return host(ci, settings, environ) if host is not None else None
 
 
 def api(host: str, environ: Mapping[str, str]) -> str:
-    """The base URL that a host's token is sent to: this process's own, never one that a record names."""
-    variable, usual = APIS.get(host, ("", ""))
-    return (environ.get(variable) or usual).rstrip("/")
+    """Return the base URL that a host's token is sent to; "" for an unknown host.
 
-
-def _below(environ: Mapping[str, str], prefix: str) -> Callable[[str], str]:
-    return lambda name: environ.get(prefix + name, "")
-
-
-def _bitbucket(environ: Mapping[str, str]) -> CI:
-    get = _below(environ, "BITBUCKET_")
-    repository = get("REPO_FULL_NAME") or f"{get('WORKSPACE')}/{get('REPO_SLUG')}"
-    step = f"/steps/{quote(get('STEP_UUID'), safe='')}" if get("STEP_UUID") else ""
-    return CI(
-        host="bitbucket",
-        api=api("bitbucket", environ),
-        repository=repository,
-        commit=get("COMMIT"),
-        branch=get("BRANCH"),
-        target=get("PR_DESTINATION_BRANCH"),
-        pull_request=get("PR_ID"),
-        build=f"{repository}/{get('BUILD_NUMBER')}",
-        step_url=f"https://bitbucket.org/{repository}/pipelines/results/{get('BUILD_NUMBER')}{step}",
-        directory=get("CLONE_DIR"),
-    )
-
-
-def _github(environ: Mapping[str, str], read: Callable[[str], str]) -> CI:
-    get = _below(environ, "GITHUB_")
-    event: Any = {}
-    with contextlib.suppress(
-        OSError, ValueError
-    ):  # without it, it is a push as far as anybody can tell
-        event = json.loads(read(get("EVENT_PATH"))) if get("EVENT_PATH") else {}
-    pull = _object(event, "pull_request")
-    head = _object(pull, "head")
-    theirs = _object(head, "repo").get("full_name", "")
-    theirs_alone = (
-        get("EVENT_NAME") == "pull_request" and bool(pull) and theirs != get("REPOSITORY")
-    )
-    server = get("SERVER_URL") or "https://github.com"
-    attempt = f"/attempts/{get('RUN_ATTEMPT')}" if get("RUN_ATTEMPT") else ""
-    return CI(
-        host="github",
-        api=api("github", environ),
-        repository=get("REPOSITORY"),
-        commit=head.get("sha")
-        or get("SHA"),  # GITHUB_SHA is the merge with the target, which no reviewer looks at
-        branch=get("HEAD_REF") or get("REF_NAME"),
-        target=_object(pull, "base").get("ref", ""),
-        pull_request=str(pull.get("number", "")),
-        build=f"{get('REPOSITORY')}/{get('RUN_ID')}",
-        step_url=f"{server}/{get('REPOSITORY')}/actions/runs/{get('RUN_ID')}{attempt}",
-        directory=get("WORKSPACE"),
-        fork=theirs_alone
-        or (get("ACTOR") == "dependabot[bot]" and get("EVENT_NAME") in ("pull_request", "push")),
-    )
-
-
-def _object(of: Any, name: str) -> dict[str, Any]:
-    found = of.get(name) if isinstance(of, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def _gitlab(environ: Mapping[str, str]) -> CI:
-    get = _below(environ, "CI_")
-    projects = {
-        get("MERGE_REQUEST_SOURCE_PROJECT_ID"),
-        get("MERGE_REQUEST_PROJECT_ID"),
-    }  # a fork's own pipeline has its id as the source
-    return CI(
-        host="gitlab",
-        api=api("gitlab", environ),
-        repository=get("PROJECT_ID"),
-        commit=get("MERGE_REQUEST_SOURCE_BRANCH_SHA")
-        or get("COMMIT_SHA"),  # the former where the pipeline runs on a merge result
-        branch=get("MERGE_REQUEST_SOURCE_BRANCH_NAME") or get("COMMIT_REF_NAME"),
-        target=get("MERGE_REQUEST_TARGET_BRANCH_NAME"),
-        pull_request=get("MERGE_REQUEST_IID"),
-        build=f"{get('PROJECT_ID')}/{get('PIPELINE_ID')}",
-        step_url=get("JOB_URL"),
-        directory=get("PROJECT_DIR"),
-        pipeline=get("PIPELINE_ID"),
-        fork=bool(projects - {"", get("PROJECT_ID")}),
-    )
-
-
-def link(public_url: str, session: str, ci: CI | None) -> tuple[str, bool]:
-    """What others can open, and whether it is the session's own page: below `public_url`, else the step. ("", False) for neither."""
-    page = f"{public_url.rstrip('/')}/{session}" if public_url else ""
-    if reachable(page):
-        return page, True
-    step = ci.step_url if ci is not None else ""
-    return (step, False) if reachable(step) else ("", False)
-
-
-def reachable(url: str) -> bool:
-    """Whether a link makes sense on another machine: not a file, not this machine, a host with a dot in its name.
-
-    >>> [reachable(url) for url in ("https://ci.example.com/x", "http://localhost:8/x", "http://127.0.0.1/", "file:///x", "http://box/")]
-    [True, False, False, False, False]
+    The URL comes from this process's environment, never from a record that somebody else wrote.
     """
-    try:
-        parts = urlsplit(url)
-        host = (parts.hostname or "").rstrip(".")
-    except ValueError:
-        return False
-    if parts.scheme not in ("http", "https") or parts.username or parts.password:
-        return False
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        local = (
-            host.endswith((".localhost", ".localdomain")) or host.rpartition(".")[2].isdecimal()
-        )  # 127.1 is an address too
-        return "." in host and not local
-    address = getattr(address, "ipv4_mapped", None) or address
-    return not (address.is_loopback or address.is_unspecified or address.is_link_local)
-
-
-def quarantined(environ: Mapping[str, str]) -> list[list[str]]:
-    """Tests that Bitbucket's users have put aside: [package, class, name] each. The file is the host's; a bad one puts nothing aside."""
-    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-        said = json.loads(
-            Path(environ.get("BITBUCKET_TEST_METADATA_FILE_PATH", "")).read_text("utf-8")
-        )
-        tests = said.get("quarantinedTests") or []
-        return [
-            [str(test.get(key) or "") for key in ("package", "class", "name")]
-            for test in tests
-            if test.get("name")
-        ]
-    return []
+    publisher_class = _host_class(host)
+    return publisher_class.api(environ) if publisher_class is not None else ""
 
 
 def facts(
     request: RunRequest, ci: CI | None, environ: Mapping[str, str], *, quiet: bool
-) -> dict[str, Any]:
-    """What a session's record holds for a report that another process makes of it, and the tests that the host has put aside."""
-    return {
-        "ci": dataclasses.asdict(ci) if ci is not None else None,
-        "suite": request.settings.suite,
-        "public_url": request.settings.public_url,
-        "prefix": place_in_repository(request.root, ci),
-        "quarantined": quarantined(environ),
-        "quiet": quiet or not request.settings.publish,  # nobody wants to be told of it
-    }
+) -> ReportFacts:
+    """Return the part of a session's record from which another process can make its report.
+
+    `quarantined` lists the tests that the host has quarantined. `quiet`: the session is to be
+    reported to nobody.
+    """
+    host = _host_class(ci.host) if ci is not None else None
+    return ReportFacts(
+        ci=ci,
+        suite=request.settings.reports.suite,
+        public_url=request.settings.reports.public_url,
+        prefix=_path_in_repository(request.root, ci),
+        quarantined=tuple(host.quarantined(environ, read_text)) if host is not None else (),
+        quiet=quiet or not request.settings.reports.publish,
+    )
 
 
-def place_in_repository(root: Path, ci: CI | None) -> str:
-    """The tree's place in its repository: reviewers see paths from there."""
+def _path_in_repository(root: Path, ci: CI | None) -> str:
+    """Return the path of the tree from the root of its repository, as reviewers see it."""
     checkout = Path(ci.directory) if ci is not None and ci.directory else None
     if checkout is None or not root.is_relative_to(checkout):
-        checkout = next(
-            (above for above in (root, *root.parents) if (above / ".git").exists()), root
-        )
+        parents = (root, *root.parents)
+        checkout = next((path for path in parents if (path / ".git").exists()), root)
     return "" if root == checkout else root.relative_to(checkout).as_posix()
+
+
+def _host_class(name: str) -> type[Publisher] | None:
+    if name in HOSTS:
+        return _load(HOSTS[name][1])
+    entries = _entry_points() if name != OTHER else ()
+    return next((_load_entry(entry) for entry in entries if entry.name == name), None)
+
+
+def _load(target: str) -> type[Publisher]:
+    module, _, name = target.partition(":")
+    loaded: type[Publisher] = getattr(importlib.import_module(module), name)
+    return loaded
+
+
+def _entry_points() -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points  # slow: it reads every installed distribution
+
+    return entry_points(group=ENTRY_POINTS)
+
+
+def _load_entry(entry: EntryPoint) -> type[Publisher]:
+    loaded: type[Publisher] = entry.load()
+    return loaded

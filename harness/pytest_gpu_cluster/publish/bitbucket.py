@@ -1,6 +1,7 @@
-"""Bitbucket Cloud: Code Insights without any credential; with a token a commit status and a comment too.
+"""Bitbucket Cloud: a Code Insights report without any credential.
 
-Limits and shapes: developer.atlassian.com/cloud/bitbucket/rest, the groups reports, commit statuses and pull requests.
+With a token also a commit status and a comment. Limits and shapes:
+developer.atlassian.com/cloud/bitbucket/rest, the groups reports, commit statuses and pull requests.
 """
 
 from __future__ import annotations
@@ -8,383 +9,315 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Generator, Mapping
 from urllib.parse import quote
 
-from pytest_gpu_cluster.contract.model import CI, NOT_TESTS, Report, Result, Settings
-from pytest_gpu_cluster.publish import Surface, comment
-from pytest_gpu_cluster.publish.http import Door, Exchange, NoDoor, PublishError, Request, Response
+from pytest_gpu_cluster.contract.request import CI
+from pytest_gpu_cluster.contract.settings import Settings
+from pytest_gpu_cluster.publish import (
+    Publisher,
+    ReadText,
+    Target,
+    code_insights,
+    comment,
+    read_text,
+)
+from pytest_gpu_cluster.publish.exchange import (
+    Endpoint,
+    Exchange,
+    JsonObject,
+    JsonValue,
+    NoEndpoint,
+    Page,
+    PublishError,
+    Request,
+    Response,
+    fetch_pages,
+    json_child,
+    json_object,
+    json_objects,
+)
+from pytest_gpu_cluster.publish.http import token_problem
 from pytest_gpu_cluster.report import render
+from pytest_gpu_cluster.report.model import Report
 
-PROXIES = (
-    "http://localhost:29418",
-    "http://host.docker.internal:29418",
-)  # from a step, and from a container in it
-THROUGH_PROXY = "http://api.bitbucket.org/2.0"  # plain http: the proxy adds the credential
+# From a step, and from a container in it.
+PROXIES = ("http://localhost:29418", "http://host.docker.internal:29418")
+PROXIED_API = "http://api.bitbucket.org/2.0"  # plain http: the proxy adds the credential
+QUARANTINE = "BITBUCKET_TEST_METADATA_FILE_PATH"
 KEY_CHARS, NAME_CHARS = 40, 255
-TITLE_CHARS, DETAILS_CHARS = 450, 2_000
-SUMMARY_CHARS = 450
-ANNOTATIONS, BATCH = 1_000, 100
+BATCH = 100
 COMMENT_CHARS = 31_000
 STATES = {"running": "INPROGRESS", "passed": "SUCCESSFUL", "cancelled": "STOPPED"}
-RESULTS = {"running": "PENDING", "passed": "PASSED"}
 NO_APP_PASSWORDS = (
-    "app passwords were removed from Bitbucket on 2026-07-28; create a repository access token with the scopes repository and "
-    "pullrequest:write, and set it as BITBUCKET_TOKEN in the repository's secured variables"
+    "app passwords were removed from Bitbucket on 2026-07-28; create a repository access token "
+    "with the scopes repository and pullrequest:write, and set it as BITBUCKET_TOKEN in the "
+    "repository's secured variables"
 )
+REPORT, STATUS, COMMENT = "Code Insights report", "commit status", "pull request comment"
+SCOPES = {
+    STATUS: "repository (and repository:write if that is not enough)",
+    COMMENT: "pullrequest:write",
+}
 
 
-class Bitbucket:
+class Bitbucket(Publisher):
+    """Publishes reports through the proxy of Pipelines, and the rest with a token."""
+
     name = "Bitbucket"
+    api_variable, api_default = "BITBUCKET_API_URL", "https://api.bitbucket.org/2.0"
 
     def __init__(self, ci: CI, settings: Settings, environ: Mapping[str, str]) -> None:
-        self._ci, self._settings = ci, settings
-        self._id = (
-            settings.suite
-            if settings.suite.startswith("gpu-cluster")
-            else f"gpu-cluster-{settings.suite}"
-        )
-        proxies = (
-            (environ["BITBUCKET_PIPELINES_PROXY"],)
-            if environ.get("BITBUCKET_PIPELINES_PROXY")
-            else PROXIES
-        )
-        header, self.troubles = credential(environ)
-        if (path := environ.get("BITBUCKET_TEST_METADATA_FILE_PATH")) and not quarantine_reads(
-            path
-        ):
+        super().__init__(ci, settings, environ)
+        suite = settings.reports.suite
+        self._key = suite if suite.startswith("gpu-cluster") else f"gpu-cluster-{suite}"
+        proxy = environ.get("BITBUCKET_PIPELINES_PROXY")
+        self.endpoints["proxy"] = Endpoint(base=PROXIED_API, proxies=(proxy,) if proxy else PROXIES)
+        header, problem = authorization(environ)
+        if problem:
+            self.troubles.append(problem)
+        if (path := environ.get(QUARANTINE)) and read_quarantine(path) is None:
             self.troubles.append(
                 f"the list of quarantined tests in {path} cannot be read: every test was run"
             )
-        self.doors = {"proxy": Door(base=THROUGH_PROXY, proxies=proxies)}
-        self.notes = (
-            []
-            if header or self.troubles
-            else ["no BITBUCKET_TOKEN: the report alone, no build status and no comment"]
-        )
         if header:
-            self.doors["token"] = Door(base=ci.api, headers={"Authorization": header})
+            self.endpoints["token"] = Endpoint(base=ci.api, headers={"Authorization": header})
+        elif not self.troubles:
+            self.notes.append(
+                "no BITBUCKET_TOKEN: the report alone, no build status and no comment"
+            )
         workspace, _, slug = ci.repository.partition("/")
         self._repository = f"/repositories/{quote(workspace, safe='')}/{quote(slug, safe='')}"
         self._commit = f"{self._repository}/commit/{quote(ci.commit, safe='')}"
-        self._mark = (
-            f"[](#{self._id})"  # an empty link: invisible, and no HTML, which is shown as text
+        self._mark = f"[](#{self._key})"  # an empty link is invisible; HTML is shown as text
+
+    @classmethod
+    def detect(cls, environ: Mapping[str, str], read: ReadText) -> CI | None:
+        """Return the step of Pipelines that `environ` describes."""
+
+        def get(name: str) -> str:
+            return environ.get(f"BITBUCKET_{name}", "")
+
+        if not get("BUILD_NUMBER"):
+            return None
+        repository = get("REPO_FULL_NAME") or f"{get('WORKSPACE')}/{get('REPO_SLUG')}"
+        pipeline = f"https://bitbucket.org/{repository}/pipelines/results/{get('BUILD_NUMBER')}"
+        step = f"/steps/{quote(get('STEP_UUID'), safe='')}" if get("STEP_UUID") else ""
+        return CI(
+            host="bitbucket",
+            api=cls.api(environ),
+            repository=repository,
+            commit=get("COMMIT"),
+            branch=get("BRANCH"),
+            target=get("PR_DESTINATION_BRANCH"),
+            pull_request=get("PR_ID"),
+            build=f"{repository}/{get('BUILD_NUMBER')}",
+            step_url=f"{pipeline}{step}",
+            directory=get("CLONE_DIR"),
         )
 
-    def started(self, report: Report) -> list[Surface]:
-        return [("Code Insights report", self._insights(report)), *self._status(report)]
+    @classmethod
+    def quarantined(cls, environ: Mapping[str, str], read: ReadText) -> list[tuple[str, str, str]]:
+        """Return the quarantined tests of the file that Pipelines writes; [] if it is unusable."""
+        path = environ.get(QUARANTINE)
+        return (read_quarantine(path, read) or []) if path else []
 
-    def progressed(self, report: Report) -> list[Surface]:
-        return [("Code Insights report", self._insights(report))]
+    def started(self, report: Report) -> list[Target]:
+        return [Target(REPORT, self._report(report)), *self._status(report)]
 
-    def finished(self, report: Report) -> list[Surface]:
-        surfaces = [("Code Insights report", self._insights(report)), *self._status(report)]
-        if "token" in self.doors and self._ci.pull_request and self._settings.comment != "off":
-            surfaces.append(("pull request comment", self._comment(report)))
-        return surfaces
+    def progressed(self, report: Report) -> list[Target]:
+        return [Target(REPORT, self._report(report))]
 
-    def remedy(self, surface: str, problem: PublishError) -> str:
-        scopes = {
-            "commit status": "repository (and repository:write if that is not enough)",
-            "pull request comment": "pullrequest:write",
-        }
-        if isinstance(problem, NoDoor):
+    def finished(self, report: Report) -> list[Target]:
+        targets = [Target(REPORT, self._report(report)), *self._status(report)]
+        if (
+            "token" in self.endpoints
+            and self.ci.pull_request
+            and self.settings.reports.comment != "off"
+        ):
+            targets.append(Target(COMMENT, self._comment(report)))
+        return targets
+
+    def remedy(self, target: str, problem: PublishError) -> str:
+        if isinstance(problem, NoEndpoint):
             return (
                 "run this in a Pipelines step, or set BITBUCKET_TOKEN to a repository access token"
             )
-        if "token" not in self.doors and problem.status:
-            return "the Pipelines proxy refused it; set BITBUCKET_TOKEN to a repository access token, with which it is sent directly"
+        if "token" not in self.endpoints and problem.status:
+            return (
+                "the Pipelines proxy refused it; set BITBUCKET_TOKEN to a repository access token, "
+                "with which it is sent directly"
+            )
+        repository = self.ci.repository
         match problem.status:
             case 401:
-                return "BITBUCKET_TOKEN is wrong or has expired: create a new repository access token (an API token needs BITBUCKET_EMAIL)"
+                return (
+                    "BITBUCKET_TOKEN is wrong or has expired: create a new repository access token "
+                    "(an API token needs BITBUCKET_EMAIL)"
+                )
             case 403:
-                return f"give the token the scope {scopes.get(surface, 'repository')}"
-            case 404 if surface == "pull request comment":
-                return f"is there a pull request {self._ci.pull_request} in {self._ci.repository}, and may the token see it?"
+                return f"give the token the scope {SCOPES.get(target, 'repository')}"
+            case 404 if target == COMMENT:
+                resource = f"is there a pull request {self.ci.pull_request} in {repository}"
             case 404:
-                return f"does {self._ci.repository} have the commit {self._ci.commit[:12]}, and may the token see it?"
-        return (
-            problem.remedy
-            or "the verdict stands; send the report again with: gpu-cluster report --publish"
-        )
+                resource = f"does {repository} have the commit {self.ci.commit[:12]}"
+            case _:
+                return super().remedy(target, problem)
+        return f"{resource}, and may the token see it?"
 
-    def files(self, report: Report, directory: Path | None) -> list[tuple[Path, str, bool]]:
-        return []
+    # -- Code Insights -----------------------------------------------------------------------------
 
-    def opening(self) -> list[str]:
-        return []
-
-    def closing(self, report: Report) -> list[str]:
-        return []
-
-    # -- Code Insights -------------------------------------------------------------------------------------------------
-
-    def _insights(self, report: Report) -> Exchange:
-        """Through the proxy, or with the token where there is none."""
-        path, door = f"{self._commit}/reports/{quote(self._id, safe='')}", "proxy"
-        body = self._insights_body(report)
+    def _report(self, report: Report) -> Exchange:
+        """Send the report through the proxy, or with the token where the proxy does not let it."""
+        path, endpoint = f"{self._commit}/reports/{quote(self._key, safe='')}", "proxy"
+        body = code_insights.report_body(report, self._key)
         try:
-            yield Request(method="PUT", path=path, body=body, door=door)
-        except PublishError:  # there is no proxy, or it does not let this pass
-            if "token" not in self.doors:
+            yield Request(method="PUT", path=path, body=body, endpoint=endpoint)
+        except PublishError:
+            if "token" not in self.endpoints:
                 raise
-            door = "token"
-            yield Request(method="PUT", path=path, body=body, door=door)
+            endpoint = "token"
+            yield Request(method="PUT", path=path, body=body, endpoint=endpoint)
         if report.verdict == "running":
             return
-        now = {annotation["external_id"]: annotation for annotation in self._annotations(report)}
-        there = yield from self._there(path, door)
-        known = [annotation for key, annotation in now.items() if key in there]
-        new = [annotation for key, annotation in now.items() if key not in there]
-        stale = [
-            _no_longer(old)
-            for key, old in there.items()
-            if key not in now and old.get("result") != "PASSED"
-        ]
-        annotations = [*known, *new[: max(0, ANNOTATIONS - len(there))], *stale]
-        for start in range(0, len(annotations), BATCH):
-            yield Request(
-                method="POST",
-                path=f"{path}/annotations",
-                body=annotations[start : start + BATCH],
-                door=door,
-            )
+        current = code_insights.annotation_bodies(report, self._key)
+        earlier = yield from self._earlier_annotations(path, endpoint)
+        bodies = merge_annotations(current, earlier)
+        for start in range(0, len(bodies), BATCH):
+            batch = bodies[start : start + BATCH]
+            yield Request(method="POST", path=f"{path}/annotations", body=batch, endpoint=endpoint)
 
-    def _there(
-        self, path: str, door: str
-    ) -> Generator[Request, Response, dict[str, dict[str, Any]]]:
-        """Annotations that an earlier session left at this commit: replacing a report keeps them, and the proxy deletes nothing."""
+    def _earlier_annotations(
+        self, path: str, endpoint: str
+    ) -> Generator[Request, Response, dict[str, JsonObject]]:
+        """Return the annotations that earlier sessions left at this commit, by id.
+
+        Replacing a report keeps them, and the proxy deletes nothing.
+        """
+        url = f"{path}/annotations?pagelen=100&page="
         try:
-            found = yield from comment.pages(
-                lambda page: Request(
-                    method="GET", path=f"{path}/annotations?pagelen=100&page={page}", door=door
-                ),
-                lambda said: said.get("values", []),
-                lambda _, said: bool(said.get("next")),
+            entries = yield from fetch_pages(
+                lambda page: Request(method="GET", path=f"{url}{page}", endpoint=endpoint),
+                read_page,
             )
         except PublishError:
-            return {}  # nobody promises that they can be read
-        return {
-            a["external_id"]: a
-            for a in found
-            if str(a.get("external_id", "")).startswith(f"{self._id}-")
-        }
+            return {}  # nothing promises that they can be read
+        ids = [str(entry.get("external_id", "")) for entry in entries]
+        by_id = zip(ids, entries, strict=True)
+        return {id_: entry for id_, entry in by_id if id_.startswith(f"{self._key}-")}
 
-    def _insights_body(self, report: Report) -> dict[str, Any]:
-        lines = [render.headline(report)]
-        if report.remedy:
-            lines.append(f"Remedy: {render.one_line(report.remedy)}")
-        if report.delta is not None:
-            new, fixed = len(report.delta.newly_failing), len(report.delta.fixed)
-            lines.append(
-                f"Against {report.delta.branch}: {new} newly failing, {fixed} fixed, {len(report.delta.removed)} removed."
-            )
-        if report.simulated:
-            lines.append("The GPUs were SIMULATED.")
-        if len(report.bad) > ANNOTATIONS:
-            lines.append(
-                f"{ANNOTATIONS} of {len(report.bad)} failures are annotated; the JUnit file has all of them."
-            )
-        body = {
-            "title": f"GPU tests{'' if self._id == 'gpu-cluster' else f': {report.suite}'}"[
-                :TITLE_CHARS
-            ],
-            "details": "\n".join(lines)[:DETAILS_CHARS],
-            "external_id": self._id,
-            "reporter": "pytest-gpu-cluster",
-            "report_type": "TEST",
-            "result": RESULTS.get(report.verdict, "FAILED"),
-            "data": list(self._data(report))[:10],
-        }
-        return body | ({"link": report.link} if report.link else {})
+    # -- with a token ------------------------------------------------------------------------------
 
-    def _data(self, report: Report) -> Iterator[dict[str, Any]]:
-        """At most ten; the session first."""
-        if report.link:
-            yield {
-                "title": "Session",
-                "type": "LINK",
-                "value": {"text": report.session, "href": report.link},
-            }
-        counts = report.counts
-        if counts:
-            yield {
-                "title": "Passed",
-                "type": "NUMBER",
-                "value": counts.get("passed", 0) + counts.get("xpassed", 0),
-            }
-            yield {"title": "Failed", "type": "NUMBER", "value": counts.get("failed", 0)}
-            yield {"title": "Errors", "type": "NUMBER", "value": counts.get("error", 0)}
-            yield {
-                "title": "Skipped",
-                "type": "NUMBER",
-                "value": counts.get("skipped", 0) + counts.get("xfailed", 0),
-            }
-        if report.duration_s:
-            yield {
-                "title": "Duration",
-                "type": "DURATION",
-                "value": round(report.duration_s * 1000),
-            }
-        if report.gpus:
-            names = ", ".join(f"{number} x {name}" for name, number in Counter(report.gpus).items())
-            yield {"title": "GPUs", "type": "TEXT", "value": names}
-        if report.price_usd is not None:
-            yield {"title": "Cost", "type": "TEXT", "value": f"{report.price_usd:.2f} USD"}
-        if report.delta is not None:
-            yield {
-                "title": "Newly failing",
-                "type": "NUMBER",
-                "value": len(report.delta.newly_failing),
-            }
-            yield {"title": "Fixed", "type": "NUMBER", "value": len(report.delta.fixed)}
-
-    def _annotations(self, report: Report) -> Iterator[dict[str, Any]]:
-        """One for each test with a problem, the tests' own first."""
-        for result in report.bad[:ANNOTATIONS]:
-            problem = result.problems[0]
-            own = problem.failure_class not in NOT_TESTS
-            said = render.one_line(problem.message) or result.outcome
-            annotation: dict[str, Any] = {
-                "external_id": f"{self._id}-{hashlib.sha256(result.nodeid.encode()).hexdigest()[:32]}",
-                "annotation_type": "BUG",
-                "summary": f"{'' if own else 'not your test: '}{render.one_line(result.name)}: {said}"[
-                    :SUMMARY_CHARS
-                ],
-                "details": _details(result, report),
-                "result": "FAILED" if own else "IGNORED",
-                "severity": "HIGH" if own else "LOW",
-            }
-            if result.file:
-                annotation["path"] = result.file
-                if line := problem.line or result.line:
-                    annotation["line"] = line
-            if link := report.link_to(result):
-                annotation["link"] = link
-            yield annotation
-
-    # -- with a token --------------------------------------------------------------------------------------------------
-
-    def _status(self, report: Report) -> list[Surface]:
-        if "token" not in self.doors or not report.link:
+    def _status(self, report: Report) -> list[Target]:
+        if "token" not in self.endpoints or not report.context.link:
             return []
 
         def exchange() -> Exchange:
             body = {
-                "key": short(self._id, KEY_CHARS),
+                "key": shorten(self._key, KEY_CHARS),
                 "state": STATES.get(report.verdict, "FAILED"),
-                "name": f"GPU tests{'' if self._id == 'gpu-cluster' else f': {report.suite}'}"[
-                    :NAME_CHARS
-                ],
+                "name": code_insights.title(report, self._key)[:NAME_CHARS],
                 "description": render.headline(report)[:NAME_CHARS],
-                "url": report.link.replace("{", "%7B").replace(
-                    "}", "%7D"
-                ),  # Bitbucket would fill braces in
+                # Bitbucket would replace a name in braces by a value.
+                "url": report.context.link.replace("{", "%7B").replace("}", "%7D"),
             }
-            if self._ci.pull_request and self._ci.branch:
-                body["refname"] = self._ci.branch  # ties it to the pull request
+            if self.ci.pull_request and self.ci.branch:
+                body["refname"] = self.ci.branch  # ties the status to the pull request
             yield Request(method="POST", path=f"{self._commit}/statuses/build", body=body)
 
-        return [("commit status", exchange())]
+        return [Target(STATUS, exchange())]
 
     def _comment(self, report: Report) -> Exchange:
         text = f"{render.markdown(report, limit=COMMENT_CHARS - len(self._mark))}\n{self._mark}"
-        comments = (
-            f"{self._repository}/pullrequests/{quote(self._ci.pull_request, safe='')}/comments"
-        )
+        pull_request = f"{self._repository}/pullrequests/{quote(self.ci.pull_request, safe='')}"
+        path, body = f"{pull_request}/comments", {"content": {"raw": text}}
 
-        def find() -> Generator[Request, Response, comment.Found]:
-            found = yield from comment.pages(
-                lambda page: Request(method="GET", path=f"{comments}?pagelen=100&page={page}"),
-                lambda said: said.get("values", []),
-                lambda _, said: bool(said.get("next")),
+        def find() -> comment.FindComment:
+            entries = yield from fetch_pages(
+                lambda page: Request(method="GET", path=f"{path}?pagelen=100&page={page}"),
+                read_page,
             )
             ours = [
-                c
-                for c in found
-                if not c.get("deleted") and _raw(c).rstrip().endswith(f"\n{self._mark}")
+                comment.Comment(id=str(entry["id"]), text=raw)
+                for entry in entries
+                if not entry.get("deleted")
+                and (raw := str(json_child(entry, "content").get("raw", "")))
+                and raw.rstrip().endswith(f"\n{self._mark}")
             ]
-            return (
-                (str(ours[-1]["id"]), _raw(ours[-1])) if ours else None
-            )  # the newest: an older one may be another token's
+            return ours[-1] if ours else None  # an older one may be another account's
 
-        body = {"content": {"raw": text}}
-        return comment.exchange(
-            self._settings.comment,
-            report,
-            text,
+        api = comment.CommentApi(
             find=find,
-            create=Request(method="POST", path=comments, body=body, repeatable=False),
-            edit=lambda which: Request(method="PUT", path=f"{comments}/{which}", body=body),
+            create=Request(method="POST", path=path, body=body, repeatable=False),
+            edit=lambda id_: Request(method="PUT", path=f"{path}/{id_}", body=body),
         )
+        return comment.exchange(self.settings.reports.comment, report, text, api)
 
 
-def _raw(comment: Mapping[str, Any]) -> str:
-    return str((comment.get("content") or {}).get("raw", ""))
+def merge_annotations(
+    current: Mapping[str, JsonObject], earlier: Mapping[str, JsonObject]
+) -> list[JsonObject]:
+    """Return the annotations to send: those of earlier sessions are updated, never left as lies.
 
-
-def _no_longer(old: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {
-        key: old[key] for key in ("external_id", "annotation_type", "path", "line") if old.get(key)
-    }
-    return kept | {
-        "summary": f"no longer: {old.get('summary', '')}"[:SUMMARY_CHARS],
-        "result": "PASSED",
-        "severity": "LOW",
-    }
-
-
-def _details(result: Result, report: Report) -> str:
-    head = f"{render.session_line(report)}\n{result.nodeid[: DETAILS_CHARS // 2]}\n\n"
-    text = render.plain(render.problems_text(result))
-    left = DETAILS_CHARS - len(head)
-    return (head + (text if len(text) <= left else f"…{text[len(text) - max(0, left - 1) :]}"))[
-        :DETAILS_CHARS
+    An earlier annotation takes its place in a report until the end, so new ones get the rest.
+    """
+    repeated = [body for key, body in current.items() if key in earlier]
+    new = [body for key, body in current.items() if key not in earlier]
+    stale = [
+        code_insights.no_longer_failing(body)
+        for key, body in earlier.items()
+        if key not in current and body.get("result") != "PASSED"
     ]
+    return [*repeated, *new[: max(0, code_insights.MAX_ANNOTATIONS - len(earlier))], *stale]
 
 
-def short(key: str, limit: int) -> str:
-    """`key`, or its beginning and a digest: two long keys that begin alike stay two."""
-    return (
-        key
-        if len(key) <= limit
-        else f"{key[: limit - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    )
+def read_page(_: Response, body: JsonValue) -> Page:
+    """Return a page of a list. Raises TypeError for another body."""
+    page = json_object(body)
+    return Page(entries=json_objects(page.get("values", [])), last=not page.get("next"))
 
 
-def credential(environ: Mapping[str, str]) -> tuple[str, list[str]]:
-    """The Authorization header, and why there is none although something was set. No value enters a text."""
-    token, email = (
-        environ.get("BITBUCKET_TOKEN", "").strip(),
-        environ.get("BITBUCKET_EMAIL", "").strip(),
-    )
+def shorten(key: str, limit: int) -> str:
+    """Return `key`, or its beginning and a digest: two long keys that begin alike stay two."""
+    if len(key) <= limit:
+        return key
+    return f"{key[: limit - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+def authorization(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return the Authorization header, and the fault of a credential that cannot be used.
+
+    Either may be "". No value of a credential enters the second.
+    """
+    token = environ.get("BITBUCKET_TOKEN", "").strip()
+    email = environ.get("BITBUCKET_EMAIL", "").strip()
     if environ.get("BITBUCKET_APP_PASSWORD") and not token:
-        return "", [f"BITBUCKET_APP_PASSWORD is set: {NO_APP_PASSWORDS}"]
-    if token.startswith("ATBB") or (email and "@" not in email):
-        what = (
-            "BITBUCKET_TOKEN is an app password"
-            if token.startswith("ATBB")
-            else "BITBUCKET_EMAIL is a user name, as app passwords had"
-        )
-        return "", [f"{what}: {NO_APP_PASSWORDS}"]
+        return "", f"BITBUCKET_APP_PASSWORD is set: {NO_APP_PASSWORDS}"
+    if token.startswith("ATBB"):
+        return "", f"BITBUCKET_TOKEN is an app password: {NO_APP_PASSWORDS}"
+    if email and "@" not in email:
+        return "", (f"BITBUCKET_EMAIL is a user name, as app passwords had: {NO_APP_PASSWORDS}")
     if token.startswith("ATATT") and not email:
-        return "", [
-            "BITBUCKET_TOKEN is an API token of a user: set BITBUCKET_EMAIL to that account's e-mail address beside it"
-        ]
-    if not token:
-        return "", []
-    if any(ord(character) < 33 or ord(character) > 126 for character in token):
-        return "", ["BITBUCKET_TOKEN has a blank or a control character inside: set it again"]
+        return "", (
+            "BITBUCKET_TOKEN is an API token of a user: "
+            "set BITBUCKET_EMAIL to that account's e-mail address beside it"
+        )
+    problem = token_problem("BITBUCKET_TOKEN", token)
+    if problem or not token:
+        return "", problem
     if email:
-        return f"Basic {base64.b64encode(f'{email}:{token}'.encode()).decode()}", []
-    return f"Bearer {token}", []
+        return f"Basic {base64.b64encode(f'{email}:{token}'.encode()).decode()}", ""
+    return f"Bearer {token}", ""
 
 
-def quarantine_reads(path: str) -> bool:
+def read_quarantine(path: str, read: ReadText = read_text) -> list[tuple[str, str, str]] | None:
+    """Return [package, class, name] of each quarantined test; None if the file is unusable."""
     try:
-        return isinstance(json.loads(Path(path).read_text("utf-8"))["quarantinedTests"], list)
+        tests = json_objects(json_object(json.loads(read(path)))["quarantinedTests"])
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
+    return [
+        (str(test.get("package") or ""), str(test.get("class") or ""), str(test["name"]))
+        for test in tests
+        if test.get("name")
+    ]

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any
+from dataclasses import dataclass
 
-from pytest_gpu_cluster.contract.model import Report
-from pytest_gpu_cluster.publish.http import Lost, PublishError, Request, Response, shown
+from pytest_gpu_cluster.publish.exchange import (
+    Exchange,
+    JsonObject,
+    PublishError,
+    Request,
+    Response,
+    ResponseLost,
+)
+from pytest_gpu_cluster.report.model import Report
 
-PAGES = 20  # of 100 comments are looked through
 
-Found = tuple[str, str] | None  # a comment's id and its text
+@dataclass(frozen=True, kw_only=True)
+class Comment:
+    """A comment at the host."""
+
+    id: str
+    text: str
 
 
-def wanted(mode: str, report: Report, *, exists: bool) -> bool:
-    """Whether the comment is to say this. One that is there already must not go on telling of an older run."""
+FindComment = Generator[Request, Response, Comment | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommentApi:
+    """The host's requests for one comment. `find` may be called again."""
+
+    find: Callable[[], FindComment]
+    create: Request
+    edit: Callable[[str], Request]  # by the comment's id
+
+
+def should_post(mode: str, report: Report, *, exists: bool) -> bool:
+    """Return True if the comment is to show this report; `mode` is the setting `comment`.
+
+    An existing comment is always updated: it must not go on showing an older run.
+    """
     match mode:
         case "off":
             return False
@@ -27,54 +53,35 @@ def wanted(mode: str, report: Report, *, exists: bool) -> bool:
             return True
 
 
-def exchange(
-    mode: str,
-    report: Report,
-    text: str,
-    *,
-    find: Callable[[], Generator[Request, Response, Found]],
-    create: Request,
-    edit: Callable[[str], Request],
-) -> Generator[Request, Response, None]:
-    """Find it, then edit or create it. A creation whose answer was lost is looked for before it is sent again, once."""
-    found = yield from find()
-    if not wanted(mode, report, exists=found is not None):
+def marked(entries: list[JsonObject], mark: str) -> list[Comment]:
+    """Return the comments whose first line is `mark`. GitHub and GitLab have the same fields."""
+    comments = [
+        Comment(id=str(entry["id"]), text=str(entry.get("body") or "")) for entry in entries
+    ]
+    return [comment for comment in comments if comment.text.startswith(f"{mark}\n")]
+
+
+def exchange(mode: str, report: Report, text: str, api: CommentApi) -> Exchange:
+    """Edit the comment, or create it where there is none.
+
+    After a creation whose response was lost the comment is looked for, and created again at most
+    once.
+    """
+    existing = yield from api.find()
+    if not should_post(mode, report, exists=existing is not None):
         return
-    if found is not None:
-        if found[1] == text:
+    if existing is not None:
+        if existing.text == text:
             return
         try:
-            yield edit(found[0])
+            yield api.edit(existing.id)
             return
         except PublishError as problem:
-            if problem.status not in (
-                403,
-                404,
-            ):  # somebody else's, or deleted meanwhile: a new one, then
+            # Another account's, or deleted meanwhile: a new comment takes its place.
+            if problem.status not in (403, 404):
                 raise
     try:
-        yield create
-    except Lost:
-        if (yield from find()) is None:
-            yield create
-
-
-def pages(
-    request: Callable[[int], Request],
-    entries: Callable[[Any], list[Any]],
-    more: Callable[[Response, Any], bool],
-) -> Generator[Request, Response, list[Any]]:
-    """The entries of a paged list, page by page from 1."""
-    found: list[Any] = []
-    for number in range(1, PAGES + 1):
-        response = yield request(number)
-        said = response.json()
-        try:
-            found += [dict(entry) for entry in entries(said)]
-        except (AttributeError, KeyError, TypeError, ValueError) as problem:
-            raise PublishError(
-                f"it answered {response.status} with something that is no list: {shown(response.text)}"
-            ) from problem
-        if not more(response, said):
-            break
-    return found
+        yield api.create
+    except ResponseLost:
+        if (yield from api.find()) is None:
+            yield api.create

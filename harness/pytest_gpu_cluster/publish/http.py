@@ -1,174 +1,130 @@
-"""Requests to a CI host: which door they take, how long they are tried, and what is said when they fail.
+"""The network below exchanges: bounded time, and retries after 429 and 5xx.
 
-A publisher is a set of generators (`Exchange`) that yield a `Request` and get its `Response`; nothing of the network is in
-them. `Sender` is the network: bounded time, back-off on 429 and 5xx, no redirect followed, no credential in any text.
+No redirect is followed, and no credential enters a text.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import random
-import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pytest_gpu_cluster.report import render
+from pytest_gpu_cluster.publish.exchange import (
+    Endpoint,
+    NoEndpoint,
+    PublishError,
+    Request,
+    Response,
+    ResponseLost,
+)
+from pytest_gpu_cluster.publish.refusals import REASON_CHARS, refusal_text
 
-SURFACE_S = 25.0  # for all requests of one surface, their retries included
+if TYPE_CHECKING:
+    import requests
+
+TARGET_S = 25.0  # for all requests of one target, with their retries
 CONNECT_S = 5.0
 READ_S = 10.0
+MIN_S = 0.1  # with less time no request is sent
 TRIES = 5
 PAUSE_S = (0.5, 8.0)  # before the first and at most before a later retry; each with jitter
 BODY_BYTES = 16 << 20
-SHOWN_CHARS = 300  # of a refusal's body
-UNSURE = (500, 502, 504)  # it may have been done all the same
+UNSURE = (500, 502, 504)  # the request may have had its effect all the same
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """One call below a door's base URL. `repeatable`: sending it twice does no harm."""
+class _Retry:
+    """A failure that may pass: the host asks for `after_s` seconds, 0 if for none."""
 
-    method: str
-    path: str
-    body: Any = None
-    door: str = "token"
-    repeatable: bool = True
+    problem: PublishError
+    after_s: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Response:
-    status: int
-    text: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+class Transport:
+    """Sends requests to endpoints.
 
-    def json(self) -> Any:
-        """The body. Raises PublishError for what is no JSON."""
-        try:
-            return json.loads(self.text)
-        except ValueError as problem:
-            raise PublishError(
-                f"it answered {self.status} with something that is no JSON: {shown(self.text)}"
-            ) from problem
-
-
-class PublishError(Exception):
-    """A request that did not do what it was for. `status` is 0 where no answer came."""
-
-    def __init__(self, what: str, *, status: int = 0, body: str = "", remedy: str = "") -> None:
-        super().__init__(what)
-        self.status, self.body, self.remedy = status, body, remedy
-
-
-class NoDoor(PublishError):  # noqa: N818 - said of the way, not of an error
-    """There is no way in: no proxy answers, or there is no token."""
-
-
-class Lost(PublishError):  # noqa: N818 - said of the answer
-    """No answer came to something that must not be sent twice: it may have been done."""
-
-
-Exchange = Generator[Request, Response, None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Door:
-    """A way to the API. `headers` hold the credential and enter no repr."""
-
-    base: str
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    proxies: tuple[
-        str, ...
-    ] = ()  # the first that answers is used; with any, nothing of the environment's proxies is
-
-
-class Sender:
-    """Sends requests through doors, for at most `SURFACE_S` seconds since the last `begin`, and not beyond `until`."""
+    The requests of one target have `TARGET_S` seconds since the last `begin`; all requests end
+    before `deadline`, in seconds of the clock.
+    """
 
     def __init__(
-        self, doors: Mapping[str, Door], *, clock: Callable[[], float] = time.monotonic
+        self, endpoints: Mapping[str, Endpoint], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._doors, self._clock = doors, clock
-        self.hurry = threading.Event()  # set: no further try, something newer is to be told
-        self._sessions: dict[str, Any] = {}
-        self._deadline = clock() + SURFACE_S
-        self.until = float("inf")
+        self._endpoints, self._clock = endpoints, clock
+        self.stop_retries = threading.Event()  # set: a newer report waits
+        self._sessions: dict[str, requests.Session] = {}
+        self._target_deadline = clock() + TARGET_S
+        self.deadline = float("inf")
 
     def begin(self, *, share: float = 1.0) -> None:
-        """A new surface, with at most this share of the time that is left for all."""
+        """Start a target, with at most this share of the time that remains for all."""
         now = self._clock()
-        self._deadline = now + min(SURFACE_S, share * max(0.0, self.until - now))
+        self._target_deadline = now + min(TARGET_S, share * max(0.0, self.deadline - now))
 
     @property
-    def left_s(self) -> float:
-        return min(self._deadline, self.until) - self._clock()
+    def remaining_s(self) -> float:
+        """Seconds until the current target has to end."""
+        return min(self._target_deadline, self.deadline) - self._clock()
 
     def __call__(self, request: Request) -> Response:
-        """The answer, if it is a good one (2xx). Raises PublishError."""
-        session = self._session(request.door)
-        url, pause_s, problem = (
-            self._doors[request.door].base + request.path,
-            PAUSE_S[0],
-            PublishError("there was no time left"),
-        )
+        """Return the response, whose status is 2xx. Raises PublishError."""
+        session = self._session(request.endpoint)
+        url = self._endpoints[request.endpoint].base + request.path
+        pause_s, problem = PAUSE_S[0], PublishError("there was no time left")
         for _ in range(TRIES):
-            if self.left_s <= 0.1:
+            if self.remaining_s <= MIN_S:
                 break
-            try:
-                response = self._once(session, request, url)
-            except OSError as error:  # of requests too: no connection, too slow, cut
-                problem = PublishError(
-                    f"no answer: {_reason(error)}",
-                    remedy="check the network between this step and the host",
-                )
-                if not request.repeatable:
-                    raise Lost(str(problem), remedy=problem.remedy) from error
-                wait_s = pause_s
-            else:
-                if 200 <= response.status < 300:
+            match self._attempt(session, request, url):
+                case Response() as response:
                     return response
-                asked_s = _retry_after(response)
-                problem = refusal(response, asked_s=asked_s or 0.0)
-                if asked_s is None and response.status != 429 and response.status < 500:
-                    raise problem
-                if not request.repeatable and response.status in UNSURE:
-                    raise Lost(str(problem), status=response.status, body=response.text)
-                wait_s = max(asked_s or 0.0, pause_s)
-            wait_s *= 1 + random.random() / 4
-            if wait_s >= self.left_s or self.hurry.wait(wait_s):
+                case _Retry() as retry:
+                    problem = retry.problem
+            wait_s = max(retry.after_s, pause_s) * (1 + random.random() / 4)
+            if wait_s >= self.remaining_s or self.stop_retries.wait(wait_s):
                 break
             pause_s = min(2 * pause_s, PAUSE_S[1])
         raise problem
 
-    def _once(self, session: Any, request: Request, url: str) -> Response:
+    def _attempt(self, session: requests.Session, request: Request, url: str) -> Response | _Retry:
+        """Send a request once. Raises PublishError where another try cannot help."""
+        try:
+            response = self._send(session, request, url)
+        except OSError as error:  # of requests too: no connection, too slow, cut
+            reason, remedy = _reason(error), "check the network between this step and the host"
+            if not request.repeatable:
+                raise ResponseLost(f"no answer: {reason}", remedy=remedy) from error
+            return _Retry(problem=PublishError(f"no answer: {reason}", remedy=remedy))
+        if 200 <= response.status < 300:
+            return response
+        after_s = retry_after_s(response)
+        problem = refusal(response, after_s=after_s or 0.0)
+        if after_s is None and response.status != 429 and response.status < 500:
+            raise problem
+        if not request.repeatable and response.status in UNSURE:
+            raise ResponseLost(str(problem), status=response.status, body=response.text)
+        return _Retry(problem=problem, after_s=after_s or 0.0)
+
+    def _send(self, session: requests.Session, request: Request, url: str) -> Response:
+        """Return the response, whatever its status. Raises OSError."""
         from urllib3.exceptions import HTTPError
 
-        left_s = self.left_s
-        timeout = (min(CONNECT_S, left_s), min(READ_S, left_s))
+        remaining_s = self.remaining_s
         with session.request(
             request.method,
             url,
             json=request.body,
-            timeout=timeout,
+            timeout=(min(CONNECT_S, remaining_s), min(READ_S, remaining_s)),
             allow_redirects=False,
             stream=True,
         ) as answer:
-            body = bytearray()
             try:
-                while chunk := answer.raw.read1(1 << 16, decode_content=True):
-                    body += chunk
-                    if self.left_s <= 0 or len(body) > BODY_BYTES:
-                        raise TimeoutError(
-                            "the answer came too slowly"
-                            if self.left_s <= 0
-                            else "the answer is too long"
-                        )
-            except HTTPError as error:  # cut off, too slow, not what its encoding says: what requests would make an OSError of
+                body = self._read(answer)
+            except HTTPError as error:  # cut off, too slow, or not of the encoding that it names
                 raise ConnectionError(str(error)) from error
             return Response(
                 status=answer.status_code,
@@ -176,129 +132,98 @@ class Sender:
                 headers=dict(answer.headers.lower_items()),
             )
 
-    def _session(self, name: str) -> Any:
-        if name not in self._sessions:
-            import requests
+    def _read(self, answer: requests.Response) -> bytes:
+        """Return the body. Raises TimeoutError if it is too long or comes too slowly."""
+        body = bytearray()
+        while chunk := answer.raw.read1(1 << 16, decode_content=True):
+            body += chunk
+            if self.remaining_s <= 0:
+                raise TimeoutError("the answer came too slowly")
+            if len(body) > BODY_BYTES:
+                raise TimeoutError("the answer is too long")
+        return bytes(body)
 
-            if name not in self._doors:
-                raise NoDoor("there is no credential for it")
-            door, session = self._doors[name], requests.Session()
-            if door.proxies:
-                proxy = next((url for url in door.proxies if _answers(url)), None)
-                if proxy is None:
-                    raise NoDoor(f"no proxy answers at {' or '.join(door.proxies)}")
-                session.trust_env = False
-                session.proxies = {"http": proxy}
-            session.auth = _Headers(door.headers)  # with none, requests looks for one in ~/.netrc
-            session.headers["User-Agent"] = "pytest-gpu-cluster"
-            self._sessions[name] = session
+    def _session(self, name: str) -> requests.Session:
+        if name not in self._sessions:
+            if name not in self._endpoints:
+                raise NoEndpoint("there is no credential for it")
+            self._sessions[name] = _open_session(self._endpoints[name])
         return self._sessions[name]
 
 
+def _open_session(endpoint: Endpoint) -> requests.Session:
+    """Return a session for an endpoint. Raises NoEndpoint if none of its proxies answers."""
+    import requests
+
+    session = requests.Session()
+    if endpoint.proxies:
+        proxy = next((url for url in endpoint.proxies if _accepts_connections(url)), None)
+        if proxy is None:
+            raise NoEndpoint(f"no proxy answers at {' or '.join(endpoint.proxies)}")
+        session.trust_env = False
+        session.proxies = {"http": proxy}
+    session.auth = _Headers(endpoint.headers)  # with none, requests looks for one in ~/.netrc
+    session.headers["User-Agent"] = "pytest-gpu-cluster"
+    return session
+
+
 class _Headers:
-    """Adds a door's headers to a request; has no value in its repr."""
+    """Adds an endpoint's headers to a request; no value enters its repr."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         self._headers = headers
 
-    def __call__(self, request: Any) -> Any:
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers.update(self._headers)
         return request
 
 
-def drive(exchange: Exchange, send: Callable[[Request], Response]) -> None:
-    """Run an exchange to its end. Raises the PublishError that it did not deal with."""
-    try:
-        request = next(exchange)
-        while True:
-            try:
-                response = send(request)
-            except PublishError as problem:
-                request = exchange.throw(problem)
-            else:
-                request = exchange.send(response)
-    except StopIteration:
-        return
+def token_problem(name: str, token: str) -> str:
+    """Return the fault of a token that cannot be a header, or "".
+
+    The HTTP library would name the fault by showing the token.
+    """
+    if all(33 <= ord(character) <= 126 for character in token):
+        return ""
+    return f"{name} has a blank or a control character inside: set it again"
 
 
-def refusal(response: Response, *, asked_s: float = 0.0) -> PublishError:
-    wish = f" (it asks to be left alone for {asked_s:.0f} s)" if asked_s else ""
+def refusal(response: Response, *, after_s: float = 0.0) -> PublishError:
+    """Return the error for a status that is no success; the host asks to wait `after_s` seconds."""
+    pause = f" (it asks to be left alone for {after_s:.0f} s)" if after_s else ""
     return PublishError(
-        f"{response.status}: {shown(response.text)}{wish}",
+        f"{response.status}: {refusal_text(response.text)}{pause}",
         status=response.status,
         body=response.text,
     )
 
 
-def unusable(name: str, token: str) -> list[str]:
-    """What is wrong with a token that cannot be a header; the HTTP library would say it by showing it."""
-    bad = any(ord(character) < 33 or ord(character) > 126 for character in token)
-    return [f"{name} has a blank or a control character inside: set it again"] if bad else []
-
-
-def shown(body: str) -> str:
-    """What a refusal says, in one line: hosts answer with three shapes of JSON, with HTML, or with nothing.
-
-    >>> shown('{"type":"error","error":{"message":"key: too long","fields":{"key":["at most 40"]}}}')
-    'key: too long; key: at most 40'
-    >>> shown("<html><h1>Bad Request (400)</h1></html>"), shown("")
-    ('Bad Request (400)', 'no reason was given')
-    """
-    text = body
-    with contextlib.suppress(ValueError, RecursionError):
-        said = json.loads(body)
-        said = said if isinstance(said, dict) else {"message": said}
-        error = said.get("error") or said
-        error = (
-            error
-            if isinstance(error, dict)
-            else {"message": error, "detail": said.get("error_description")}
-        )
-        message, fields = error.get("message"), error.get("fields") or error.get("errors") or {}
-        message, fields = ("", message) if isinstance(message, dict) else (message, fields)
-        fields = fields if isinstance(fields, dict) else {"errors": fields}
-        parts = [
-            message,
-            error.get("detail"),
-            *(f"{name}: {_joined(value)}" for name, value in fields.items()),
-        ]
-        text = "; ".join(_joined(part) for part in parts if part) or body
-    line = render.one_line(
-        re.sub(r"<(style|script)\b.*?</\1>|</?[A-Za-z!][^>]*>", " ", text, flags=re.S)
-    )
-    return (line[:SHOWN_CHARS] + "…" if len(line) > SHOWN_CHARS else line) or "no reason was given"
-
-
-def _joined(value: Any) -> str:
-    return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
-
-
-def _retry_after(response: Response) -> float | None:
-    """Seconds that the host asks to wait; None where it does not ask to try again."""
-    asked = response.headers.get("retry-after", "")
-    if response.status not in (403, 429, 503) or not asked:
+def retry_after_s(response: Response) -> float | None:
+    """Return the seconds that the host asks to wait; None if it does not ask to try again."""
+    value = response.headers.get("retry-after", "")
+    if response.status not in (403, 429, 503) or not value:
         return None
-    if asked.isdecimal():
-        return float(asked)
+    if value.isdecimal():
+        return float(value)
     from email.utils import parsedate_to_datetime
 
     try:
-        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
         return None
 
 
 def _reason(error: OSError) -> str:
-    """The innermost reason: what requests and urllib3 wrap around it repeats the URL."""
+    """Return the innermost reason: requests and urllib3 wrap it into texts that repeat the URL."""
     inner: BaseException = error
-    while (below := getattr(inner, "reason", None) or inner.__context__) and isinstance(
-        below, BaseException
+    while (cause := getattr(inner, "reason", None) or inner.__context__) and isinstance(
+        cause, BaseException
     ):
-        inner = below
-    return " ".join(f"{type(inner).__name__}: {inner}".split())[:SHOWN_CHARS]
+        inner = cause
+    return " ".join(f"{type(inner).__name__}: {inner}".split())[:REASON_CHARS]
 
 
-def _answers(url: str) -> bool:
+def _accepts_connections(url: str) -> bool:
     parts = urlsplit(url)
     try:
         with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=1.0):

@@ -1,1 +1,1 @@
-"""What a session came to, told to people and machines: events in, one `Report` out, and from it JUnit, JSON and Markdown."""
+"""The report of a session: events in, one `Report` out, and from it JUnit, JSON and Markdown."""

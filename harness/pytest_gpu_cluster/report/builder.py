@@ -1,386 +1,249 @@
-"""Events of a session, in any order that its journal gives them -> `Report`. The same live and from the store."""
+"""Build a `Report` of the events of a session, live or from the store, complete or not."""
 
 from __future__ import annotations
 
-import io
-import posixpath
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
-import pytest
-from _pytest._io import TerminalWriter
 from _pytest.junitxml import mangle_test_address
 
-from pytest_gpu_cluster.contract.codec import Event, PathMap, from_wire
-from pytest_gpu_cluster.contract.errors import EXIT_CODES
-from pytest_gpu_cluster.contract.model import CLIENT_LOST, NOT_TESTS, Problem, Report, Result
+from pytest_gpu_cluster.contract.events import (
+    Collected,
+    CollectorFinished,
+    Deselected,
+    Event,
+    Hello,
+    InternalError,
+    Interrupted,
+    LateRecords,
+    Requested,
+    SelectionRestarted,
+    SessionFinished,
+    TestFinished,
+    UsageError,
+)
+from pytest_gpu_cluster.contract.failures import NOT_TESTS, FailureClass, StopReason
+from pytest_gpu_cluster.contract.record import Ending
+from pytest_gpu_cluster.contract.records import ItemRow, ReportData, TestRecord
+from pytest_gpu_cluster.contract.request import SessionRequest
+from pytest_gpu_cluster.report.facts import SessionFacts
+from pytest_gpu_cluster.report.model import Machines, Problem, Report, ReportContext, Result
+from pytest_gpu_cluster.report.results import ResultBuilder
+from pytest_gpu_cluster.report.texts import ReportTexts, last_line, usage_error_line
 
-OUTPUT_CHARS = 10_000  # of each captured section: half from its beginning, half from its end
-TEXT_CHARS = 100_000  # of one failure
-BY_EXIT_CODE = {code: failure_class for failure_class, code in EXIT_CODES.items()}
-SUBTESTS = re.compile(
-    r"contains \d+ failed subtests?"
-)  # each of them is a problem of its own already
-LOST = f"{CLIENT_LOST} before this test had a result"
+VERDICTS = {
+    0: "passed",
+    **{each.exit_code: each for each in (FailureClass.REQUEST, *NOT_TESTS)},
+}
+CLIENT_LOST = "the client was lost"
+NO_RESULT = f"{CLIENT_LOST} before this test had a result"
 
 
-class Tally:
-    """`request` is the session's `request.json`; `mask` takes secrets out of a text; `prefix` leads from the repository to the tree."""
+class ReportBuilder:
+    """Takes events in the order of their journal, and returns a `Report` at any time.
+
+    `facts` takes the same events, before this. `mask` takes secrets out of a text.
+    """
 
     def __init__(
-        self, request: Mapping[str, Any], *, mask: Callable[[str], str], prefix: str = ""
+        self, request: SessionRequest, facts: SessionFacts, *, mask: Callable[[str], str]
     ) -> None:
-        self._request, self._mask, self._prefix = request, mask, prefix
-        self._map = PathMap([])
-        self._items: list[Mapping[str, Any]] = []
-        self._results: dict[int, Result] = {}  # by place in the collection
-        self._collect: dict[
-            str, Result
-        ] = {}  # files that could not be collected, or were skipped as a whole
-        self._place: dict[str, int] = {}  # the last one of a node id
-        self._gpus: list[str] = []
-        self._times: list[float] = []
-        self.simulated = False
-        self.collected: int | None = None
-        self.deselected = 0
-        self.cluster = ""
-        self.ended: Event | None = None
-        self.broken = ""  # why the remote session ended by something else than its tests
-        self.cancelled = False
+        self._request, self._facts = request, facts
+        self._texts = ReportTexts(mask, origin=request.origin, prefix=request.prefix)
+        self._items: Sequence[ItemRow] | None = None  # None until the selection is complete
+        self._index: dict[str, int] = {}  # of the last item with a node id
+        self._results: dict[int, Result] = {}  # by index of the item
+        self._files: dict[str, Result] = {}  # failed or skipped as a whole, by node id
+        self._deselected = 0
+        self._times: tuple[float, float] | None = None  # of the first and the last event
+        self._error = ""  # that ended pytest on the cluster
+        self._cancelled = False
 
-    def hear(self, event: Event) -> None:
-        """Take in one event; kinds that say nothing of a result are passed over."""
+    def add(self, event: Event) -> None:
+        """Add one event; kinds that a report does not need are ignored."""
         if event.t:
-            self._times = [min([event.t, *self._times[:1]]), max([event.t, *self._times[1:]])]
-        match event.kind:
-            case "hello":
-                self._map = PathMap([(event["root"], self._request["origin"])])
-            case "node":
-                self._gpus += [device["name"] for device in event["gpus"]]
-                self.simulated = self.simulated or event["simulated"]
-                self.cluster = event.get("cluster") or self.cluster
-            case "selection_restarted":
-                self._collect.clear()
-                self.deselected = 0
-            case "collectreport":
-                self._hear_collection(event["report"])
-            case "deselected":
-                self.deselected += len(event["nodeids"])
-            case "collected":
-                self._items = event["items"]
-                self._place = {row["nodeid"]: index for index, row in enumerate(self._items)}
-                self.collected = len(self._items)
-            case "test_finished":
-                self._hear_test(event)
-            case "late":
-                self._hear_late(event)
-            case "internal_error" | "usage_error" | "interrupted":
-                self.broken = self.broken or _telling(
-                    self._clean(str(event.get("text", ""))), usage=event.kind == "usage_error"
-                )
-                stopped = event.get("shouldfail") or event.get("shouldstop") or event.get("exit")
-                self.cancelled = self.cancelled or (event.kind == "interrupted" and not stopped)
-            case "session_finished" if self.ended is None or event.writer == "agent":
-                self.ended = event
+            first, last = self._times or (event.t, event.t)
+            self._times = min(first, event.t), max(last, event.t)
+        match event:
+            case TestFinished():
+                self._add_result(event)
+            case LateRecords():
+                self._add_late(event.nodeid, _reports(event.records))
+            case Requested():
+                self._request = event.request
+            case Hello():
+                self._texts.map_paths(event.root)
+            case SelectionRestarted():
+                self._restart_selection()
+            case CollectorFinished():
+                self._add_collect_report(event.report)
+            case Deselected():
+                self._deselected += len(event.nodeids)
+            case Collected():
+                self._add_items(event.items)
+            case InternalError():
+                self._add_error(last_line(self._texts.clean(event.text)))
+            case UsageError():
+                self._add_error(usage_error_line(self._texts.clean(event.text)))
+            case Interrupted():
+                self._add_error(last_line(self._texts.clean(event.text)))
+                by_tests = event.shouldfail or event.shouldstop or event.exit
+                self._cancelled = self._cancelled or not by_tests
 
-    def report(
-        self,
-        *,
-        suite: str,
-        verdict: str | None = None,
-        exit_code: int | None = None,
-        failure_class: str | None = None,
-        message: str = "",
-        remedy: str = "",
-        cancelled: bool = False,
-        **facts: Any,
-    ) -> Report:
-        """The session as it stands. With neither `verdict` nor `exit_code` it is final, but nobody was there to say how it ended."""
-        if verdict is None and exit_code is None:
-            exit_code, failure_class, message = self._end_of_lost(failure_class, message)
-        results = [
-            *self._collect.values(),
-            *(self._results[index] for index in sorted(self._results)),
-        ]
-        if verdict is None and failure_class is not None and not cancelled:
-            why = self._clean(message) or LOST
-            results += [
-                self._missing(row, failure_class, why)
-                for index, row in enumerate(self._items)
-                if index not in self._results
-            ]
-        own = any(
-            problem.failure_class not in NOT_TESTS
-            for result in results
-            for problem in result.problems
-        )
-        if verdict is None:
-            if cancelled or self.cancelled:
-                verdict = "cancelled"
-            elif exit_code is None:
-                verdict = "failed" if own else str(failure_class)
-            else:
-                verdict = "passed" if exit_code == 0 else BY_EXIT_CODE.get(exit_code, "failed")
-        return Report(
-            session=self._request["session"],
-            suite=suite,
-            verdict=verdict,
-            message=self._clean(message) or self._why(exit_code),
-            remedy=self._clean(remedy),
-            exit_code=exit_code,
-            started=self._request["asked_at"],
-            duration_s=self._times[1] - self._times[0] if self._times else 0.0,
-            collected=self.collected,
-            deselected=self.deselected,
-            results=tuple(results),
-            gpus=tuple(self._gpus),
-            simulated=self.simulated,
-            cluster=self.cluster,
-            provider=self._request.get("provider", ""),
-            environment=self._request.get("shape", {}).get("environment", ""),
-            selection=tuple(self._clean(arg) for arg in self._request.get("args", ())),
-            **facts,
-        )
+    def _add_error(self, line: str) -> None:
+        """Keep the first error that ended pytest on the cluster."""
+        self._error = self._error or line
 
-    def _end_of_lost(
-        self, failure_class: str | None, message: str
-    ) -> tuple[int | None, str | None, str]:
-        """Exit code, failure class and message of a session whose client did not live to say them."""
-        ended = self.ended.data if self.ended is not None else {}
-        code, class_, why = (
-            ended.get("exitstatus"),
-            ended.get("failure_class"),
-            ended.get("message") or "",
-        )
-        missing = len(self._items) - len(self._results)
-        if class_ in NOT_TESTS:
-            return None, class_, why or message
-        stopped = CLIENT_LOST in (why, ended.get("shouldstop"))
-        if code is None or (missing and (code == 0 or stopped)):
-            return (
-                None,
-                failure_class or "infrastructure",
-                message or f"{CLIENT_LOST}; {missing} tests have no result",
-            )
-        return code, None, f"{CLIENT_LOST}; this is how the tests ended on the cluster"
+    def _restart_selection(self) -> None:
+        """Forget the files and tests that will be reported again."""
+        self._files.clear()
+        self._deselected = 0
 
-    def _why(self, exit_code: int | None) -> str:
-        """What there is to say of an end that no test explains."""
-        if self.broken and exit_code != 0:
-            return self.broken
-        return "no tests were collected" if exit_code == 5 else ""
+    def _add_items(self, items: Sequence[ItemRow]) -> None:
+        self._items = items
+        self._index = {item["nodeid"]: index for index, item in enumerate(items)}
 
-    # -- one test ------------------------------------------------------------------------------------------------------
-
-    def _hear_test(self, event: Event) -> None:
-        index = event.get("index")
-        if index is None or index in self._results or index >= len(self._items):
-            return
-        blank = self._blank(self._items[index])
-        reports = [record["report"] for record in event["records"] if record["kind"] == "report"]
-        self._results[index] = self._with(
-            blank,
-            reports,
-            event.get("failure_class") or "test",
-            attempts=event.get("attempt", 0) + 1,
-        )
-
-    def _hear_late(self, event: Event) -> None:
-        index = self._place.get(event["nodeid"])
-        reports = [record["report"] for record in event["records"] if record["kind"] == "report"]
-        if index in self._results:
-            self._results[index] = self._with(
-                self._results[index], reports, "test", attempts=self._results[index].attempts
-            )
-
-    def _hear_collection(self, report: Mapping[str, Any]) -> None:
+    def _add_collect_report(self, report: ReportData) -> None:
+        """Add a file that could not be collected, or was skipped as a whole."""
         if report["outcome"] not in ("failed", "skipped"):
             return
         nodeid = str(report["nodeid"])
-        name = self._clean(nodeid.removesuffix(".py").replace("/", ".")).strip(".") or "collection"
+        module = self._texts.clean(nodeid.removesuffix(".py").replace("/", ".")).strip(".")
         blank = Result(
-            nodeid=self._clean(nodeid),
-            file=self._file(nodeid.partition("::")[0]),
+            nodeid=self._texts.clean(nodeid),
+            file=self._texts.file(nodeid.partition("::")[0]),
             line=0,
             classname="",
-            name=name,
+            name=module or "collection",
             outcome="passed",
         )
-        self._collect[nodeid] = self._with(
-            blank, [{"when": "collect", "duration": 0.0, **report}], "test", attempts=1
-        )
+        result = ResultBuilder(blank, self._texts, failure_class=FailureClass.TEST)
+        result.add({**report, "when": "collect"})
+        self._files[nodeid] = result.result(attempts=1)
 
-    def _blank(self, row: Mapping[str, Any]) -> Result:
-        file, line, _ = row["location"]
-        *above, name = mangle_test_address(row["nodeid"])
-        return Result(
-            nodeid=self._clean(row["nodeid"]),
-            file=self._file(file),
-            line=line + 1 if line is not None else 0,
-            classname=self._clean(".".join(above)),
-            name=self._clean(name),
-            outcome="passed",
-        )
+    def _add_result(self, event: TestFinished) -> None:
+        """Add the result of a test; only the first result of a test counts."""
+        items, index = self._items or (), event.index
+        if index is None or index in self._results or index >= len(items):
+            return
+        failure_class = event.failure_class or FailureClass.TEST
+        blank = self._blank_result(items[index])
+        result = ResultBuilder(blank, self._texts, failure_class=failure_class)
+        for report in _reports(event.records):
+            result.add(report)
+        self._results[index] = result.result(attempts=event.attempt + 1)
 
-    def _with(
-        self, result: Result, reports: Iterable[Mapping[str, Any]], class_: str, *, attempts: int
-    ) -> Result:
-        """`result` after these reports."""
-        problems, outcome, reason = list(result.problems), result.outcome, result.reason
-        duration_s, reruns, properties = result.duration_s, result.reruns, result.properties
-        sections: list[Any] = []
+    def _add_late(self, nodeid: str, reports: Iterable[ReportData]) -> None:
+        """Add reports that came after the end of their test, such as of a module's fixture."""
+        index = self._index.get(nodeid, -1)
+        base = self._results.get(index)
+        if base is None:
+            return
+        result = ResultBuilder(base, self._texts, failure_class=FailureClass.TEST)
         for report in reports:
-            duration_s += report.get("duration") or 0.0
-            sections = from_wire(report.get("sections")) or sections
-            pairs = [
-                pair
-                for pair in from_wire(report.get("user_properties") or ())
-                if isinstance(pair, tuple | list) and len(pair) == 2
-            ]
-            properties = (
-                tuple((self._clean(str(name)), self._clean(str(value))) for name, value in pairs)
-                or properties
-            )
-            if report["outcome"] == "failed":
-                if not (
-                    any(p.subtest for p in problems)
-                    and SUBTESTS.fullmatch(_text(report["longrepr"]).strip())
-                ):
-                    problems.append(self._problem(report, class_, result.file))
-                outcome = "failed" if outcome == "failed" or report["when"] == "call" else "error"
-            elif report["outcome"] == "rerun":
-                reruns += 1
-            elif "_subtest.context" in report:
-                pass  # a part that was skipped or expected to fail does not decide about the whole
-            elif "wasxfail" in report:
-                outcome = "xfailed" if report["outcome"] == "skipped" else "xpassed"
-                reason = self._clean(str(report["wasxfail"]))
-            elif report["outcome"] == "skipped":
-                outcome, reason = "skipped", self._skip_reason(report["longrepr"])
-        output = self._output(sections) if problems else ""
-        return replace(
-            result,
-            outcome=outcome,
-            duration_s=duration_s,
-            problems=tuple(problems),
-            reason=reason,
-            output=output or result.output,
-            properties=properties,
-            reruns=reruns,
-            attempts=attempts,
+            result.add(report)
+        self._results[index] = result.result(attempts=base.attempts)
+
+    # -- the report ------------------------------------------------------------------------------
+
+    def report(self, context: ReportContext, ending: Ending | None = None) -> Report:
+        """Return the report of a session with this ending; None stands for a running session."""
+        results = [*self._files.values(), *(self._results[i] for i in sorted(self._results))]
+        if ending is None:
+            return self._report(context, "running", Ending(), results)
+        if ending.exit_code is None:
+            ending = self._ending_without_client(ending)
+        if ending.failure_class is not None and not ending.cancelled:
+            results += self._missing_results(ending.failure_class, ending.message)
+        return self._report(context, self._verdict(ending, results), ending, results)
+
+    def _report(
+        self, context: ReportContext, verdict: str, ending: Ending, results: Iterable[Result]
+    ) -> Report:
+        request, clean = self._request, self._texts.clean
+        first, last = self._times or (0.0, 0.0)
+        return Report(
+            session=request.session,
+            context=context,
+            verdict=verdict,
+            message=clean(ending.message) or self._unexplained_end(ending.exit_code),
+            remedy=clean(ending.remedy),
+            exit_code=ending.exit_code,
+            started=request.asked_at,
+            duration_s=last - first,
+            collected=None if self._items is None else len(self._items),
+            deselected=self._deselected,
+            results=tuple(results),
+            machines=Machines(
+                gpus=tuple(self._facts.gpus),
+                simulated=self._facts.simulated,
+                cluster=self._facts.cluster,
+                provider=request.provider,
+                environment=request.shape.environment if request.shape is not None else "",
+            ),
+            selection=tuple(clean(argument) for argument in request.args),
         )
 
-    def _missing(self, row: Mapping[str, Any], failure_class: str, why: str) -> Result:
-        text = f"{failure_class}: {why}"
+    def _verdict(self, ending: Ending, results: Iterable[Result]) -> str:
+        if ending.cancelled or self._cancelled:
+            return "cancelled"
+        if ending.exit_code is not None:
+            return VERDICTS.get(ending.exit_code, "failed")
+        tests_failed = any(problem.from_tests for result in results for problem in result.problems)
+        return "failed" if tests_failed else str(ending.failure_class)
+
+    def _ending_without_client(self, ending: Ending) -> Ending:
+        """Return the ending of a session whose client was lost, by its end on the cluster.
+
+        Tests without a result are a failure of the infrastructure, unless the tests themselves
+        stopped the session.
+        """
+        end = self._facts.ended or SessionFinished()
+        if end.failure_class is not None and end.failure_class.not_of_tests:
+            message = end.message or ending.message
+            return replace(ending, exit_code=None, failure_class=end.failure_class, message=message)
+        missing = len(self._items or ()) - len(self._results)
+        stopped = end.stop is StopReason.CLIENT_LOST
+        if end.pytest_status is None or (missing and (end.pytest_status == 0 or stopped)):
+            return replace(
+                ending,
+                exit_code=None,
+                failure_class=ending.failure_class or FailureClass.INFRASTRUCTURE,
+                message=ending.message or f"{CLIENT_LOST}; {missing} tests have no result",
+            )
+        message = f"{CLIENT_LOST}; this is how the tests ended on the cluster"
+        return replace(ending, exit_code=end.pytest_status, failure_class=None, message=message)
+
+    def _missing_results(self, failure_class: FailureClass, message: str) -> Iterable[Result]:
+        """Yield an error for each test without a result."""
+        text = f"{failure_class}: {self._texts.clean(message) or NO_RESULT}"
         problem = Problem(
             when="setup", failure_class=failure_class, message=text.partition("\n")[0], text=text
         )
-        return replace(self._blank(row), outcome="error", problems=(problem,))
+        for index, item in enumerate(self._items or ()):
+            if index not in self._results:
+                yield replace(self._blank_result(item), outcome="error", problems=(problem,))
 
-    # -- texts ---------------------------------------------------------------------------------------------------------
+    def _unexplained_end(self, exit_code: int | None) -> str:
+        """Return the reason of an end that no test and no client explains."""
+        if self._error and exit_code != 0:
+            return self._error
+        return "no tests were collected" if exit_code == 5 else ""
 
-    def _problem(self, report: Mapping[str, Any], class_: str, file: str) -> Problem:
-        longrepr = self._map(report["longrepr"])
-        text = self._clean(_text(longrepr))
-        crash = longrepr.get("reprcrash") if isinstance(longrepr, dict) else None
-        said = self._clean(str(crash["message"])) if crash else _message(text)
-        place = str(crash["path"]).removeprefix(f"{self._request['origin']}/") if crash else ""
-        line = crash["lineno"] if crash and file and self._file(place) == file else 0
-        subtest = from_wire(report["_subtest.context"]) if "_subtest.context" in report else None
-        named = self._clean(_subtest(subtest)) if subtest else ""
-        message = f"{f'{named}: ' if named else ''}{said.strip().partition(chr(10))[0] or 'failed'}"
-        return Problem(
-            when=report["when"],
-            failure_class=class_,
-            message=message,
-            text=_cut(text, TEXT_CHARS),
-            line=line,
-            subtest=named,
+    def _blank_result(self, item: ItemRow) -> Result:
+        """Return the result of a test before its first report."""
+        file, line, _ = item["location"]
+        number = line + 1 if isinstance(line, int) else 0
+        *parents, name = mangle_test_address(item["nodeid"])
+        return Result(
+            nodeid=self._texts.clean(item["nodeid"]),
+            file=self._texts.file(str(file)),
+            line=number,
+            classname=self._texts.clean(".".join(parents)),
+            name=self._texts.clean(name),
+            outcome="passed",
         )
 
-    def _skip_reason(self, longrepr: Any) -> str:
-        plain = from_wire(longrepr)
-        reason = (
-            str(plain[2])
-            if isinstance(plain, tuple | list) and len(plain) == 3
-            else _text(longrepr)
-        )
-        return self._clean(reason.removeprefix("Skipped: "))
 
-    def _output(self, sections: Iterable[Any]) -> str:
-        """What the test printed, as its last report has it."""
-        named = (
-            (name, self._clean(str(text))) for name, text in sections if text
-        )  # before a cut that may halve a secret
-        return "".join(
-            f"{f' {name} ':-^80}\n{_cut(text, OUTPUT_CHARS).rstrip()}\n" for name, text in named
-        )
-
-    def _file(self, path: str) -> str:
-        joined = posixpath.normpath(posixpath.join(self._prefix, path))
-        return (
-            ""
-            if not path or joined == "." or joined.startswith(("../", "/")) or joined == ".."
-            else self._clean(joined)
-        )
-
-    def _clean(self, text: str) -> str:
-        return self._mask(self._map.text(text))
-
-
-def _text(longrepr: Any) -> str:
-    """A failure as pytest prints it, without colours."""
-    if isinstance(longrepr, dict) and "$repr" in longrepr:
-        return str(longrepr["$repr"][0])
-    if longrepr is None or isinstance(longrepr, str):
-        return longrepr or ""
-    if isinstance(longrepr, dict) and "reprcrash" not in longrepr:
-        return str(from_wire(longrepr))
-    data = {
-        "nodeid": "",
-        "location": ("", 0, ""),
-        "keywords": {},
-        "outcome": "failed",
-        "when": "call",
-        "longrepr": from_wire(longrepr),
-    }
-    report = pytest.TestReport._from_json(data)  # private, and what pytest-xdist calls
-    out = io.StringIO()
-    writer = TerminalWriter(out)
-    writer.hasmarkup = False
-    report.toterminal(writer)
-    return out.getvalue().strip("\n")
-
-
-def _message(text: str) -> str:
-    """The line that says most: pytest marks it with an E."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    marked = next((line[1:].strip() for line in lines if line.startswith("E ")), "")
-    return marked or (lines[0].strip() if lines else "")
-
-
-def _telling(text: str, *, usage: bool) -> str:
-    """The line of an error that says most: of a traceback the last, of pytest's complaint about its arguments the one marked as error."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    marked = (
-        [line for line in lines if re.search(r"(?i)\berror: (?!usage:)", line)] if usage else []
-    )
-    return (marked or lines[-1:] or [""])[0]
-
-
-def _subtest(data: Mapping[str, Any]) -> str:
-    """`[message] (key=value, …)`, as pytest names a subtest."""
-    kwargs = ", ".join(f"{key}={value}" for key, value in (data.get("kwargs") or {}).items())
-    message = f"[{data['msg']}]" if data.get("msg") else ""
-    return (
-        " ".join(part for part in (message, f"({kwargs})" if kwargs else "") if part) or "(subtest)"
-    )
-
-
-def _cut(text: str, limit: int) -> str:
-    if len(text) <= limit:
-        return text
-    half = limit // 2
-    return f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
+def _reports(records: Iterable[TestRecord]) -> Iterator[ReportData]:
+    return (record["report"] for record in records if record["kind"] == "report")

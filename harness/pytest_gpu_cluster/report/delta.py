@@ -1,126 +1,183 @@
-"""What is different from the last session of a branch, whose results `history/branches/<branch>.json` keeps."""
+"""Compare a report with the last session of a branch, whose results the store keeps for it."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
-from urllib.parse import quote
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from pytest_gpu_cluster.contract.model import NOT_TESTS, Delta, Report
+from pytest_gpu_cluster.contract.errors import HarnessError
+from pytest_gpu_cluster.contract.record import branch_key
+from pytest_gpu_cluster.contract.request import CI
+from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.report.model import Delta, Report, Result
 
-SLOWER = (1.5, 1.0)  # times, and seconds more
+SLOWER_TIMES = 1.5
+SLOWER_MORE_S = 1.0
 GOOD = ("passed", "xfailed", "xpassed")
 BAD = ("failed", "error")
 
 
-def key(branch: str, suite: str) -> str:
-    """Where the store keeps a branch's last results. `~`, which no branch's name has, sets another suite apart.
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """The results of an earlier session as `results_of` wrote them."""
 
-    >>> key("feature/x", "gpu-cluster"), key("main", "nightly")
-    ('history/branches/feature%2Fx.json', 'history/branches/main~nightly.json')
-    """
-    other = "" if suite == "gpu-cluster" else f"~{suite}"
-    return f"history/branches/{quote(branch, safe='', errors='surrogatepass')}{other}.json"
+    branch: str
+    session: str
+    commit: str
+    selection: object
+    tests: Mapping[str, tuple[str, float]]  # outcome and seconds by node id
+
+    def outcome(self, nodeid: str) -> str | None:
+        return self.tests[nodeid][0] if nodeid in self.tests else None
 
 
 def results_of(report: Report) -> bytes | None:
-    """The report as a later one compares itself with; None when it says nothing of its tests as a whole."""
-    own = all(
-        problem.failure_class not in NOT_TESTS
-        for result in report.results
-        for problem in result.problems
+    """Return the results that a later report is compared with.
+
+    None for a report that does not cover its tests as a whole.
+    """
+    complete = (
+        report.verdict in ("passed", "failed", "teardown")
+        and report.results
+        and all(result.from_tests for result in report.results)
+        and _is_complete(report)
     )
-    if (
-        report.verdict not in ("passed", "failed", "teardown")
-        or not own
-        or not report.results
-        or not _whole(report)
-    ):
+    if not complete:
         return None
-    tests = {
-        result.nodeid: [result.outcome, round(result.duration_s, 3)] for result in report.results
-    }
-    said = {
+    body = {
         "v": 1,
         "session": report.session,
-        "commit": report.commit,
-        "branch": report.branch,
+        "commit": report.context.commit,
+        "branch": report.context.branch,
         "selection": list(report.selection),
-        "tests": tests,
+        "tests": {
+            result.nodeid: [result.outcome, round(result.duration_s, 3)]
+            for result in report.results
+        },
     }
-    return json.dumps(said, separators=(",", ":")).encode()
+    return json.dumps(body, separators=(",", ":")).encode()
 
 
 def compare(report: Report, before: bytes | None) -> Delta | None:
-    """`report` against what `results_of` gave for an earlier one; None without one, or when it is the same session."""
-    try:
-        old: dict[str, Any] = json.loads(before) if before else {}
-        if old["v"] != 1:
-            return None
-        known = {
-            nodeid: (str(outcome), float(seconds))
-            for nodeid, (outcome, seconds) in old["tests"].items()
-        }
-        branch, session, commit = str(old["branch"]), str(old["session"]), str(old["commit"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # nothing there, or of another version: as if there were none
-    if session == report.session:
+    """Return the differences from what `results_of` returned for an earlier report.
+
+    None without an earlier one, for one that cannot be read, and for one of the same session.
+    """
+    baseline = _parse(before)
+    if baseline is None or baseline.session == report.session:
         return None
-    own = [
-        r
-        for r in report.results
-        if all(problem.failure_class not in NOT_TESTS for problem in r.problems)
-    ]
-    now = {result.nodeid: result for result in own}
-    failing = {n for n, r in now.items() if r.outcome in BAD}
-    was = {n: known[n][0] for n in now if n in known}
-    flaky = {n for n, r in now.items() if r.reruns and r.outcome in GOOD}
-    if commit and commit == report.commit:  # the same code, another outcome
-        flaky |= {
-            n
-            for n, outcome in was.items()
-            if (outcome in BAD) != (n in failing) and now[n].outcome in (*GOOD, *BAD)
-        }
-    whole = (
-        _whole(report)
-        and len(own) == len(report.results)
-        and list(report.selection) == old.get("selection")
-    )
-    unseen = [
-        result.nodeid for result in own if not result.classname
-    ]  # files and directories whose tests nobody could see
-    broken = tuple(
-        "" if nodeid in ("", ".") else f"{nodeid}{sign}"
-        for nodeid in unseen
-        for sign in ("::", "/")
-    )
-    slower = [
-        (n, known[n][1], r.duration_s)
-        for n, r in now.items()
-        if n in known and _slower(known[n][1], r.duration_s)
-    ]
+    results = {result.nodeid: result for result in report.results if result.from_tests}
     return Delta(
-        branch=branch,
-        session=session,
-        commit=commit,
-        newly_failing=tuple(n for n in now if n in failing and was.get(n, "passed") not in BAD),
-        fixed=tuple(n for n, r in now.items() if r.outcome in GOOD and was.get(n) in BAD),
-        removed=tuple(sorted(n for n in known.keys() - now.keys() if not n.startswith(broken)))
-        if whole
-        else (),
-        slower=tuple(sorted(slower, key=lambda each: each[1] - each[2])),
-        flaky=tuple(n for n in now if n in flaky),
+        branch=baseline.branch,
+        session=baseline.session,
+        commit=baseline.commit,
+        newly_failing=tuple(
+            nodeid
+            for nodeid, result in results.items()
+            if result.outcome in BAD and baseline.outcome(nodeid) not in BAD
+        ),
+        fixed=tuple(
+            nodeid
+            for nodeid, result in results.items()
+            if result.outcome in GOOD and baseline.outcome(nodeid) in BAD
+        ),
+        removed=_removed(report, baseline, results),
+        slower=_slower(baseline, results),
+        flaky=_flaky(report, baseline, results),
     )
 
 
-def _whole(report: Report) -> bool:
-    """Whether every test that was collected has a result; a file has no class name."""
-    return (
-        report.collected is not None
-        and sum(bool(result.classname) for result in report.results) >= report.collected
+def against_branch(report: Report, store: Store, ci: CI | None, suite: str) -> Delta | None:
+    """Return the differences from the last session of the target branch, else of its own."""
+    if ci is None or not (branch := ci.target or ci.branch):
+        return None
+    try:
+        return compare(report, store.get(branch_key(branch, suite)))
+    except HarnessError:  # a store that is away is the session's own failure, and told elsewhere
+        return None
+
+
+def _parse(data: bytes | None) -> Baseline | None:
+    """Return a stored baseline; None for one that is absent, broken, or of another version."""
+    try:
+        body = json.loads(data) if data else {}
+        if body["v"] != 1:
+            return None
+        return Baseline(
+            branch=str(body["branch"]),
+            session=str(body["session"]),
+            commit=str(body["commit"]),
+            selection=body.get("selection"),
+            tests={
+                nodeid: (str(outcome), float(seconds))
+                for nodeid, (outcome, seconds) in body["tests"].items()
+            },
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _removed(report: Report, baseline: Baseline, results: Mapping[str, Result]) -> tuple[str, ...]:
+    """Return the tests of the baseline that are gone.
+
+    Only a whole run of the same selection can miss a test.
+    """
+    same_selection = list(report.selection) == baseline.selection
+    from_tests = all(result.from_tests for result in report.results)
+    if not (same_selection and from_tests and _is_complete(report)):
+        return ()
+    hidden = _hidden_prefixes(report.results)
+    missing = baseline.tests.keys() - results.keys()
+    return tuple(sorted(nodeid for nodeid in missing if not nodeid.startswith(hidden)))
+
+
+def _hidden_prefixes(results: Iterable[Result]) -> tuple[str, ...]:
+    """Return the beginnings of node ids below files and directories that were not collected."""
+    nodeids = [result.nodeid for result in results if not result.classname]
+    return tuple(
+        "" if nodeid in ("", ".") else f"{nodeid}{separator}"
+        for nodeid in nodeids
+        for separator in ("::", "/")
     )
 
 
-def _slower(before_s: float, now_s: float) -> bool:
-    times, more_s = SLOWER
-    return now_s > times * before_s and now_s - before_s > more_s
+def _slower(
+    baseline: Baseline, results: Mapping[str, Result]
+) -> tuple[tuple[str, float, float], ...]:
+    """Return node id, seconds before and seconds now of slower tests, most seconds first."""
+    timed = [
+        (nodeid, baseline.tests[nodeid][1], result.duration_s)
+        for nodeid, result in results.items()
+        if nodeid in baseline.tests
+    ]
+    slower = [test for test in timed if _is_slower(before_s=test[1], now_s=test[2])]
+    return tuple(sorted(slower, key=lambda test: test[1] - test[2]))
+
+
+def _is_slower(*, before_s: float, now_s: float) -> bool:
+    return now_s > SLOWER_TIMES * before_s and now_s - before_s > SLOWER_MORE_S
+
+
+def _flaky(report: Report, baseline: Baseline, results: Mapping[str, Result]) -> tuple[str, ...]:
+    """Return tests that passed in a rerun, or that ended otherwise on the same commit."""
+    same_commit = bool(baseline.commit) and baseline.commit == report.context.commit
+    return tuple(
+        nodeid
+        for nodeid, result in results.items()
+        if (result.reruns and result.outcome in GOOD)
+        or (same_commit and _changed(baseline.outcome(nodeid), result.outcome))
+    )
+
+
+def _changed(before: str | None, now: str) -> bool:
+    """Return True for a test that failed and is good now, or the reverse; a skip is neither."""
+    if before is None or now not in (*GOOD, *BAD):
+        return False
+    return (before in BAD) != (now in BAD)
+
+
+def _is_complete(report: Report) -> bool:
+    """Return True if every collected test has a result; a file has no class name."""
+    tests = sum(bool(result.classname) for result in report.results)
+    return report.collected is not None and tests >= report.collected

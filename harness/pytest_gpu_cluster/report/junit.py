@@ -1,7 +1,8 @@
-"""The JUnit file for CI hosts. Each reader's traps are the reason for something here; docs/ci.md has the table.
+"""Write the JUnit file for CI hosts. docs/ci.md has the table of readers and their traps.
 
-A test is one `testcase` with at most one problem in it, since readers keep only one. What else went wrong with it is a
-`testcase` beside it with a name of its own, since readers drop the second of two equal names.
+A test is one `testcase` with at most one problem in it, since readers keep only one. A further
+problem of the test is a `testcase` beside it with a name of its own, since readers drop the second
+of two equal names.
 """
 
 from __future__ import annotations
@@ -9,87 +10,92 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
-from pytest_gpu_cluster.contract.model import NOT_TESTS, Problem, Report, Result
+from pytest_gpu_cluster.report.model import NOT_TESTS, Problem, Report, Result, When
 from pytest_gpu_cluster.report.render import session_line
 
 MESSAGE_CHARS = 500
-TITLES = {
-    "environment": "Environment",
-    "capacity": "Capacity",
-    "limit": "Limit",
-    "teardown": "Teardown",
+PHASES: dict[When, str] = {
+    "collect": "collection failure: ",
+    "setup": "failed on setup: ",
+    "teardown": "failed on teardown: ",
 }
-# XML 1.0 has no way to write these, escaped or not; pytest writes #x00 and so do we.
+PROBLEM_TAGS = ("failure", "error", "skipped")
+# XML 1.0 has no way to write these, escaped or not; pytest writes #x00, and so does this module.
 _UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def write(report: Report, *, strict: bool = False) -> bytes:
-    """The whole file. `strict` keeps to the xunit2 schema, which has no `file` and `line`."""
+    """Return the whole file. `strict` keeps to the xunit2 schema, without `file` and `line`."""
     if report.verdict == "running":
-        return _alone(
-            report,
-            "infrastructure",
-            "the session did not end: what follows is written when it does",
-            _how_to_finish(report),
-        )
+        message = "the session did not end: what follows is written when it does"
+        remedy = f"gpu-cluster report {report.session} --junitxml FILE"
+        return _session_alone(report, "infrastructure", message, remedy)
     if not report.results and report.verdict != "passed":
-        return _alone(
-            report, report.verdict, report.message or "no test has a result", report.remedy
-        )
+        message = report.message or "no test has a result"
+        return _session_alone(report, report.verdict, message, report.remedy)
     root = ET.Element("testsuites", name="pytest-gpu-cluster")
-    suite = ET.SubElement(root, "testsuite", name=report.suite)
+    suite = ET.SubElement(root, "testsuite", name=report.context.suite)
     properties = ET.SubElement(suite, "properties")
     for name, value in facts(report):
-        ET.SubElement(properties, "property", name=name, value=_text(value))
-    seen: dict[tuple[str, str], int] = {}
-    counts: Counter[str] = Counter()
-    for result in (*report.results, *_of_the_session(report)):
-        for case in _cases(result, report, strict=strict):
-            _name_apart(case, seen)
-            counts[
-                next(
-                    (child.tag for child in case if child.tag in ("failure", "error", "skipped")),
-                    "passed",
-                )
-            ] += 1
-            suite.append(case)
-    for name, number in (
-        ("tests", sum(counts.values())),
-        ("failures", counts["failure"]),
-        ("errors", counts["error"]),
-    ):
-        suite.set(name, str(number))
-    suite.set("skipped", str(counts["skipped"]))
-    suite.set("time", f"{report.duration_s:.3f}")
-    suite.set(
-        "timestamp", datetime.fromtimestamp(report.started, UTC).isoformat(timespec="seconds")
-    )
+        ET.SubElement(properties, "property", name=name, value=_escape(value))
+    cases = list(_all_cases(report, strict=strict))
+    _make_names_unique(cases)
+    suite.extend(cases)
+    _set_totals(suite, cases, report)
     ET.indent(root, space=" ")
+    return _serialize(root)
+
+
+def _serialize(root: ET.Element) -> bytes:
     return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
 
 
-def _name_apart(case: ET.Element, seen: dict[tuple[str, str], int]) -> None:
-    """Number a name that is there already; `seen` has the last number of each."""
-    classname, name = str(case.get("classname")), str(case.get("name"))
-    while (classname, str(case.get("name"))) in seen:
-        seen[classname, name] += 1
-        case.set("name", f"{name} #{seen[classname, name]}")
-    seen[classname, str(case.get("name"))] = 1
-
-
-def _of_the_session(report: Report) -> list[Result]:
-    """A case that says why the session did not pass, where no test's does: a green file would be a lie."""
-    if report.verdict == "passed" or any(result.problems for result in report.results):
-        return []
-    message = report.message or report.verdict
-    class_ = report.verdict if report.verdict in NOT_TESTS else "session"
-    problem = Problem(
-        when="setup", failure_class=class_, message=message.partition("\n")[0], text=message
+def _set_totals(suite: ET.Element, cases: Iterable[ET.Element], report: Report) -> None:
+    """Set counts and times of a suite whose cases have names already."""
+    counts = Counter(
+        next((child.tag for child in case if child.tag in PROBLEM_TAGS), "passed") for case in cases
     )
-    blank = Result(
+    suite.set("tests", str(sum(counts.values())))
+    suite.set("failures", str(counts["failure"]))
+    suite.set("errors", str(counts["error"]))
+    suite.set("skipped", str(counts["skipped"]))
+    suite.set("time", f"{report.duration_s:.3f}")
+    started = datetime.fromtimestamp(report.started, UTC)
+    suite.set("timestamp", started.isoformat(timespec="seconds"))
+
+
+def _make_names_unique(cases: Iterable[ET.Element]) -> None:
+    """Number every case whose class name and name an earlier case has."""
+    last_numbers: dict[tuple[str, str], int] = {}
+    for case in cases:
+        classname, name = str(case.get("classname")), str(case.get("name"))
+        while (classname, str(case.get("name"))) in last_numbers:
+            last_numbers[classname, name] += 1
+            case.set("name", f"{name} #{last_numbers[classname, name]}")
+        last_numbers[classname, str(case.get("name"))] = 1
+
+
+def _all_cases(report: Report, *, strict: bool) -> Iterator[ET.Element]:
+    for result in report.results:
+        yield from _cases(result, report, strict=strict)
+    # Without a problem of a test, the file of a session that did not pass would look green.
+    if report.verdict != "passed" and not report.bad:
+        yield from _cases(_session_result(report), report, strict=strict)
+
+
+def _session_result(report: Report) -> Result:
+    """Return the session as a test that failed for the session's reason."""
+    message = report.message or report.verdict
+    problem = Problem(
+        when="setup",
+        failure_class=report.verdict if report.verdict in NOT_TESTS else "session",
+        message=message.partition("\n")[0],
+        text=message,
+    )
+    return Result(
         nodeid="",
         file="",
         line=0,
@@ -98,139 +104,144 @@ def _of_the_session(report: Report) -> list[Result]:
         outcome="error",
         problems=(problem,),
     )
-    return [blank]
 
 
 def facts(report: Report) -> Iterator[tuple[str, str]]:
-    """What the suite's properties say; nothing of what is not known."""
+    """Yield name and value of the suite's properties; unknown ones are absent."""
+    context, machines = report.context, report.machines
     yield "session", report.session
-    if report.link:
-        yield "session_url", report.link
+    if context.link:
+        yield "session_url", context.link
     yield "verdict", report.verdict
-    for name, value in (
-        ("cluster", report.cluster),
-        ("environment", report.environment),
-        ("provider", report.provider),
-    ):
-        if value:
-            yield name, value
-    if report.gpus:
-        yield (
-            "gpu",
-            ", ".join(f"{number} x {name}" for name, number in Counter(report.gpus).items()),
-        )
-        yield "simulated_gpus", str(report.simulated).lower()
-    if report.price_usd is not None:
-        yield "cost_usd", f"{report.price_usd:.2f}"
-    if report.commit:
-        yield "commit", report.commit
+    if machines.cluster:
+        yield "cluster", machines.cluster
+    if machines.environment:
+        yield "environment", machines.environment
+    if machines.provider:
+        yield "provider", machines.provider
+    if machines.gpus:
+        numbers = Counter(machines.gpus)
+        yield "gpu", ", ".join(f"{number} x {name}" for name, number in numbers.items())
+        yield "simulated_gpus", str(machines.simulated).lower()
+    if machines.price_usd is not None:
+        yield "cost_usd", f"{machines.price_usd:.2f}"
+    if context.commit:
+        yield "commit", context.commit
     if report.message:
         yield "message", report.message
 
 
 def _cases(result: Result, report: Report, *, strict: bool) -> Iterator[ET.Element]:
-    first = result.problems[0] if result.problems else None
+    """Yield the case of a test, then one for each further problem of it."""
     case = _case(result, result.name, strict=strict)
     case.set("time", f"{result.duration_s:.3f}")
     if result.properties and not strict:
         properties = ET.SubElement(case, "properties")
         for name, value in result.properties:
-            ET.SubElement(properties, "property", name=_filled(name), value=_text(value))
-    if first is not None:
-        _add_problem(case, first, result, report)
+            ET.SubElement(properties, "property", name=_first_filled(name), value=_escape(value))
+    if result.problems:
+        _add_problem(case, result.problems[0], result, report)
     elif result.outcome in ("skipped", "xfailed"):
-        kind = "pytest.skip" if result.outcome == "skipped" else "pytest.xfail"
-        skipped = ET.SubElement(case, "skipped", type=kind, message=_text(result.reason))
-        skipped.text = _text(
-            f"{result.nodeid}: {result.reason}" if result.reason else result.nodeid
-        )
+        _add_skip(case, result)
     yield case
     for problem in result.problems[1:]:
-        beside = _case(
-            result, f"{result.name} {problem.subtest or f'({problem.when})'}", strict=strict
-        )
-        beside.set("time", "0.000")
-        _add_problem(beside, problem, result, report)
-        yield beside
+        name = f"{result.name} {problem.subtest or f'({problem.when})'}"
+        further = _case(result, name, strict=strict)
+        further.set("time", "0.000")
+        _add_problem(further, problem, result, report)
+        yield further
 
 
 def _case(result: Result, name: str, *, strict: bool) -> ET.Element:
-    """Jenkins takes an empty class name from the suite, Buildkite refuses it: a file that was not collected gives its own."""
+    """Return an empty case. A file that was not collected gives its name as class name.
+
+    Jenkins takes an empty class name from the suite, Buildkite refuses it.
+    """
     case = ET.Element(
         "testcase",
-        classname=_filled(result.classname, result.name),
-        name=_filled(name, result.classname),
+        classname=_first_filled(result.classname, result.name),
+        name=_first_filled(name, result.classname),
     )
     if not strict and result.file:
-        case.set("file", _text(result.file))
+        case.set("file", _escape(result.file))
         if result.line:
             case.set("line", str(result.line))
     return case
 
 
+def _add_skip(case: ET.Element, result: Result) -> None:
+    kind = "pytest.skip" if result.outcome == "skipped" else "pytest.xfail"
+    skipped = ET.SubElement(case, "skipped", type=kind, message=_escape(result.reason))
+    text = f"{result.nodeid}: {result.reason}" if result.reason else result.nodeid
+    skipped.text = _escape(text)
+
+
 def _add_problem(case: ET.Element, problem: Problem, result: Result, report: Report) -> None:
-    """Link and cause come first: one reader keeps 2,000 characters."""
-    own = problem.failure_class not in NOT_TESTS
-    element = ET.SubElement(case, "failure" if own and problem.when == "call" else "error")
-    element.set("type", problem.failure_class if own else error_type(problem.failure_class))
-    where = {
-        "collect": "collection failure: ",
-        "setup": "failed on setup: ",
-        "teardown": "failed on teardown: ",
-    }
-    message = (where.get(problem.when, "") if own and result.nodeid else "") + problem.message
-    element.set("message", _filled(message[:MESSAGE_CHARS], problem.failure_class))
-    line = session_line(report)
-    element.text = _text(
-        "\n".join([line, message, "", problem.text, *([result.output] if result.output else [])])
-    )
-    ET.SubElement(case, "system-out").text = _text(
-        "\n".join([line, *([result.output] if result.output else [])])
-    )
+    """Add a problem and its output.
+
+    Link and cause come first, since one reader keeps only 2,000 characters.
+    """
+    is_failure = problem.from_tests and problem.when == "call"
+    kind = problem.failure_class if problem.from_tests else error_type(problem.failure_class)
+    phase = PHASES.get(problem.when, "") if problem.from_tests and result.nodeid else ""
+    message = f"{phase}{problem.message}"
+    element = ET.SubElement(case, "failure" if is_failure else "error")
+    element.set("type", kind)
+    element.set("message", _first_filled(message[:MESSAGE_CHARS], problem.failure_class))
+    link = session_line(report)
+    output = [result.output] if result.output else []
+    element.text = _escape("\n".join([link, message, "", problem.text, *output]))
+    ET.SubElement(case, "system-out").text = _escape("\n".join([link, *output]))
 
 
 def error_type(failure_class: str) -> str:
-    """`gpu_cluster.InfrastructureError`: what is never the tests' fault, by a name that filters can hold on to."""
-    return f"gpu_cluster.{TITLES.get(failure_class, 'Infrastructure')}Error"
+    """Return the type by which a CI host can filter failures that are not the tests' fault.
+
+    >>> error_type("infrastructure")
+    'gpu_cluster.InfrastructureError'
+    """
+    return f"gpu_cluster.{failure_class.capitalize()}Error"
 
 
-def _how_to_finish(report: Report) -> str:
-    return f"gpu-cluster report {report.session} --junitxml FILE"
-
-
-def _alone(report: Report, failure_class: str, message: str, remedy: str) -> bytes:
-    """A file for a session in which no test came to a result: one case, always with an error."""
+def _session_alone(report: Report, failure_class: str, message: str, remedy: str) -> bytes:
+    """Return the file of a session without a result of a test: one case, always with an error."""
     from junit_xml import TestCase, TestSuite, to_xml_report_string
 
-    text = "\n".join([session_line(report), message, *([f"remedy: {remedy}"] if remedy else [])])
+    remedy_lines = [f"remedy: {remedy}"] if remedy else []
+    text = "\n".join([session_line(report), message, *remedy_lines])
+    known_class = failure_class if failure_class in (*NOT_TESTS, "request") else "session"
+    first_line = message.strip().partition("\n")[0]
     case = TestCase("session", classname="gpu-cluster", elapsed_sec=report.duration_s)
-    own = {"request": "gpu_cluster.RequestError"}.get(failure_class, "gpu_cluster.SessionError")
-    kind = error_type(failure_class) if failure_class in NOT_TESTS else own
-    # Without a message and an output this library writes a failure as a pass.
-    said = _filled(message.strip().partition("\n")[0][:MESSAGE_CHARS], failure_class)
-    case.add_error_info(message=said, output=_text(text), error_type=kind)
-    suite = TestSuite(
-        report.suite, [case], properties={name: _text(value) for name, value in facts(report)}
+    case.add_error_info(
+        # Without a message and an output this library writes a failure as a pass.
+        message=_first_filled(first_line[:MESSAGE_CHARS], failure_class),
+        output=_escape(text),
+        error_type=error_type(known_class),
     )
+    properties = {name: _escape(value) for name, value in facts(report)}
+    suite = TestSuite(report.context.suite, [case], properties=properties)
     root = ET.fromstring(to_xml_report_string([suite], prettyprint=False))
-    found = root.findall(".//testcase/error[@message]")
-    if len(found) != 1 or not found[0].get("message"):
+    errors = root.findall(".//testcase/error[@message]")
+    if len(errors) != 1 or not errors[0].get("message"):
         raise AssertionError(
             f"a session that ended with {failure_class} would be written as a pass"
         )
-    root.attrib = {
-        "name": "pytest-gpu-cluster"
-    }  # the counts stand at the suite, and "disabled" is in no schema
+    # The counts stand at the suite, and "disabled" is in no schema.
+    root.attrib = {"name": "pytest-gpu-cluster"}
     root[0].attrib.pop("disabled")
     root[0].set("time", f"{report.duration_s:.3f}")
     root[0][-1].set("time", f"{report.duration_s:.3f}")
-    return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
+    return _serialize(root)
 
 
-def _filled(text: str, *instead: str) -> str:
-    """`text`, or the first that is not blank: readers refuse an empty name, and take an empty message for none."""
-    return next((_text(each) for each in (text, *instead) if _text(each).strip()), "-")
+def _first_filled(*texts: str) -> str:
+    """Return the first text that is not blank, else "-".
+
+    Readers refuse an empty name, and take an empty message for none.
+    """
+    return next((_escape(text) for text in texts if _escape(text).strip()), "-")
 
 
-def _text(text: str) -> str:
+def _escape(text: str) -> str:
+    """Replace the characters that XML cannot hold."""
     return _UNWRITABLE.sub(lambda match: f"#x{ord(match[0]):02X}", text)

@@ -1,81 +1,99 @@
-"""Changing what surrounds other plugins' hook functions: the way to mute pytest's reporter and to hear what plugins say."""
+"""Wrap other plugins' hook functions: mute pytest's reporter, record the answers of plugins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
+from typing import TypeAlias, cast
 
 import pluggy
 import pytest
 
-OWN = (
-    "pytest_gpu_cluster.worker.",
-    "pytest_gpu_cluster.fixtures",
-)  # modules of this package with hooks
+# Modules of this package that implement hooks.
+OUR_MODULES = ("pytest_gpu_cluster.worker.", "pytest_gpu_cluster.fixtures")
+Answer: TypeAlias = tuple[str, object]  # name of a plugin, and what its hook function returned
+Steps: TypeAlias = Generator[object, object, object]  # a hook wrapper that runs
 
 
-def around(implementation: Any, context: Callable[[], AbstractContextManager[Any]]) -> None:
-    """Run every step of a hook implementation inside `context()`; what it yields to stays outside."""
+def replace_function(implementation: pluggy.HookImpl, function: Callable[..., object]) -> None:
+    """Let a hook call `function`, which takes its arguments by position, in this place."""
+    # Final in pluggy's annotations; pluggy itself reads it anew for every call.
+    implementation.function = function  # type: ignore[misc]
+
+
+def surround(
+    implementation: pluggy.HookImpl, context: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Run every step of a hook implementation inside `context()`.
+
+    The implementations that a wrapper yields to stay outside.
+    """
     function = implementation.function
 
-    def call(*args: Any) -> Any:
+    def call(*args: object) -> object:
         with context():
             return function(*args)
 
-    def steps(*args: Any) -> Generator[Any, Any, Any]:
-        running = function(*args)
+    def steps(*args: object) -> Steps:
+        wrapper = cast(Steps, function(*args))
         with context():
-            asked = next(running)
+            value = next(wrapper)
         try:
-            answer = yield asked
-        except BaseException as problem:
+            answer = yield value
+        except BaseException as problem:  # noqa: BLE001 - passed on to the hook that is surrounded
             with context():
-                return _last(running.throw, problem)
+                return _finish(partial(wrapper.throw, problem))
         with context():
-            return _last(running.send, answer)
+            return _finish(partial(wrapper.send, answer))
 
-    implementation.function = (
-        steps if implementation.wrapper or implementation.hookwrapper else call
-    )
+    is_wrapper = implementation.wrapper or implementation.hookwrapper
+    replace_function(implementation, steps if is_wrapper else call)
 
 
-def _last(step: Callable[[Any], Any], value: Any) -> Any:
+def _finish(step: Callable[[], object]) -> object:
+    """Take the last step of a wrapper and return its result."""
     try:
-        step(value)
+        step()
     except StopIteration as end:
         return end.value
     raise RuntimeError("a hook wrapper yielded twice")
 
 
-def answers(caller: pluggy.HookCaller, heard: list[tuple[str, Any]]) -> None:
-    """Keep, in `heard`, what plugins other than pytest's own answer to a hook, in the order in which they are asked."""
-    for implementation in foreign(caller):
-        if implementation.wrapper or implementation.hookwrapper:
-            continue
-
-        def call(
-            *args: Any,
-            function: Any = implementation.function,
-            name: str = implementation.plugin_name,
-        ) -> Any:
-            answer = function(*args)
-            heard.append((name, answer))
-            return answer
-
-        implementation.function = call
+def record_answers(caller: pluggy.HookCaller, answers: list[Answer]) -> None:
+    """Let `answers` collect what third-party plugins return, in the order of the calls."""
+    for implementation in third_party(caller):
+        if not (implementation.wrapper or implementation.hookwrapper):
+            record_answer(implementation, implementation.plugin_name, answers)
 
 
-def foreign(caller: pluggy.HookCaller) -> Iterator[Any]:
-    """Implementations of a hook that are neither pytest's nor ours."""
+def record_answer(implementation: pluggy.HookImpl, name: str, answers: list[Answer]) -> None:
+    """Let `answers` collect what one implementation returns, under `name`."""
+    function = implementation.function
+
+    def call(*args: object) -> object:
+        answer = function(*args)
+        answers.append((name, answer))
+        return answer
+
+    replace_function(implementation, call)
+
+
+def third_party(caller: pluggy.HookCaller) -> Iterator[pluggy.HookImpl]:
+    """Return the implementations of a hook that are neither pytest's nor ours."""
     for implementation in caller.get_hookimpls():
         module = getattr(implementation.function, "__module__", None) or ""
-        if module.partition(".")[0] not in ("_pytest", "pytest") and not module.startswith(OWN):
+        if module.partition(".")[0] not in ("_pytest", "pytest") and not module.startswith(
+            OUR_MODULES
+        ):
             yield implementation
 
 
-def installed(config: pytest.Config) -> set[str]:
-    """Top-level modules of plugins that come from an installed distribution: the client is expected to have them too."""
+def installed_modules(config: pytest.Config) -> set[str]:
+    """Return the top-level modules of plugins that come from an installed distribution.
+
+    The client is expected to have these plugins too.
+    """
     plugins = (plugin for plugin, _ in config.pluginmanager.list_plugin_distinfo())
     names = (getattr(plugin, "__name__", None) or type(plugin).__module__ for plugin in plugins)
     return {name.partition(".")[0] for name in names}

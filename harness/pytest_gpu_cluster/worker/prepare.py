@@ -1,22 +1,24 @@
-"""Makes a forked process the place in which the user's pytest runs: environment, imports, arguments, options."""
+"""Prepare a forked process for the user's pytest: environment, imports, options."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pytest_gpu_cluster.contract.codec import PathMap
+from pytest_gpu_cluster.contract.specs import Role, WorkerSpec
 from pytest_gpu_cluster.fixtures import SPEC
 
-# Options that write files or draw conclusions: the client does both. Name on the command line, dest, and the neutral value.
-OUTPUTS: dict[str, Any] = {
+# Options that write files or draw conclusions, by their `dest`, with the value that switches each
+# off: the client does both.
+OUTPUTS: Mapping[str, object] = {
     "xmlpath": None,
     "htmlpath": None,
     "report_log": None,
@@ -29,8 +31,8 @@ OUTPUTS: dict[str, Any] = {
     "max_warnings": None,
     "debug": None,
 }
-# What chose the tests has chosen by the time a worker is told what to run.
-SELECTION: dict[str, Any] = {
+# Options that select tests, likewise: the tests are selected when a process is told to run some.
+SELECTION: Mapping[str, object] = {
     "keyword": "",
     "markexpr": "",
     "deselect": None,
@@ -43,50 +45,55 @@ SELECTION: dict[str, Any] = {
     "collectonly": False,
     "pyargs": False,
 }
-VALUED = ("--gpu-profile", "--gpu-keep", "--gpu-keep-on-failure", "--gpu-budget", "--gpu-attach")
-FLAGS = ("--gpu-cluster", "--gpu-plan", "--gpu-detach")
-XDIST_VALUED = (
-    "--maxprocesses",
-    "--max-worker-restart",
-    "--dist",
-    "--tx",
-    "--px",
-    "--rsyncdir",
-    "--rsyncignore",
-    "--testrunuid",
-    "--maxschedchunk",
-)
+# Options of this package's plugin, which is not loaded here, and of pytest-xdist likewise.
+FLAGS = ("--gpu-cluster", "--gpu-plan")
+VALUED = ("--gpu-profile",)
 XDIST_FLAGS = ("--looponfail", "--loadscope-reorder", "--no-loadscope-reorder")
+XDIST_VALUED = (
+    *("--maxprocesses", "--max-worker-restart", "--dist", "--tx", "--px"),
+    *("--rsyncdir", "--rsyncignore", "--testrunuid", "--maxschedchunk"),
+)
 XDIST_INI = ("rsyncdirs", "rsyncignore", "looponfailroots")
+# Names that `-p` must not have: they load xdist, or leave pytest without its terminal reporter.
+REFUSED_PLUGINS = ("no:terminal", "xdist", "xdist.plugin", "xdist.looponfail")
 
 
-def environment(spec: Mapping[str, Any]) -> None:
-    """Set the process's environment, directory and import path as the client's were, in the shipped tree's place."""
+def set_environment(spec: WorkerSpec) -> None:
+    """Set the process's environment, directory and import path as the client's were.
+
+    The shipped tree stands in the place of the client's.
+    """
     os.environ.clear()
-    os.environ.update(spec["env"])
-    os.environ["PYTEST_XDIST_WORKER"] = spec["worker"]
-    os.environ["PYTEST_XDIST_WORKER_COUNT"] = str(spec["workers"])
-    os.environ["PYTEST_XDIST_TESTRUNUID"] = spec["testrun"]
-    os.environ["COLUMNS"] = str(spec["columns"])
-    scratch = Path(spec["scratch"])
+    os.environ.update(spec.env)
+    os.environ["PYTEST_XDIST_WORKER"] = spec.worker
+    os.environ["PYTEST_XDIST_WORKER_COUNT"] = str(spec.workers)
+    os.environ["PYTEST_XDIST_TESTRUNUID"] = spec.testrun
+    os.environ["COLUMNS"] = str(spec.client.columns)
+    scratch = Path(spec.scratch)
     for name in ("cache", "artifacts"):
         (scratch / name).mkdir(parents=True, exist_ok=True)
-    os.environ["COVERAGE_FILE"] = str(scratch / f"coverage.{spec['worker']}")
-    Path(spec["cwd"]).mkdir(parents=True, exist_ok=True)  # it may lie beside the tree
-    os.chdir(spec["cwd"])
-    imports(PathMap([(spec["origin"], spec["root"])]), spec)
+    os.environ["COVERAGE_FILE"] = str(scratch / f"coverage.{spec.worker}")
+    Path(spec.tree.cwd).mkdir(parents=True, exist_ok=True)  # it may lie beside the tree
+    os.chdir(spec.tree.cwd)
+    relocate_imports(path_map(spec), spec.client.sys_path)
 
 
-def imports(here: PathMap, spec: Mapping[str, Any]) -> None:
-    """Whatever pointed into the client's tree points into the shipped one: sys.path, editable installs, PYTHONPATH.
+def path_map(spec: WorkerSpec) -> PathMap:
+    """Return the map from the client's tree to the shipped one."""
+    return PathMap([(spec.tree.origin, spec.tree.root)])
 
-    `spec["sys_path"]` are directories of the tree that only the client's sys.path had, `python -m pytest` puts one there.
+
+def relocate_imports(paths: PathMap, client_only: Sequence[str]) -> None:
+    """Point sys.path, editable installs and PYTHONPATH into the shipped tree.
+
+    `client_only` are directories of the tree that only the client's sys.path had, as `python -m
+    pytest` puts one there.
     """
 
     def relocated(path: str) -> str:
-        """Its place in the shipped tree, if it was shipped: a virtual environment inside the client's tree was not."""
-        there = here.text(path)
-        return there if os.path.exists(there) else path
+        """Return the path in the shipped tree, if it was shipped: a virtual environment was not."""
+        remote = paths.text(path)
+        return remote if os.path.exists(remote) else path
 
     exported = [
         relocated(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path
@@ -94,22 +101,24 @@ def imports(here: PathMap, spec: Mapping[str, Any]) -> None:
     exported += [relocated(path) for path in sys.path if relocated(path) != path]
     for mapping in _editable_mappings():
         for name, place in list(mapping.items()):
-            mapping[name] = (
-                [relocated(path) for path in place]
-                if isinstance(place, list)
-                else relocated(str(place))
-            )
-            if mapping[name] != place and isinstance(place, str):
-                exported.append(str(Path(mapping[name]).parent))
-    first = [relocated(path) for path in spec.get("sys_path", ())]
+            if isinstance(place, list):
+                mapping[name] = [relocated(path) for path in place]
+                continue
+            mapping[name] = remote = relocated(str(place))
+            if remote != str(place):
+                exported.append(str(Path(remote).parent))
+    first = [relocated(path) for path in client_only]
     sys.path[:] = list(dict.fromkeys([*first, *exported, *(relocated(path) for path in sys.path)]))
     if exported:
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(exported))
     sys.path_importer_cache.clear()
 
 
-def _editable_mappings() -> Iterator[dict[str, Any]]:
-    """The tables of setuptools' editable finders, from package name to place or, for namespaces, to places."""
+def _editable_mappings() -> Iterator[dict[str, str | list[str]]]:
+    """Yield the tables of setuptools' editable finders.
+
+    A table leads from a package to its place or, for a namespace, to places.
+    """
     for finder in sys.meta_path:
         module = sys.modules.get(getattr(finder, "__module__", ""))
         if "__editable__" in getattr(module, "__name__", ""):
@@ -120,68 +129,61 @@ def _editable_mappings() -> Iterator[dict[str, Any]]:
             )
 
 
-def write_cache(spec: Mapping[str, Any]) -> None:
-    """The client's cache, as a private copy."""
-    import json
-
-    for name, value in spec["cache"].items():
+def write_cache(spec: WorkerSpec) -> None:
+    """Write the client's cache, as a private copy."""
+    for name, value in spec.client.cache.items():
         if value is not None:
-            path = Path(spec["scratch"], "cache", "v", "cache", name)
+            path = Path(spec.scratch, "cache", "v", "cache", name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(value))
 
 
-def arguments(spec: Mapping[str, Any]) -> list[str]:
-    """The command line for pytest here: what was typed, in this tree, behind what makes it a worker."""
-    here = PathMap([(spec["origin"], spec["root"])])
-    scratch = spec["scratch"]
-    ours = [
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:xdist.looponfail",
-        "-p",
-        "no:gpu_cluster",
-        f"--rootdir={spec['root']}",
-        "-o",
-        f"cache_dir={scratch}/cache",
+def pytest_arguments(spec: WorkerSpec) -> list[str]:
+    """Return the command line for pytest: what was typed, with the paths of the shipped tree.
+
+    Before it stand the arguments that make pytest a test process.
+    """
+    paths = path_map(spec)
+    return [
+        *("-p", "no:xdist", "-p", "no:xdist.looponfail", "-p", "no:gpu_cluster"),
+        f"--rootdir={spec.tree.root}",
+        *("-o", f"cache_dir={spec.scratch}/cache"),
+        *_allowed([paths.text(argument) for argument in spec.args]),
     ]
-    return [*ours, *_allowed([here.text(arg) for arg in spec["args"]])]
 
 
-def _allowed(args: Sequence[str]) -> Iterator[str]:
-    """Arguments without those that would load xdist or leave pytest without its terminal reporter."""
-    refused = ("no:terminal", "xdist", "xdist.plugin", "xdist.looponfail")
-    waiting = iter(args)
-    for arg in waiting:
-        if arg == "-p":
+def _allowed(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the arguments without refused plugins and without another cache directory."""
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument == "-p":
             name = next(waiting, "")
-            if name not in refused:
-                yield from (arg, name)
-        elif arg == "-o":
+            if name not in REFUSED_PLUGINS:
+                yield from (argument, name)
+        elif argument == "-o":
             setting = next(waiting, "")
             if not setting.startswith("cache_dir="):
-                yield from (arg, setting)
-        elif not (arg.startswith("-p") and arg[2:] in refused) and not arg.startswith(
-            ("-ocache_dir=", "--override-ini=cache_dir=")
-        ):
-            yield arg
+                yield from (argument, setting)
+        elif not (
+            argument.startswith("-p") and argument[2:] in REFUSED_PLUGINS
+        ) and not argument.startswith(("-ocache_dir=", "--override-ini=cache_dir=")):
+            yield argument
 
 
 class Options:
-    """An early plugin: options that are the client's are understood and do nothing, in addopts too."""
+    """An early plugin: the client's options are understood and do nothing, in addopts too."""
 
-    def __init__(self, spec: Mapping[str, Any]) -> None:
+    def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
-        self.asked: dict[str, Any] = {}  # what was typed of OUTPUTS and SELECTION
+        self.typed: dict[str, object] = {}  # the user's values of OUTPUTS and SELECTION
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_addoption(self, parser: pytest.Parser) -> None:
-        ours = parser.getgroup("gpu-cluster")
+        group = parser.getgroup("gpu-cluster")
         for option in FLAGS:
-            ours.addoption(option, action="store_true")
+            group.addoption(option, action="store_true")
         for option in VALUED:
-            ours.addoption(option)
+            group.addoption(option)
         xdist = parser.getgroup("xdist")
         for option in XDIST_VALUED:
             xdist.addoption(option, action="append")
@@ -197,7 +199,10 @@ class Options:
     def pytest_load_initial_conftests(
         self, early_config: pytest.Config, parser: pytest.Parser
     ) -> Iterator[None]:
-        """pytest-cov reads its options here and starts. A conftest may implement xdist's hooks; nobody calls them."""
+        """Change options before pytest-cov reads them here and starts.
+
+        A conftest may implement xdist's hooks, which nobody calls.
+        """
         try:
             early_config.getini("cache_dir")
         except ValueError:  # with -p no:cacheprovider
@@ -211,16 +216,16 @@ class Options:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_configure(self, config: pytest.Config) -> None:
-        config.stash[SPEC] = self.spec
-        option = config.option
-        neutral = {**OUTPUTS, **(SELECTION if self.spec["role"] == "run" else {})}
+        spec, option = self.spec, config.option
+        config.stash[SPEC] = spec
+        neutral = {**OUTPUTS, **(SELECTION if spec.role is Role.RUN else {})}
         for name, value in neutral.items():
             if hasattr(option, name):
-                self.asked[name] = getattr(option, name)
+                self.typed[name] = getattr(option, name)
                 setattr(option, name, value)
-        option.basetemp = f"{self.spec['scratch']}/basetemp"
-        option.color = self.spec["color"]
-        if self.spec.get("seed") is not None and hasattr(option, "randomly_seed"):
-            option.randomly_seed = self.spec["seed"]
+        option.basetemp = f"{spec.scratch}/basetemp"
+        option.color = spec.client.color
+        if spec.client.seed is not None and hasattr(option, "randomly_seed"):
+            option.randomly_seed = spec.client.seed
         if hasattr(option, "log_file") and (option.log_file or config.getini("log_file")):
-            option.log_file = f"{self.spec['scratch']}/log-file"
+            option.log_file = f"{spec.scratch}/log-file"

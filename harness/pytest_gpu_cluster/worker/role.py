@@ -1,220 +1,186 @@
-"""What both roles of a worker share: they are pytest plugins that turn hooks into messages and keep the reporter quiet."""
+"""The base of both kinds of remote session: pytest plugins that turn hooks into messages."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from _pytest.junitxml import xml_key
+from _pytest.terminal import TerminalReporter
 
 from pytest_gpu_cluster.contract.codec import text_of
-from pytest_gpu_cluster.worker.hooks import around, foreign
+from pytest_gpu_cluster.contract.events import InternalError, Interrupted, Output, UsageError
+from pytest_gpu_cluster.contract.messages import Done
+from pytest_gpu_cluster.contract.records import TestRecord, WarningRecord, XmlRecord
+from pytest_gpu_cluster.contract.specs import Role, WorkerSpec
+from pytest_gpu_cluster.worker.hooks import surround, third_party
 from pytest_gpu_cluster.worker.prepare import Options
-from pytest_gpu_cluster.worker.serialize import exception_repr, warning_record
-from pytest_gpu_cluster.worker.streams import Channel, Outlet, TerminalFile
+from pytest_gpu_cluster.worker.serialize import LossyTypes, exception_repr, warning_record
+from pytest_gpu_cluster.worker.streams import Channel, Outlet, TerminalFile, Texts, Via
+from pytest_gpu_cluster.worker.xml_stub import XmlStub
 
 
-class Role:
-    """A pytest session whose reporter is mute: the client shows everything, from what this sends."""
+@dataclass(frozen=True, kw_only=True)
+class RunningTest:
+    """The test in which a session was interrupted, with what it had recorded."""
+
+    nodeid: str = ""
+    attempt: int = 0
+    records: Sequence[TestRecord] = ()
+
+
+class RemoteSession(ABC):
+    """A pytest session with a mute reporter: the client shows everything, from the messages."""
 
     config: pytest.Config
+    reporter: TerminalReporter | None  # None: addopts may have -p no:terminal
 
-    def __init__(self, spec: dict[str, Any], channel: Channel, options: Options) -> None:
+    def __init__(self, spec: WorkerSpec, channel: Channel, options: Options) -> None:
         self.spec, self.channel, self.options = spec, channel, options
-        self.lossy: list[str] = []
-        self.told_lossy: set[str] = set()
-        self.outlet = Outlet(lambda text: self.text("tw", text))
-        self.pending: tuple[str, str] = ("", "")
-        self.outside = True  # pytest is not configured yet, or no longer
-        self.early: list[tuple[str, str]] = []  # texts of that time
-        self.interrupted_in: dict[str, Any] = {}
-        self.log_position = 0
+        self.texts = Texts(self.emit_text)
+        self.outlet = Outlet(lambda text: self.texts.write("tw", text))
+        self.lossy = LossyTypes()
+        self.interrupted_in = RunningTest()
 
-    # -- texts ---------------------------------------------------------------------------------------------------------
+    # -- the parts that differ ---------------------------------------------------------------------
 
-    def text(self, via: str, text: str) -> None:
-        """Something was written: through the terminal reporter (tw), to stdout (out) or to stderr (err)."""
-        if self.outside:
-            self.early.append((via, text))
-            return
-        if self.pending[0] not in ("", via):
-            self.flush()
-        self.pending = (via, self.pending[1] + text)
-        if text.endswith("\n"):
-            self.flush()
+    @abstractmethod
+    def emit_text(self, via: Via, text: str) -> None:
+        """Send, record or write a text of the configured session."""
 
-    def flush(self) -> None:
-        via, text = self.pending
-        self.pending = ("", "")
-        if text:
-            self.emit_text(via, text)
+    @abstractmethod
+    def on_warning(self, record: WarningRecord) -> None:
+        """Take note of a warning that pytest has recorded."""
 
-    def emit_text(self, via: str, text: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def on_xml(self, record: XmlRecord) -> None:
+        """Take note of something that a test adds to JUnit's XML."""
 
-    def said(self, via: str, text: str) -> dict[str, Any]:
-        """A text as a message or record; `fresh`: the reporter has ended the line that it was in, so the client's has too."""
-        fresh = {"fresh": self.reporter.currentfspath is None} if via == "tw" else {}
-        return {"kind": "output", "text": text, "via": via, "fd": 2 if via == "err" else 1, **fresh}
+    @abstractmethod
+    def shows_summary_of(self, plugin: str) -> bool:
+        """Return True if the text that this plugin writes at the end can be seen."""
 
-    # -- configuration -------------------------------------------------------------------------------------------------
+    def stop_requests(self) -> tuple[bool | str | None, bool | str | None]:
+        """Return pytest's `shouldfail` and `shouldstop` for the end of the remote session."""
+        return None, None
+
+    def at_line_start(self) -> bool:
+        """Return True if the reporter has ended its line, so that the client's has to end too."""
+        return self.reporter is None or self.reporter.currentfspath is None
+
+    # -- configuration -----------------------------------------------------------------------------
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_addhooks(self, pluginmanager: pytest.PytestPluginManager) -> None:
-        pluginmanager.register(Configured(self), "gpu_cluster_configured")
+        pluginmanager.register(LastConfigured(self), "gpu_cluster_configured")
 
-    def configured(self, config: pytest.Config) -> None:
-        """After every other pytest_configure: the reporter exists now."""
+    def configure(self, config: pytest.Config) -> None:
+        """Mute the reporter. It exists now, after every other pytest_configure."""
         self.config = config
-        self.outside = False
-        self.reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
-        reporter = self.reporter
-        if reporter is not None:  # addopts may have -p no:terminal
-            reporter._tw._file = TerminalFile(self.outlet)
-        for caller in (
-            (config.pluginmanager.get_hookcallers(reporter) or ()) if reporter is not None else ()
-        ):
+        self.reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if self.reporter is not None:
+            self._mute(self.reporter)
+        summary = config.hook.pytest_terminal_summary
+        for implementation in list(third_party(summary)):
+            if not self.shows_summary_of(implementation.plugin_name):
+                summary._remove_plugin(implementation.plugin)  # private; `unregister` calls it
+        if self.options.typed.get("xmlpath"):
+            stub = XmlStub(config, self.on_xml)
+            config.stash[xml_key] = stub  # type: ignore[misc]  # it stands in for pytest's LogXML
+            config.pluginmanager.register(stub, "gpu_cluster_xml")
+        self.texts.begin()
+
+    def _mute(self, reporter: TerminalReporter) -> None:
+        file = TerminalFile(self.outlet)
+        reporter._tw._file = file
+        for caller in self.config.pluginmanager.get_hookcallers(reporter) or ():
             for implementation in caller.get_hookimpls():
                 if implementation.plugin is reporter:
-                    around(implementation, self.outlet.muted)
-        for implementation in list(foreign(config.hook.pytest_terminal_summary)):
-            if not self.summarises(implementation.plugin_name):
-                config.hook.pytest_terminal_summary._remove_plugin(
-                    implementation.plugin
-                )  # private; what `unregister` calls
-        if self.options.asked.get("xmlpath"):
-            stub = XmlStub(config, self)
-            config.stash[xml_key] = stub  # type: ignore[misc]
-            config.pluginmanager.register(stub, "gpu_cluster_xml")
-        for via, text in self.early:
-            self.text(via, text)
-        self.early.clear()
-
-    # -- reports, warnings ---------------------------------------------------------------------------------------------
-
-    def take_lossy(self, nodeid: str) -> Iterator[dict[str, Any]]:
-        """A warning for each kind of object that could only be reported as text, once a session."""
-        for name in dict.fromkeys(self.lossy):
-            if name not in self.told_lossy:
-                self.told_lossy.add(name)
-                text = f"a report holds an object of type {name}, which reaches reporters as text"
-                message = warnings.WarningMessage(
-                    pytest.PytestWarning(text), pytest.PytestWarning, __file__, 1, line=""
-                )
-                yield warning_record(message, "runtest", nodeid, None)
-        self.lossy.clear()
+                    surround(implementation, self.outlet.muted)
 
     def pytest_warning_recorded(
-        self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any
+        self,
+        warning_message: warnings.WarningMessage,
+        when: str,
+        nodeid: str,
+        location: tuple[str, int, str] | None,
     ) -> None:
-        self.hear_warning(warning_record(warning_message, when, nodeid, location))
+        self.on_warning(warning_record(warning_message, when, nodeid, location))
 
-    def hear_warning(self, record: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-    def hear_xml(self, **record: Any) -> None:
-        raise NotImplementedError
-
-    def summarises(self, plugin: str) -> bool:
-        """Whether what this plugin writes at the end can be seen."""
-        raise NotImplementedError
-
-    def log_file_records(self) -> Iterator[dict[str, Any]]:
-        """What the user's --log-file got since the last time."""
-        path = Path(self.spec["scratch"], "log-file")
-        if path.exists():
-            with path.open("rb") as file:
-                file.seek(self.log_position)
-                data = file.read()
-                self.log_position = file.tell()
-            if data:
-                yield {"kind": "log_file", "text": data.decode("utf-8", "replace")}
-
-    # -- ends ----------------------------------------------------------------------------------------------------------
+    # -- ends --------------------------------------------------------------------------------------
 
     @pytest.hookimpl(trylast=True)
-    def pytest_internalerror(self, excrepr: Any) -> None:
-        self.flush()
-        self.channel.send("internal_error", text=text_of(excrepr), **self.interrupted_in)
+    def pytest_internalerror(self, excrepr: object) -> None:
+        self.texts.flush()
+        self.channel.send(InternalError(text=text_of(excrepr), **vars(self.interrupted_in)))
 
     @pytest.hookimpl(trylast=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        """Ctrl-C, `pytest.exit`, or what a session raises to stop itself; the last is told elsewhere."""
-        if isinstance(excinfo.value, pytest.Session.Interrupted):
+        """Send Ctrl-C or `pytest.exit`.
+
+        An exception by which the session stops itself is sent elsewhere.
+        """
+        problem = excinfo.value
+        if isinstance(problem, pytest.Session.Interrupted):
             return
-        self.flush()
-        exit_ = excinfo.value if isinstance(excinfo.value, pytest.exit.Exception) else None
+        self.texts.flush()
+        exit_ = problem if isinstance(problem, pytest.exit.Exception) else None
         self.channel.send(
-            "interrupted",
-            exit=exit_ is not None,
-            text=text_of(exit_.msg if exit_ else excinfo.exconly()),
-            returncode=exit_.returncode if exit_ else None,
-            longrepr=exception_repr(self.config, excinfo) if not self.outside else None,
-            **self.interrupted_in,
+            Interrupted(
+                text=text_of(exit_.msg if exit_ else excinfo.exconly()),
+                exit=exit_ is not None,
+                returncode=_number(exit_.returncode) if exit_ else None,
+                longrepr=exception_repr(self.config, excinfo) if self.texts.configured else None,
+                **vars(self.interrupted_in),
+            )
         )
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:
-        self.flush()
-        self.outside = True
+        self.texts.end()
 
-    def end(self, exitstatus: int) -> None:
-        """After pytest: what it wrote last, and the end itself."""
-        late = "".join(text for via, text in self.early if via == "err")
-        if exitstatus == pytest.ExitCode.USAGE_ERROR:
-            self.channel.send("usage_error", text=late.replace("pytest.main()", "pytest"))
-        elif exitstatus == pytest.ExitCode.INTERNAL_ERROR and not hasattr(self, "config"):
-            self.channel.send("internal_error", text=late)
-        elif late and self.spec["role"] == "select":
-            self.channel.send("output", text=late, via="err", fd=2)
+    def end(self, status: int) -> None:
+        """Send the last texts and the end itself, after pytest has returned its exit status."""
+        stderr = "".join(text for via, text in self.texts.unconfigured if via == "err")
+        if status == pytest.ExitCode.USAGE_ERROR:
+            self.channel.send(UsageError(text=stderr.replace("pytest.main()", "pytest")))
+        elif status == pytest.ExitCode.INTERNAL_ERROR and not hasattr(self, "config"):
+            self.channel.send(InternalError(text=stderr))
+        elif stderr and self.spec.role is Role.SELECT:
+            self.channel.send(Output(text=stderr, via="err", fd=2))
         coverage = os.environ.get("COVERAGE_FILE", "")
-        data = {"coverage": coverage} if coverage and Path(coverage).exists() else {}
-        self.channel.send("done", exitstatus=exitstatus, **self.outcome(), **data)
+        shouldfail, shouldstop = self.stop_requests()
+        self.channel.send(
+            Done(
+                exitstatus=status,
+                shouldfail=shouldfail,
+                shouldstop=shouldstop,
+                coverage=coverage if coverage and Path(coverage).exists() else "",
+            )
+        )
 
-    def outcome(self) -> dict[str, Any]:
-        return {}
 
+class LastConfigured:
+    """A plugin whose pytest_configure runs after the terminal reporter's, itself a last one."""
 
-class Configured:
-    """Its pytest_configure runs after the terminal reporter's, which is itself a last one."""
-
-    def __init__(self, role: Role) -> None:
-        self.role = role
+    def __init__(self, session: RemoteSession) -> None:
+        self._session = session
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
-        self.role.configured(config)
+        self._session.configure(config)
 
 
-class XmlStub:
-    """In the place of the JUnit writer, so that `record_xml_attribute` and `record_testsuite_property` reach the real one."""
+def stop_request(value: object) -> str | bool:
+    """Return pytest's `shouldfail` or `shouldstop`, which a hook may have set to anything."""
+    return value if isinstance(value, str | bool) else text_of(value) if value else False
 
-    def __init__(self, config: pytest.Config, role: Role) -> None:
-        family = config.getini("junit_family")
-        self.family = "xunit1" if family == "legacy" else family
-        self._role = role
-        self._nodeid = ""
 
-    def node_reporter(self, report: Any) -> XmlStub:
-        self._nodeid = str(getattr(report, "nodeid", report))
-        return self
-
-    def add_attribute(self, name: str, value: object) -> None:
-        self._role.hear_xml(
-            kind="xml_attribute", nodeid=self._nodeid, name=str(name), value=text_of(value)
-        )
-
-    def add_property(self, name: str, value: object) -> None:
-        self._role.hear_xml(
-            kind="xml_property", nodeid=self._nodeid, name=str(name), value=text_of(value)
-        )
-
-    def add_global_property(self, name: str, value: object) -> None:
-        __tracebackhide__ = True
-        if not isinstance(name, str):
-            raise TypeError(f"name parameter needs to be a string, but {type(name).__name__} given")
-        self._role.hear_xml(kind="xml_global", nodeid="", name=name, value=text_of(value))
+def _number(value: object) -> int | None:
+    """Return the return code that somebody gave to `pytest.exit`."""
+    return int(value) if isinstance(value, int) else None

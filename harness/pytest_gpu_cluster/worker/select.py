@@ -1,97 +1,130 @@
-"""The role that collects once, with the user's full arguments, and then stays: the session that the user's conftests see."""
+"""The role that selects tests: the one session that the user's conftests see from start to end."""
 
 from __future__ import annotations
 
 import contextlib
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pluggy
 import pytest
 
 from pytest_gpu_cluster.contract.codec import from_wire
-from pytest_gpu_cluster.worker.hooks import answers, around, foreign, installed
+from pytest_gpu_cluster.contract.events import (
+    Collected,
+    CollectorFinished,
+    Deselected,
+    Finishing,
+    Header,
+    Hello,
+    Summary,
+    WarningRaised,
+)
+from pytest_gpu_cluster.contract.messages import Collecting, FinishSession, Ready, ShowReports
+from pytest_gpu_cluster.contract.records import (
+    PluginLines,
+    PluginText,
+    ReportData,
+    TestRecord,
+    WarningRecord,
+    XmlRecord,
+)
+from pytest_gpu_cluster.contract.specs import WorkerSpec
+from pytest_gpu_cluster.worker.hooks import (
+    Answer,
+    record_answer,
+    record_answers,
+    surround,
+    third_party,
+)
 from pytest_gpu_cluster.worker.prepare import Options
-from pytest_gpu_cluster.worker.role import Role
-from pytest_gpu_cluster.worker.serialize import Nodes, plugin_parts, report_data
-from pytest_gpu_cluster.worker.streams import Channel
+from pytest_gpu_cluster.worker.recorder import output_event
+from pytest_gpu_cluster.worker.role import RemoteSession, stop_request
+from pytest_gpu_cluster.worker.selection_facts import (
+    collection_problem,
+    raised,
+    selection_options,
+    stepwise,
+)
+from pytest_gpu_cluster.worker.serialize import CollectionTable, plugin_lines, report_data
+from pytest_gpu_cluster.worker.streams import Channel, Via
 
-# A plugin with one of these may want to see every report.
-CURIOUS = ("logreport", "logstart", "logfinish")
+# Two of pytest's own plugins report on the selection.
+SELECTION_PLUGINS = ("lfplugin", "stepwiseplugin")
 
 
-class Select(Role):
-    """Emits header, warnings, collect reports and the collection; then hears all records and ends as the one session."""
+class SelectingSession(RemoteSession):
+    """Collects once, with the user's full arguments, and sends header, warnings and collection.
 
-    def __init__(self, spec: dict[str, Any], channel: Channel, options: Options) -> None:
+    Then it shows all records to the user's hooks, and ends as the one session.
+    """
+
+    def __init__(self, spec: WorkerSpec, channel: Channel, options: Options) -> None:
         super().__init__(spec, channel, options)
-        self.crashed: dict[str, str] = spec.get("crashed_files") or {}
-        self.answers: list[tuple[str, Any]] = []
-        self.part: list[str] | None = None  # of the summary that is being written
-        self.parts: list[dict[str, Any]] = []
-        self.feeding = False
+        self.answers: list[Answer] = []  # of plugins, since they were last sent
+        self.part: list[str] | None = None  # texts of the summary that a plugin is writing
+        self.parts: list[PluginText] = []
+        self.showing = False  # the user's hooks see tests that ran elsewhere
         self.session: pytest.Session | None = None
-        self.arguments: dict[Path, str] = {}  # those that lead out of the tree, by where
+        # The arguments that lead out of the tree, by their place.
+        self.arguments: dict[Path, str] = {}
         channel.send(
-            "hello",
-            root=spec["root"],
-            origin=spec["origin"],
-            workers=spec["workers"],
-            pytest=pytest.__version__,
-            python=platform.python_version(),
-            executable=sys.executable,
+            Hello(
+                root=spec.tree.root,
+                origin=spec.tree.origin,
+                workers=spec.workers,
+                pytest=pytest.__version__,
+                python=platform.python_version(),
+                executable=sys.executable,
+            )
         )
 
-    # -- texts and warnings --------------------------------------------------------------------------------------------
+    # -- texts and warnings ------------------------------------------------------------------------
 
-    def emit_text(self, via: str, text: str) -> None:
+    def emit_text(self, via: Via, text: str) -> None:
         if self.part is not None:
             self.part.append(text)
-        elif not self.feeding:
-            self.channel.send(**self.said(via, text))
+        elif not self.showing:
+            fresh = via == "tw" and self.at_line_start()
+            self.channel.send(output_event(via, text, fresh=fresh))
 
-    def summarises(self, plugin: str) -> bool:
-        return plugin not in self.spec["plugins"]  # those say it on the client
+    def shows_summary_of(self, plugin: str) -> bool:
+        return plugin not in self.spec.client.plugins  # those write theirs on the client
 
-    def hear_warning(self, record: dict[str, Any]) -> None:
-        self.channel.send(**record)
+    def on_warning(self, record: WarningRecord) -> None:
+        self.channel.send(WarningRaised(warning=record))
 
-    def hear_xml(self, **record: Any) -> None:
+    def on_xml(self, record: XmlRecord) -> None:
         pass
 
-    # -- collecting ----------------------------------------------------------------------------------------------------
+    # -- collecting --------------------------------------------------------------------------------
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self.session = session
-        answers(session.config.pluginmanager.hook.pytest_report_header, self.answers)
+        record_answers(session.config.pluginmanager.hook.pytest_report_header, self.answers)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
-        self.flush()
-        self.channel.send("header", parts=self.heard())
+        self.texts.flush()
+        self.channel.send(Header(parts=self.take_answers()))
 
-    def heard(self) -> list[dict[str, Any]]:
-        """What plugins answered since the last time, the first one to be shown first."""
-        heard, self.answers[:] = self.answers[::-1], []
-        return plugin_parts(
-            heard,
-            lambda answer: [answer] if isinstance(answer, str) else [str(line) for line in answer],
-        )
+    def take_answers(self) -> list[PluginLines]:
+        """Return what plugins have answered since the last time, in the order of the terminal."""
+        answers, self.answers[:] = self.answers[::-1], []
+        return plugin_lines(answers, lines_of)
 
     def pytest_collectstart(self, collector: pytest.Collector) -> None:
         if isinstance(collector, pytest.File):
-            self.channel.send("collecting", path=collector.nodeid)
+            self.channel.send(Collecting(path=collector.nodeid))
         elif isinstance(collector, pytest.Session):
-            parts = collector._initial_parts  # private; known only now
             root = collector.config.rootpath
             self.arguments = {
                 part.path: part.module_name or str(part.path)
-                for part in parts
+                for part in collector._initial_parts  # private; known only now
                 if not part.path.is_relative_to(root)
             }
 
@@ -99,206 +132,175 @@ class Select(Role):
     def pytest_make_collect_report(
         self, collector: pytest.Collector
     ) -> pytest.CollectReport | None:
-        """A file whose import killed an earlier process is that file's error, not another death."""
-        if isinstance(collector, pytest.File) and collector.nodeid in self.crashed:
-            return pytest.CollectReport(
-                collector.nodeid, "failed", self.crashed[collector.nodeid], []
-            )
+        """Make the file whose import killed an earlier process that file's error."""
+        crashed = self.spec.crashed_files
+        if isinstance(collector, pytest.File) and collector.nodeid in crashed:
+            return pytest.CollectReport(collector.nodeid, "failed", crashed[collector.nodeid], [])
         return None
 
     @pytest.hookimpl(trylast=True)
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        self.flush()
-        data = report_data(self.config, report, self.lossy)
-        kids = [[isinstance(node, pytest.Item), node.nodeid, node.name] for node in report.result]
-        self.channel.send("collectreport", report=data, kids=kids)
-        for warning in self.take_lossy(report.nodeid):
-            self.channel.send(**warning)
+        self.texts.flush()
+        data = report_data(self.config, report, self.lossy.names)
+        kids = tuple(
+            (isinstance(node, pytest.Item), node.nodeid, node.name) for node in report.result
+        )
+        self.channel.send(CollectorFinished(report=data, kids=kids))
+        for warning in self.lossy.warnings(report.nodeid):
+            self.channel.send(WarningRaised(warning=warning))
 
     @pytest.hookimpl(trylast=True)
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
-        self.channel.send("deselected", nodeids=[item.nodeid for item in items])
+        self.channel.send(Deselected(nodeids=tuple(item.nodeid for item in items)))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> Iterator[None]:
         reported = session.config.pluginmanager.hook.pytest_report_collectionfinish
-        answers(reported, self.answers)
-        for name in ("lfplugin", "stepwiseplugin"):
-            self.listen_to(name, reported)
+        record_answers(reported, self.answers)
+        for name in SELECTION_PLUGINS:
+            self.record_answers_of(name, reported)
         result = yield
-        self.flush()
-        in_flight = sys.exc_info()[1]
-        nodes = Nodes(session.config, self.arguments)
-        items = [nodes.item(item) for item in session.items]
-        problem = self.problem(session)
-        self.channel.send(
-            "collected",
-            items=items,
-            collectors=nodes.collectors,
-            parts=self.heard(),
-            raised=self.raised(in_flight),
-            run=in_flight is None and not problem and not session.config.option.collectonly,
-            problem=problem,
-            options=self.told_options(session.config),
-            stepwise=self.stepwise(session.config),
-        )
+        self.texts.flush()
+        self.channel.send(self.collected(session, sys.exc_info()[1]))
         return result
 
-    def listen_to(self, name: str, reported: pluggy.HookCaller) -> None:
-        """Two of pytest's own plugins report on the selection, which was made here."""
+    def record_answers_of(self, name: str, caller: pluggy.HookCaller) -> None:
+        """Record the answers of one of pytest's own plugins, which selected the tests here."""
         plugin = self.config.pluginmanager.get_plugin(name)
-        implementation: Any  # pluggy calls its `function` final
-        for implementation in reported.get_hookimpls():
+        for implementation in caller.get_hookimpls():
             if plugin is not None and implementation.plugin is plugin:
-                function = implementation.function
+                record_answer(implementation, f"remote {name}", self.answers)
 
-                def call(*args: Any, function: Any = function) -> Any:
-                    answer = function(*args)
-                    self.answers.append((f"remote {name}", answer))
-                    return answer
-
-                implementation.function = call
-
-    @staticmethod
-    def raised(problem: BaseException | None) -> dict[str, str] | None:
-        """What ended the collection before its end: `-x`, or a hook that stopped the session."""
-        if isinstance(problem, pytest.Session.Failed):
-            return {"kind": "failed", "text": str(problem)}
-        return (
-            {"kind": "interrupted", "text": str(problem)}
-            if isinstance(problem, pytest.Session.Interrupted)
-            else None
+    def collected(self, session: pytest.Session, in_flight: BaseException | None) -> Collected:
+        """Return the selection. `in_flight` is the exception that is ending the collection."""
+        table = CollectionTable(session.config, self.arguments)
+        items = [table.item(item) for item in session.items]
+        problem = collection_problem(session)
+        return Collected(
+            items=items,
+            collectors=table.collectors,
+            parts=self.take_answers(),
+            raised=raised(in_flight),
+            run=in_flight is None and not problem and not session.config.option.collectonly,
+            problem=problem,
+            options=selection_options(session.config),
+            stepwise=stepwise(session.config),
         )
 
-    @staticmethod
-    def problem(session: pytest.Session) -> str:
-        """Why no test may run, as pytest says it; empty when they may."""
-        failed = session.testsfailed
-        if failed and not session.config.option.continue_on_collection_errors:
-            return f"{failed} error{'s' if failed != 1 else ''} during collection"
-        return ""
-
-    def told_options(self, config: pytest.Config) -> dict[str, Any]:
-        option = config.option
-        return {
-            "maxfail": option.maxfail,
-            "capture": getattr(option, "capture", "no"),
-            "stepwise": bool(getattr(option, "stepwise", False)),
-            "randomly_seed": getattr(option, "randomly_seed", None),
-            "wants_reports": self.wants_reports(config),
-        }
-
-    def wants_reports(self, config: pytest.Config) -> bool:
-        """Whether a hook of the user's own (not of an installed plugin, which the client runs itself) may ask for them."""
-        known = installed(config)
-        hook = config.pluginmanager.hook
-        hooks = [getattr(hook, f"pytest_runtest_{name}") for name in CURIOUS]
-        hooks += [hook.pytest_terminal_summary, hook.pytest_sessionfinish, hook.pytest_unconfigure]
-        return any(
-            (i.function.__module__ or "").partition(".")[0] not in known
-            for caller in hooks
-            for i in foreign(caller)
-        )
-
-    @staticmethod
-    def stepwise(config: pytest.Config) -> dict[str, Any] | None:
-        plugin: Any = config.pluginmanager.get_plugin("stepwiseplugin")
-        if plugin is None:
-            return None
-        failed = plugin.cached_info.last_failed
-        return {
-            "last_failed": None if failed is None else str(failed),
-            "last_test_count": plugin.cached_info.last_test_count,
-        }
-
-    # -- the one session -----------------------------------------------------------------------------------------------
+    # -- the one session ---------------------------------------------------------------------------
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        if problem := self.problem(session):
+        if problem := collection_problem(session):
             raise session.Interrupted(problem)
         if session.config.option.collectonly:
             return True
-        while (message := self.channel.receive(wait=True)) is not None:
-            for records in message.get("reports", ()):
-                self.feed(session.config, records)
-            if "finish" in message:
-                self.finish(session, message["finish"])
-                break
+        self.channel.send(Ready())
+        while (order := self.channel.receive(wait=True)) is not None:
+            match order:
+                case ShowReports(tests=tests):
+                    for records in tests:
+                        self.show(session.config, records)
+                case FinishSession():
+                    self.finish(session, order)
+                    break
+                case _:
+                    raise ValueError(f"the process that selects tests got {order!r}")
         return True
 
-    def finish(self, session: pytest.Session, said: dict[str, Any]) -> None:
-        self.flush()
-        session.testsfailed = max(session.testsfailed, int(said.get("testsfailed") or 0))
-        if said.get("shouldfail"):
-            session.shouldfail = said["shouldfail"]
-            raise session.Failed(said["shouldfail"])
-        if said.get("shouldstop"):
-            raise session.Interrupted(said["shouldstop"])
+    def finish(self, session: pytest.Session, order: FinishSession) -> None:
+        """Let the session end as the tests have ended. Raises what a plain session raises."""
+        self.texts.flush()
+        session.testsfailed = max(session.testsfailed, order.testsfailed)
+        if order.shouldfail:
+            session.shouldfail = order.shouldfail
+            raise session.Failed(order.shouldfail)
+        if order.shouldstop:
+            raise session.Interrupted(order.shouldstop)
 
-    def feed(self, config: pytest.Config, records: list[dict[str, Any]]) -> None:
-        """Let the user's plugins see a test that ran elsewhere; what they print was printed there already."""
-        self.feeding = True
+    def show(self, config: pytest.Config, records: Iterable[TestRecord]) -> None:
+        """Let the user's plugins see a test that ran elsewhere.
+
+        What they print was printed there already.
+        """
+        self.showing = True
         try:
             for record in records:
-                match record["kind"]:
-                    case "logstart" | "logfinish" as kind:
-                        hook = getattr(config.hook, f"pytest_runtest_{kind}")
-                        hook(nodeid=record["nodeid"], location=tuple(record["location"]))
-                    case "report":
-                        data = dict(record["report"])
-                        if isinstance(data["longrepr"], dict) and "$repr" in data["longrepr"]:
-                            data["longrepr"] = data["longrepr"]["$repr"][0]
-                        report = config.hook.pytest_report_from_serializable(
-                            config=config, data=from_wire(data)
-                        )
-                        config.hook.pytest_runtest_logreport(report=report)
+                if record["kind"] == "report":
+                    report = rebuilt(config, record["report"])
+                    config.hook.pytest_runtest_logreport(report=report)
+                elif record["kind"] == "logstart" or record["kind"] == "logfinish":
+                    hook = getattr(config.hook, f"pytest_runtest_{record['kind']}")
+                    hook(nodeid=record["nodeid"], location=tuple(record["location"]))
         finally:
-            self.flush()
-            self.feeding = False
+            self.texts.flush()
+            self.showing = False
 
-    # -- the end -------------------------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
-        self.channel.send("finishing")
-        for implementation in foreign(session.config.pluginmanager.hook.pytest_terminal_summary):
-            around(implementation, self.writing(implementation.plugin_name))
+        self.channel.send(Finishing())
+        for implementation in third_party(
+            session.config.pluginmanager.hook.pytest_terminal_summary
+        ):
+            surround(implementation, self.part_of(implementation.plugin_name))
         result = yield
-        self.flush()
-        self.channel.send("summary", parts=self.parts)
+        self.texts.flush()
+        self.channel.send(Summary(parts=self.parts))
         return result
 
-    def writing(self, plugin: str) -> Callable[[], AbstractContextManager[None]]:
-        """A part of the summary: what a plugin writes, to the reporter or to stdout."""
+    def part_of(self, plugin: str) -> Callable[[], AbstractContextManager[None]]:
+        """Return a context that makes the plugin's texts a part of the summary.
+
+        The plugin writes them to the reporter or to stdout.
+        """
 
         @contextlib.contextmanager
         def context() -> Iterator[None]:
-            self.flush()
+            self.texts.flush()
             self.part = []
-            if self.options.asked.get("xmlpath") or self.options.asked.get("htmlpath"):
-                self.reporter.currentfspath = (
-                    None  # their own lines, which the client writes, end the line of results
-                )
+            typed = self.options.typed
+            if self.reporter is not None and (typed.get("xmlpath") or typed.get("htmlpath")):
+                # Their own lines, which the client writes, end the line of results.
+                self.reporter.currentfspath = None
             try:
-                with self.outlet.into(lambda text: self.text("tw", text)):
+                with self.outlet.into(lambda text: self.texts.write("tw", text)):
                     yield
             finally:
-                self.flush()
+                self.texts.flush()
                 text, self.part = "".join(self.part), None
                 if text:
-                    self.parts.append(
-                        {
-                            "plugin": plugin,
-                            "text": text,
-                            "fresh": self.reporter.currentfspath is None,
-                        }
-                    )
+                    part: PluginText = {
+                        "plugin": plugin,
+                        "text": text,
+                        "fresh": self.at_line_start(),
+                    }
+                    self.parts.append(part)
 
         return context
 
-    def outcome(self) -> dict[str, Any]:
+    def stop_requests(self) -> tuple[bool | str | None, bool | str | None]:
         session = self.session
         if session is None:
-            return {}
-        return {"shouldfail": session.shouldfail, "shouldstop": session.shouldstop}
+            return None, None
+        return stop_request(session.shouldfail), stop_request(session.shouldstop)
+
+
+def lines_of(answer: object) -> list[str]:
+    """Return the lines of a plugin's answer to a hook that reports lines."""
+    if isinstance(answer, Iterable) and not isinstance(answer, str):
+        return [str(line) for line in answer]
+    return [str(answer)]
+
+
+def rebuilt(config: pytest.Config, data: ReportData) -> pytest.TestReport:
+    """Return the report that `report_data` made plain. A failure without a form is its text."""
+    plain = dict(data)
+    longrepr = plain["longrepr"]
+    if isinstance(longrepr, dict) and "$repr" in longrepr:
+        plain["longrepr"] = longrepr["$repr"][0]
+    report: pytest.TestReport = config.hook.pytest_report_from_serializable(
+        config=config, data=from_wire(plain)
+    )
+    return report

@@ -1,0 +1,164 @@
+"""Starts test processes: what each is told, and the thread that listens to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+from pytest_gpu_cluster.agent.arrivals import Arrivals, ReservationLost
+from pytest_gpu_cluster.agent.ray_cluster import Cluster
+from pytest_gpu_cluster.agent.reservations import ENTRY
+from pytest_gpu_cluster.agent.state import SessionState
+from pytest_gpu_cluster.agent.worker import Transport, Worker
+from pytest_gpu_cluster.contract.events import InternalError, Message
+from pytest_gpu_cluster.contract.gpus import Gpu
+from pytest_gpu_cluster.contract.messages import Exit, Finished, decode
+from pytest_gpu_cluster.contract.request import PytestFacts
+from pytest_gpu_cluster.contract.specs import (
+    AgentSpec,
+    ClusterFacts,
+    RayAccess,
+    Role,
+    TreePlaces,
+    WorkerSpec,
+)
+from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
+from pytest_gpu_cluster.node.lease import Lease
+
+# The beginnings of variables that no test process inherits. Importing Ray sets PYTHONBREAKPOINT.
+HIDDEN = ("RAY_", "GPU_CLUSTER_", "OMP_", *STORE_CREDENTIALS, "PYTHON")
+SELECTING = "main"  # the name of the selecting process
+RECEIVE_S = 5.0
+
+
+class Launcher:
+    """Starts the processes of one session."""
+
+    def __init__(
+        self, spec: AgentSpec, state: SessionState, cluster: Cluster, arrivals: Arrivals
+    ) -> None:
+        self._spec, self._state, self._cluster, self._arrivals = spec, state, cluster, arrivals
+        self._root = tree_root(spec)
+
+    def start_selection(self) -> Lease:
+        """Start the selecting process on this node. It sees all devices of the node."""
+        spec = self._spec
+        body = self._specification(Role.SELECT, SELECTING, spec.gpus).to_json()
+        lease = Lease(str(spec.node), code=str(spec.code), entry=ENTRY, specification=body)
+        self._listen(None, lease)
+        return lease
+
+    def start_worker(self, worker: Worker) -> None:
+        """Reserve the devices of a worker and start its process, in the background."""
+        name = f"start-{worker.name}"
+        threading.Thread(target=self._start, args=(worker,), name=name, daemon=True).start()
+
+    def _start(self, worker: Worker) -> None:
+        reservations = self._cluster.reservations
+        try:
+            reservation, gpus = reservations.acquire(worker.home, worker.demand)
+            worker.reservation = reservation
+            drives = worker.demand.drives
+            specification = self._specification(Role.RUN, worker.name, gpus, drives=drives)
+            worker.transport = reservations.start_process(reservation, specification)
+            self._listen(worker, worker.transport)
+            reservations.watch(
+                reservation,
+                lambda message: self._arrivals.put(ReservationLost(worker=worker, message=message)),
+            )
+        except Exception as problem:  # noqa: BLE001
+            # Whatever fails there is the end of that process.
+            message = f"{type(problem).__name__}: {problem}".splitlines()[0]
+            self._arrivals.put((worker, [Exit(status=None, why=message)]))
+
+    def _listen(self, worker: Worker | None, transport: Transport) -> None:
+        """Put the messages of a process into the queue until it has ended."""
+        root = json.dumps(str(self._root))[1:-1].encode()
+
+        def pump() -> None:
+            ended = False
+            while not ended:
+                lines = transport.receive(RECEIVE_S)
+                messages = [_decoded(line, root, transport) for line in lines]
+                if messages:
+                    ended = isinstance(messages[-1], Exit)
+                    self._arrivals.put((worker, messages))
+
+        name = f"listen-{worker.name if worker is not None else SELECTING}"
+        threading.Thread(target=pump, name=name, daemon=True).start()
+
+    def _specification(
+        self, role: Role, name: str, gpus: tuple[Gpu, ...], *, drives: bool = False
+    ) -> WorkerSpec:
+        spec, state = self._spec, self._state
+        request = spec.request
+        ray = RayAccess(address=self._cluster.address, token=spec.ray_token) if drives else None
+        return WorkerSpec(
+            role=role,
+            tree=TreePlaces(
+                root=str(self._root),
+                origin=request.origin,
+                cwd=str(self._root / request.cwd),
+            ),
+            client=PytestFacts(
+                plugins=request.plugins,
+                sys_path=request.sys_path,
+                color=request.color,
+                columns=request.columns,
+                seed=state.options.randomly_seed or request.seed,
+                cache=request.cache,
+            ),
+            args=request.args,
+            env=self._environment(gpus),
+            worker=name,
+            workers=self._cluster.width(),
+            testrun=spec.session,
+            scratch=str(spec.scratch / name),
+            gpus=gpus,
+            ray=ray,
+            cluster=ClusterFacts(
+                id=spec.cluster,
+                session=spec.session,
+                nodes=spec.nodes,
+                store=spec.store,
+                prefix=state.record.prefix,
+            ),
+            crashed_files=state.crashed_files,
+            quarantined=request.quarantined,
+        )
+
+    def _environment(self, gpus: tuple[Gpu, ...]) -> dict[str, str]:
+        """Return the node's plain variables, the passed ones, and exactly the process's devices."""
+        plain = {k: v for k, v in os.environ.items() if not k.startswith(HIDDEN)}
+        temporary = self._spec.scratch / "tmp"
+        temporary.mkdir(exist_ok=True)
+        return {
+            **plain,
+            **self._spec.env,
+            "CUDA_VISIBLE_DEVICES": ",".join(gpu.id for gpu in gpus),
+            "TMPDIR": str(temporary),
+        }
+
+
+def tree_root(spec: AgentSpec) -> Path:
+    """Return the place of the shipped tree on every node."""
+    return spec.scratch / "tree" / spec.request.root_name
+
+
+def _decoded(line: bytes, root: bytes, transport: Transport) -> Message:
+    """Return the message of a line.
+
+    Records can name files of the tree only where its root occurs in the line. A process that sends
+    anything but our messages is killed, and that is an internal error.
+    """
+    try:
+        message = decode(line)
+    except ValueError as problem:
+        transport.kill()
+        return InternalError(text=f"a test process sent a line that is no message: {problem}")
+    if isinstance(message, Finished) and root not in line:
+        return replace(message, paths=False)
+    return message

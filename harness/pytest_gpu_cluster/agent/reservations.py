@@ -1,0 +1,264 @@
+"""Reservations: actors that hold devices in Ray's books, and the processes that use them.
+
+An idle reservation waits for the next process, also for that of the next session.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_gpu_cluster.agent.arrivals import Arrivals, NodeJoined
+from pytest_gpu_cluster.agent.node_answer import NodeAnswer
+from pytest_gpu_cluster.agent.plan import Demand
+from pytest_gpu_cluster.contract.events import NodeReady
+from pytest_gpu_cluster.contract.gpus import Gpu
+from pytest_gpu_cluster.contract.messages import Exit, encode
+from pytest_gpu_cluster.contract.specs import AgentSpec, WorkerSpec
+from pytest_gpu_cluster.node import lease as leases
+
+ENTRY = "pytest_gpu_cluster.worker.main:main"
+NAMESPACE = "gpu-cluster"
+GIVE_BACK_LIMIT_S = 2.0
+SHOWN_ID = 12  # characters of a node id in events
+
+
+def the_ray() -> Any:
+    """Return Ray, imported late (the client reads this package too).
+
+    It is untyped, because its stubs lag behind its options.
+    """
+    import ray
+
+    return ray
+
+
+class Relay:
+    """A process on another node, through the reservation that sits there: the verbs of a Lease."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def _call(self, verb: str, *arguments: bytes | int) -> None:
+        getattr(self._actor, verb).options(concurrency_group="send").remote(*arguments)
+
+    def send(self, message: bytes) -> None:
+        self._call("send", message)
+
+    def signal(self, number: int) -> None:
+        self._call("signal", int(number))
+
+    def kill(self) -> None:
+        self._call("kill")
+
+    def stacks(self) -> None:
+        self._call("stacks")
+
+    def receive(self, timeout_s: float) -> list[bytes]:
+        """Return the lines since the last call; the loss of the actor is an Exit."""
+        ray = the_ray()
+        try:
+            lines: list[bytes] = ray.get(
+                self._actor.receive.options(concurrency_group="receive").remote(timeout_s)
+            )
+            return lines
+        except ray.exceptions.RayError as problem:
+            message = f"its slot was lost: {problem}".splitlines()[0]
+            return [encode(Exit(status=None, why=message))]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reservation:
+    """The actor of a slot, its node and the devices that it holds."""
+
+    actor: Any
+    home: str  # Ray's node id
+    gpus: float
+    lasting: bool = True  # the next session may find it
+
+
+class Reservations:
+    """All reservations of this session, and the idle ones that the next may use."""
+
+    def __init__(self, spec: AgentSpec, arrivals: Arrivals, trees: Mapping[str, str]) -> None:
+        self._spec, self._arrivals, self._trees = spec, arrivals, dict(trees)
+        self._name = f"idle-{spec.request.code[:16]}"
+        self._head = ""  # Ray's id of this node
+        self._devices: dict[str, tuple[Gpu, ...]] = {}  # by node
+        self._lock = threading.Lock()  # guards the two below
+        self._idle: dict[tuple[str, float], list[Reservation]] = {}  # by node and devices
+        self._prestarted: leases.Lease | None = None
+        self._active: list[Reservation] = []  # whose processes live
+
+    def join(self, head: str) -> None:
+        """Take over the idle reservations of the last session; other named actors are killed."""
+        ray = the_ray()
+        self._head = head
+        self._devices[head] = self._spec.gpus
+        for named in ray.util.list_named_actors(all_namespaces=True):
+            actor = ray.get_actor(named["name"], namespace=named["namespace"])
+            if named["name"].startswith(self._name):
+                home, gpus = named["name"].split(":")[1:3]
+                reservation = Reservation(actor=actor, home=home, gpus=float(gpus))
+                self._idle.setdefault((home, float(gpus)), []).append(reservation)
+            else:
+                ray.kill(actor)
+
+    def prestart(self) -> None:
+        """Start a process on this node before its reservation is made.
+
+        The first worker then need not wait for its fork and its imports.
+        """
+        spec = self._spec
+        self._prestarted = leases.Lease(str(spec.node), code=str(spec.code), entry=ENTRY)
+
+    # -- one reservation ---------------------------------------------------------------------------
+
+    def acquire(self, home: str, demand: Demand) -> tuple[Reservation, tuple[Gpu, ...]]:
+        """Return a reservation on node `home` for one test process, and exactly its devices."""
+        with self._lock:
+            idle = self._idle.get((home, demand.gpus)) if not demand.drives else None
+            reservation = idle.pop() if idle else None
+        if reservation is None:
+            if demand.gpus or demand.drives:
+                self.drop_idle()
+            # A driving test is to find no actor that is not its own.
+            reservation = self._create(home, demand.gpus, lasting=not demand.drives)
+        self._active.append(reservation)
+        facts = the_ray().get(reservation.actor.facts.remote(), timeout=60)
+        if home != self._head:
+            self._prepare(reservation)
+        ids = set(facts["gpu_ids"]) if demand.gpus else set()
+        return reservation, tuple(gpu for gpu in self._devices[home] if gpu.id in ids)
+
+    def _create(self, home: str, gpus: float, *, lasting: bool = True) -> Reservation:
+        """Return a new reservation. A session of the same code finds a lasting one by name."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        ray = the_ray()
+        ray.cloudpickle.register_pickle_by_value(leases)
+        groups = {"send": 1, "receive": 1, "hold": 1}
+        kind = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=0, concurrency_groups=groups)(
+            leases.Slot
+        )
+        name = f"{self._name}:{home}:{gpus:g}:{secrets.token_hex(4)}"
+        options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached"} if lasting else {}
+        strategy = NodeAffinitySchedulingStrategy(home, soft=False)
+        actor = kind.options(scheduling_strategy=strategy, **options).remote()
+        return Reservation(actor=actor, home=home, gpus=gpus, lasting=lasting)
+
+    def _prepare(self, reservation: Reservation) -> None:
+        """Have the trees unpacked on another node, which thereby joins. Raises RuntimeError."""
+        home = reservation.home
+        answer = NodeAnswer.parse(
+            the_ray().get(reservation.actor.prepare.remote(self._trees), timeout=300)
+        )
+        if home in self._devices:
+            return
+        self._devices[home] = answer.gpus
+        node = NodeReady(
+            node=home[:SHOWN_ID],
+            host=answer.host,
+            gpus=answer.gpus,
+            driver=answer.driver,
+            simulated=any(gpu.simulated for gpu in answer.gpus),
+        )
+        self._arrivals.put(NodeJoined(node=node))
+
+    def start_process(
+        self, reservation: Reservation, specification: WorkerSpec
+    ) -> leases.Lease | Relay:
+        """Start a process of a reservation: directly on this node, else through the actor."""
+        body, node, code = specification.to_json(), str(self._spec.node), str(self._spec.code)
+        if reservation.home == self._head:
+            with self._lock:
+                lease, self._prestarted = self._prestarted, None
+            lease = lease or leases.Lease(node, code=code, entry=ENTRY)
+            lease.specify(body)
+            return lease
+        the_ray().get(reservation.actor.open.remote(code, ENTRY, body), timeout=60)
+        return Relay(reservation.actor)
+
+    def upload(self, reservation: Reservation, sources: Mapping[str, str]) -> None:
+        """Have files or directories of the node stored by its keeper, each below its key prefix."""
+        if reservation.home == self._head:
+            leases.ask(str(self._spec.node), {"op": "upload", "sources": dict(sources)})
+        else:
+            the_ray().get(reservation.actor.upload.remote(dict(sources)), timeout=120)
+
+    def watch(self, reservation: Reservation, on_loss: Callable[[str], None]) -> None:
+        """Call `on_loss` with a message when the actor dies before it is released."""
+        ray = the_ray()
+        reference = reservation.actor.hold.options(concurrency_group="hold").remote()
+
+        def wait() -> None:
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayActorError as problem:
+                if reservation in self._active:
+                    on_loss(str(problem).splitlines()[0])
+            except Exception:  # noqa: BLE001 - Ray is being left
+                return
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    def release(self, reservation: Reservation, *, reusable: bool) -> None:
+        """Release a reservation whose process is gone. A reusable one becomes idle."""
+        self._active.remove(reservation)
+        if reusable and reservation.lasting and self._give_back(reservation):
+            with self._lock:
+                idle = self._idle.setdefault((reservation.home, reservation.gpus), [])
+                idle.append(reservation)
+        else:
+            the_ray().kill(reservation.actor)
+
+    @staticmethod
+    def _give_back(reservation: Reservation) -> bool:
+        ray = the_ray()
+        try:
+            answer = reservation.actor.give_back.options(concurrency_group="send").remote()
+            ray.get(answer, timeout=GIVE_BACK_LIMIT_S)
+        except ray.exceptions.RayError:  # it has died, or hangs
+            return False
+        return True
+
+    # -- the idle ones, and the end ----------------------------------------------------------------
+
+    def drop_idle(self, *, but: float = 0.0) -> None:
+        """Give the devices of idle reservations back to Ray, for a demand that is not theirs.
+
+        Those of `but` devices stay.
+        """
+        with self._lock:
+            stay = {key: group for key, group in self._idle.items() if but and key[1] == but}
+            dropped = [
+                each for key, group in self._idle.items() if key not in stay for each in group
+            ]
+            self._idle = stay
+        for reservation in dropped:
+            the_ray().kill(reservation.actor)
+
+    def fill_idle(self, gpus: float, nodes: Mapping[str, float]) -> None:
+        """Reserve `gpus` devices as often as they fit, for the next session.
+
+        It then need not wait for Ray's processes. `nodes` holds the devices of each node.
+        """
+        for home, count in nodes.items():
+            existing = len(self._idle.get((home, gpus), ()))
+            for _ in range(existing, int((count + 1e-9) / gpus) if gpus else 0):
+                self._create(home, gpus)
+
+    def idle_ids(self) -> set[str]:
+        """Return the actor ids of the idle reservations."""
+        return {each.actor._actor_id.hex() for group in self._idle.values() for each in group}
+
+    def end(self, *, idle_gpus: float) -> None:
+        """Kill every actor but idle ones of so many devices, and the prestarted process."""
+        if self._prestarted is not None:
+            self._prestarted.kill()
+        self.drop_idle(but=idle_gpus)
+        for reservation in list(self._active):
+            the_ray().kill(reservation.actor)

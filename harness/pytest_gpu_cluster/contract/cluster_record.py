@@ -1,0 +1,159 @@
+"""The record of a cluster: every key of it in the store is spelled here.
+
+    clusters/<id>/cluster.json         shape and limits, before anything is rented
+    clusters/<id>/state.json           the keeper of the head writes it, and heartbeat and head.json
+    clusters/<id>/inbox/<session>      a session that asks for the cluster
+    clusters/<id>/decision/<session>   taken or not; created once, by the keeper or a client
+
+The keeper of the head is the only arbiter: there is no lease object, for a store can create a key
+but not change one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pytest_gpu_cluster.contract.errors import UnreadableRecordError
+from pytest_gpu_cluster.contract.fields import Noun
+from pytest_gpu_cluster.contract.record import get_noun, put_noun
+from pytest_gpu_cluster.contract.request import VERSION, Shape
+from pytest_gpu_cluster.contract.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterDescription(Noun):
+    """cluster.json: what was rented, and in which protocol its keepers are spoken to."""
+
+    v: int = VERSION
+    id: str
+    provider: str
+    protocol: int
+    shape: Shape
+    deadline_s: float
+
+
+class ClusterPhase(StrEnum):
+    """What the head's keeper says of its cluster."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Announcement(Noun):
+    """state.json: whom the cluster serves."""
+
+    state: ClusterPhase = ClusterPhase.STARTING
+    session: str | None = None
+    idle_left_s: float | None = None  # until an idle cluster closes
+    ready: bool = False  # Ray is up
+    why: str = ""  # it closes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision(Noun):
+    """decision/<session>: whether the cluster serves it."""
+
+    taken: bool
+    nonce: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadAddress(Noun):
+    """head.json: where the other nodes join Ray."""
+
+    address: str
+
+
+class ClusterRecord:
+    """What the store holds of one cluster."""
+
+    def __init__(self, store: Store, cluster: str) -> None:
+        self.store, self.cluster = store, cluster
+        self.prefix = f"clusters/{cluster}"
+
+    def put_description(self, description: ClusterDescription) -> None:
+        put_noun(self.store, f"{self.prefix}/cluster.json", description)
+
+    def description(self) -> ClusterDescription | None:
+        """Return what was rented; None for a cluster that is not on the store's list."""
+        return get_noun(self.store, f"{self.prefix}/cluster.json", ClusterDescription)
+
+    def announce(self, announcement: Announcement) -> None:
+        put_noun(self.store, f"{self.prefix}/state.json", announcement)
+
+    def announcement(self) -> Announcement:
+        """Return the keeper's last word; `starting` before its first."""
+        noun = get_noun(self.store, f"{self.prefix}/state.json", Announcement)
+        return noun if noun is not None else Announcement()
+
+    def beat(self, count: int) -> None:
+        """Say that the head's keeper lives, for the other nodes."""
+        self.store.put(f"{self.prefix}/heartbeat", str(count).encode())
+
+    def heartbeat(self) -> bytes | None:
+        return self.store.get(f"{self.prefix}/heartbeat")
+
+    def put_head(self, address: str) -> None:
+        put_noun(self.store, f"{self.prefix}/head.json", HeadAddress(address=address))
+
+    def head(self) -> str | None:
+        """Return Ray's address on the head; None while it is not up."""
+        noun = get_noun(self.store, f"{self.prefix}/head.json", HeadAddress)
+        return noun.address if noun is not None else None
+
+    def offer(self, session: str) -> None:
+        """Ask the cluster to serve a session."""
+        self.store.put(f"{self.prefix}/inbox/{session}", session.encode())
+
+    def offers(self) -> list[str]:
+        """Return the sessions that ask, oldest first."""
+        return [key.rpartition("/")[2] for key in self.store.list(f"{self.prefix}/inbox/")]
+
+    def has_offer(self, session: str) -> bool:
+        return self.store.get(f"{self.prefix}/inbox/{session}") is not None
+
+    def remove_offer(self, session: str) -> None:
+        self.store.delete([f"{self.prefix}/inbox/{session}"])
+
+    def decide(self, session: str, *, taken: bool) -> bool:
+        """Decide once whether the cluster serves a session.
+
+        Return False when the decision had been made.
+        """
+        decision = Decision(taken=taken, nonce=secrets.token_hex(8))
+        key = f"{self.prefix}/decision/{session}"
+        return self.store.create(key, json.dumps(decision.to_json()).encode())
+
+    def decision(self, session: str) -> bool | None:
+        """Return True when the cluster has taken the session, None while nothing is decided."""
+        noun = get_noun(self.store, f"{self.prefix}/decision/{session}", Decision)
+        return noun.taken if noun is not None else None
+
+    def delete(self) -> None:
+        """Strike the cluster off the store's list."""
+        self.store.delete(list(self.store.list(f"{self.prefix}/")))
+
+
+def clusters(store: Store) -> Iterator[tuple[ClusterDescription, Announcement]]:
+    """Yield each cluster of the store with its keeper's last word.
+
+    A record of another version is passed over: its cluster is none that this one can speak to.
+    """
+    for key in store.list("clusters/"):
+        if key.endswith("/cluster.json"):
+            record = ClusterRecord(store, key.split("/")[1])
+            with contextlib.suppress(UnreadableRecordError):
+                if (description := record.description()) is not None:
+                    yield description, record.announcement()
+
+
+def cluster_ids(store: Store) -> list[str]:
+    """Return the ids of all clusters on the store's list, those of another version too."""
+    return store.names("clusters")

@@ -1,0 +1,79 @@
+"""Processes of this machine, as Linux shows them in /proc.
+
+Every function is quiet about a process that is gone or belongs to another user: it looks like none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A process at one moment; pid and start time name it for ever, because pids are reused."""
+
+    pid: int
+    parent: int
+    zombie: bool  # it has ended, and its parent has not asked for its exit code
+    start_time: str  # in the kernel's ticks since boot
+
+
+def process(pid: int) -> Process | None:
+    """Return the process with this pid; None where there is none."""
+    with contextlib.suppress(OSError):
+        # The name, in parentheses, may hold spaces and parentheses: fields are counted behind it.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return Process(
+            pid=pid,
+            parent=int(fields[1]),
+            zombie=fields[0] == b"Z",
+            start_time=fields[19].decode(),
+        )
+    return None
+
+
+def processes() -> Iterator[Process]:
+    """Return every process of this machine, zombies included."""
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (entry := process(int(name))) is not None:
+            yield entry
+
+
+def start_time(pid: int) -> str | None:
+    """Return when a process began, in the kernel's ticks; None where none lives."""
+    entry = process(pid)
+    return None if entry is None or entry.zombie else entry.start_time
+
+
+def children(parent: int) -> list[int]:
+    """Return the pids of the living children of a process, zombies left out."""
+    return [each.pid for each in processes() if each.parent == parent and not each.zombie]
+
+
+def kernel_name(pid: int) -> str:
+    """Return the name of a process, of at most 15 bytes (see prctl(2)); "" where there is none."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
+def command_line(pid: int) -> bytes:
+    """Return the arguments of a process, each ended by a zero byte; b"" where there is none."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+def with_environment(text: bytes) -> list[int]:
+    """Return the pids of other living processes whose initial environment contains `text`."""
+    pids = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if text in Path(f"/proc/{name}/environ").read_bytes() and start_time(int(name)):
+                    pids.append(int(name))
+    return pids

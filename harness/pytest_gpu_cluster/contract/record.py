@@ -1,0 +1,280 @@
+"""The record of a session, and the history of all: their keys in the store are spelled here.
+
+sessions/<id>/request.json          the request; no secret
+sessions/<id>/events/<writer>/<n>   segments of the journal
+sessions/<id>/control/              heartbeat of the client; stop, with a reason
+sessions/<id>/artifacts/ coverage/  files of the tests, and data of coverage.py
+sessions/<id>/summary.json          the report, as its readers were told
+sessions/<id>/result.json           the ending; created once, by whoever is left to do it
+history/                            seconds per test, and the last results of branches
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from pytest_gpu_cluster.contract.codec import map_strings
+from pytest_gpu_cluster.contract.errors import InfrastructureError, UnreadableRecordError
+from pytest_gpu_cluster.contract.events import Event, SessionFinished
+from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
+from pytest_gpu_cluster.contract.fields import JsonObject, Noun, alias
+from pytest_gpu_cluster.contract.journal import Entry, JournalWriter
+from pytest_gpu_cluster.contract.journal_reader import JournalReader
+from pytest_gpu_cluster.contract.request import VERSION, SessionRequest
+from pytest_gpu_cluster.contract.store import Store
+
+N = TypeVar("N", bound=Noun)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending(Noun):
+    """How a session ended: the record, the exit code and every report are made of it."""
+
+    exit_code: int | None = field(
+        default=None, metadata=alias("exitstatus")
+    )  # None: nobody was left to say
+    failure_class: FailureClass | None = None
+    message: str = ""
+    remedy: str = ""
+    cancelled: bool = False  # by the user
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Ending):
+    """result.json: the ending, and who made the record final."""
+
+    v: int = VERSION
+    closed_by: Closer
+    nonce: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopOrder(Noun):
+    """control/stop: the agent is to end the session."""
+
+    reason: StopReason
+
+
+class EventWriter:
+    """Appends a writer's events to a session's journal.
+
+    `mask` is applied to every text of an event.
+    """
+
+    def __init__(self, journal: JournalWriter, mask: Callable[[str], str] | None = None) -> None:
+        self._journal, self._mask = journal, mask
+
+    def append(self, event: Event) -> int:
+        """Add one event and return its seq.
+
+        Raises StoreError when no more fits, ValueError after `close`.
+        """
+        body = event.to_json()
+        return self._journal.append(
+            event.kind, **(body if self._mask is None else map_strings(body, self._mask))
+        )
+
+    @property
+    def stalled(self) -> bool:
+        """True when no new work should start: the spool is full, or the store was away too long."""
+        return self._journal.stalled
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Store what was appended, and end. Raises StoreError when that took longer."""
+        self._journal.close(timeout_s)
+
+
+class EventReader:
+    """Follows a session's journal; see JournalReader."""
+
+    def __init__(self, journal: JournalReader) -> None:
+        self._journal = journal
+        self._entries: deque[Entry] = deque()  # read, and not yet returned
+
+    def poll(self) -> list[Event]:
+        """Return the events that are new.
+
+        Raises StoreError; InfrastructureError for an event that cannot be read, when all before it
+        have been returned.
+        """
+        if not self._entries:
+            self._entries.extend(self._journal.poll())
+        events: list[Event] = []
+        while self._entries:
+            try:
+                events.append(Event.of(self._entries[0]))
+            except InfrastructureError:
+                if events:
+                    break
+                raise
+            self._entries.popleft()
+        return events
+
+    def wait(self) -> None:
+        """Sleep until it is time for the next poll."""
+        self._journal.wait()
+
+
+class SessionRecord:
+    """What the store holds of one session."""
+
+    def __init__(self, store: Store, session: str) -> None:
+        self.store, self.session = store, session
+        self.prefix = f"sessions/{session}"
+
+    @property
+    def url(self) -> str:
+        return f"{self.store.url.rstrip('/')}/{self.prefix}"
+
+    def put_request(self, request: SessionRequest) -> None:
+        """From here on others know of the session and can say how it ended."""
+        put_noun(self.store, f"{self.prefix}/request.json", request)
+
+    def request(self) -> SessionRequest | None:
+        """Return the request; None for a session that is not there."""
+        return get_noun(self.store, f"{self.prefix}/request.json", SessionRequest)
+
+    def beat(self, text: str) -> None:
+        """Say that the client lives.
+
+        The value only has to differ from the last: no clock crosses machines.
+        """
+        self.store.put(f"{self.prefix}/control/heartbeat", text.encode())
+
+    def heartbeat(self) -> bytes | None:
+        return self.store.get(f"{self.prefix}/control/heartbeat")
+
+    def order_stop(self, reason: StopReason) -> None:
+        """Ask the agent to end the session."""
+        put_noun(self.store, f"{self.prefix}/control/stop", StopOrder(reason=reason))
+
+    def stop_order(self) -> StopReason | None:
+        order = get_noun(self.store, f"{self.prefix}/control/stop", StopOrder)
+        return order.reason if order is not None else None
+
+    def writer(
+        self,
+        name: str,
+        *,
+        spool: Path | None = None,
+        mask: Callable[[str], str] | None = None,
+    ) -> EventWriter:
+        """Return the journal of one writer, who uses this name once; see JournalWriter."""
+        journal = JournalWriter(self.store, f"{self.prefix}/events", name, spool=spool)
+        return EventWriter(journal, mask)
+
+    def reader(self) -> EventReader:
+        return EventReader(self.journal())
+
+    def journal(self) -> JournalReader:
+        """Return a reader of the entries as they are stored."""
+        return JournalReader(self.store, f"{self.prefix}/events")
+
+    def append_end(self, writer: str, event: SessionFinished, *, timeout_s: float) -> None:
+        """Say in the journal how the session ended, in the place of an agent that is lost.
+
+        Raises StoreError when the store was away for `timeout_s` seconds.
+        """
+        journal = self.writer(writer)
+        journal.append(event)
+        journal.close(timeout_s)
+
+    def journal_has_end(self) -> bool:
+        """True when some writer has said how the session ended."""
+        entries = self.journal().poll()
+        return any(entry.get("kind") == SessionFinished.kind for entry in entries)
+
+    def is_closed(self) -> bool:
+        return self.store.get(f"{self.prefix}/result.json") is not None
+
+    def result(self) -> Result | None:
+        """Return the ending; None while the record is open."""
+        return get_noun(self.store, f"{self.prefix}/result.json", Result)
+
+    def close(self, ending: Ending, *, by: Closer) -> bool:
+        """Make the record final, once. False when another has done it before."""
+        result = Result(closed_by=by, nonce=secrets.token_hex(8), **vars(ending))
+        key = f"{self.prefix}/result.json"
+        return self.store.create(key, json.dumps(result.to_json()).encode())
+
+    def artifacts_prefix(self) -> str:
+        return f"{self.prefix}/artifacts"
+
+    def coverage_key(self, worker: str) -> str:
+        """Return the key of the data that coverage.py measured in a test process."""
+        return f"{self.prefix}/coverage/{worker}"
+
+    def put_summary(self, text: str) -> None:
+        self.store.put(f"{self.prefix}/summary.json", text.encode())
+
+    def summary(self) -> JsonObject:
+        """Return the report that was told; empty where none was."""
+        try:
+            value = json.loads(self.store.get(f"{self.prefix}/summary.json") or b"{}")
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+def session_ids(store: Store) -> list[str]:
+    """Return the ids of all sessions, oldest first: an id begins with its time."""
+    return sorted(store.names("sessions"))
+
+
+DURATIONS = "history/durations.json"
+
+
+def durations(store: Store) -> dict[str, list[float]]:
+    """Return the seconds of each test's last runs by node id, newest first. Raises StoreError."""
+    raw = store.get(DURATIONS)
+    try:
+        value = json.loads(raw) if raw else {}
+    except ValueError as problem:
+        raise damaged(store, DURATIONS, problem) from problem
+    return value if isinstance(value, dict) else {}
+
+
+def put_durations(store: Store, seconds: Mapping[str, list[float]]) -> None:
+    store.put(DURATIONS, json.dumps(seconds).encode())
+
+
+def branch_key(branch: str, suite: str) -> str:
+    """Return the key of a branch's last results.
+
+    `~`, which no branch's name has, sets another suite apart.
+
+    >>> branch_key("feature/x", "gpu-cluster"), branch_key("main", "nightly")
+    ('history/branches/feature%2Fx.json', 'history/branches/main~nightly.json')
+    """
+    other = "" if suite == "gpu-cluster" else f"~{suite}"
+    return f"history/branches/{quote(branch, safe='', errors='surrogatepass')}{other}.json"
+
+
+def damaged(store: Store, key: str, problem: Exception) -> UnreadableRecordError:
+    """Return the error for an object that is not the noun that belongs there."""
+    return UnreadableRecordError(
+        f"{key} in {store.url} is not what was written there: {problem}",
+        remedy="use the version of pytest-gpu-cluster that wrote it, or remove that key",
+    )
+
+
+def put_noun(store: Store, key: str, noun: Noun) -> None:
+    store.put(key, json.dumps(noun.to_json()).encode())
+
+
+def get_noun(store: Store, key: str, kind: type[N]) -> N | None:
+    """Return the noun at `key`; None when nothing is there. Raises StoreError for anything else."""
+    raw = store.get(key)
+    if raw is None:
+        return None
+    try:
+        return kind.from_json(json.loads(raw))
+    except ValueError as problem:  # FieldError is one
+        raise damaged(store, key, problem) from problem

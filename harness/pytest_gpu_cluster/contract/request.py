@@ -1,0 +1,113 @@
+"""The request of a session, as its record has it: what was asked, where, and within which limits.
+
+No secret is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from pytest_gpu_cluster.contract.fields import JsonValue, Noun
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CI(Noun):
+    """The pipeline step that a session runs in, as its host describes it; no secret."""
+
+    host: str  # bitbucket, github, gitlab, other, or one from outside this package
+    api: str = ""  # base URL of the REST API, without a slash at the end
+    repository: str = ""  # as the API names it: workspace/slug, owner/name, a project's id
+    # The one that reviewers look at: the head of a pull request, not its merge with the target
+    commit: str = ""
+    branch: str = ""
+    target: str = ""  # the branch that a pull request is for
+    pull_request: str = ""
+    build: str = ""  # one run of a pipeline: all its steps have it in common
+    step_url: str = ""
+    directory: str = ""  # where the repository is checked out
+    pipeline: str = ""  # the host's own number of it, where its API wants one
+    fork: bool = False  # the token can only read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(Noun):
+    """What a session may use.
+
+    `default_gpus` is the demand of an unmarked test; None: 1, or none where there are none.
+    """
+
+    max_s: float
+    idle_s: float  # the cluster stays warm for so long
+    test_timeout_s: float
+    infra_retries: int
+    default_gpus: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape(Noun):
+    """What makes clusters interchangeable: one whose shape is equal may stand in for another."""
+
+    owner: str  # who may reuse it
+    python: str  # interpreter of the nodes
+    environment: str  # digest of what is installed for it
+    nodes: int
+    gpus_per_node: int | Literal["auto"]
+    simulated_gpus: int
+    require_gpu: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PytestFacts(Noun):
+    """The local pytest, for the remote one to follow."""
+
+    plugins: tuple[str, ...] = ()  # by their names; they answer for themselves here
+    sys_path: tuple[str, ...] = ()  # directories of the tree that only the local sys.path has
+    color: str = "no"  # pytest's --color
+    columns: int = 80
+    seed: int | str | None = None  # of pytest-randomly
+    cache: Mapping[str, JsonValue] = field(default_factory=dict)  # of pytest's cache, by key
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFacts:
+    """The facts that another process needs to make the report of a session.
+
+    Beside them: the tests that the CI host has quarantined.
+    """
+
+    ci: CI | None = None
+    suite: str = ""
+    public_url: str = ""
+    prefix: str = ""  # leads from the repository to the tree
+    quarantined: tuple[tuple[str, str, str], ...] = ()  # package, class, name
+    quiet: bool = False  # nobody wants to be told of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionRequest(PytestFacts, ReportFacts, Noun):
+    """What a session was asked for. Passed variables are in it by name alone."""
+
+    sparse: ClassVar[bool] = (
+        True  # a key appears with its value: `tree` when the tree is in the store
+    )
+
+    v: int = VERSION
+    session: str
+    asked_at: float  # unix seconds
+    provider: str
+    agent: str  # entry of the agent in the shipped code, "module:function"
+    # The tree's place below a directory of the node, so that its place relative to `cwd` is kept
+    root_name: str
+    origin: str  # the tree's place on the client
+    cwd: str  # relative to the tree
+    args: tuple[str, ...]  # of pytest, as typed, without this plugin's own options
+    passed: tuple[str, ...]
+    limits: Limits
+    # Known once the tree is in the store.
+    tree: str = ""  # digest
+    code: str = ""  # digest
+    shape: Shape | None = None

@@ -1,0 +1,87 @@
+"""The settings of a project, and one request to run its tests: frozen, units in the names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+# It becomes a file's name, a key at the host, a part of a key in the store
+SUITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitSettings:
+    """The limits of a session: times, and how often a test whose machine was lost runs again."""
+
+    test_timeout_s: float = 600.0
+    max_minutes: float = 60.0
+    idle_minutes: float = 5.0
+    infra_retries: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSettings:
+    """The globs that decide which files are shipped."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    allow_files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """The name of a report, and the places to which it goes."""
+
+    publish: bool = True
+    suite: str = "gpu-cluster"
+    public_url: str = ""
+    comment: Literal["always", "changes", "failures", "off"] = "always"
+    check_run: bool = False
+    results_dir: str = ""  # "": test-results with CI set, else none
+    junit_strict: bool = False
+
+
+# The groups of the keys: the fields of each class are the keys of its group.
+GROUPS = {"limits": LimitSettings, "files": FileSettings, "reports": ReportSettings}
+GROUP_OF = {each.name: name for name, group in GROUPS.items() for each in fields(group)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """`[tool.gpu-cluster]` after profile, environment variables and defaults, all validated.
+
+    The key of a value is its field's name, also where the field is one of a group.
+    """
+
+    provider: str = "local"
+    store: str = ".gpu-cluster"
+    nodes: int = 1
+    gpus_per_node: int | Literal["auto"] = "auto"
+    simulated_gpus: int = 2
+    default_gpus: float | None = None  # None: 1, or none where the cluster has none
+    isolation: Literal["worker"] = "worker"
+    limits: LimitSettings = LimitSettings()
+    require_gpu: bool = False
+    pass_env: tuple[str, ...] = ("PYTEST_*", "CI", "GPU_TESTS_*")
+    files: FileSettings = FileSettings()
+    keep_sessions: int = 20
+    reports: ReportSettings = ReportSettings()
+    # The values of [tool.gpu-cluster.<provider>] by provider and key; only what is set.
+    provider_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """One session as it was asked for.
+
+    `passed_env` holds values and therefore never enters a repr or the record.
+    """
+
+    settings: Settings
+    root: Path  # pytest's rootdir, absolute: the tree that is shipped
+    invocation_dir: Path  # absolute; where pytest was started
+    pytest_args: tuple[str, ...]  # as typed, without this plugin's own options
+    passed_env: dict[str, str] = field(repr=False)
+    ci: bool = False

@@ -1,0 +1,125 @@
+"""Specifications of processes: one noun for each of keeper, agent and test process.
+
+Secrets (the Ray token, credentials, values of passed variables) are in no `repr`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pytest_gpu_cluster.contract.fields import Noun
+from pytest_gpu_cluster.contract.gpus import Gpu
+from pytest_gpu_cluster.contract.request import PytestFacts, SessionRequest
+from pytest_gpu_cluster.contract.waits import Waits
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootSpec(Noun):
+    """A cluster, as every keeper of it is told; a boot script carries it to the machines."""
+
+    cluster: str  # id
+    store: str  # URL
+    ray_token: str = field(repr=False)
+    nodes: int
+    gpus_per_node: int | Literal["auto"]
+    simulated_gpus: int  # where NVML finds none
+    idle_s: float  # the cluster closes after so long without a session
+    deadline_s: float  # and after so long in any case
+    waits: Waits
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeeperSpec(Noun):
+    """A node, as its keeper is told."""
+
+    boot: BootSpec
+    directory: Path  # of the node
+    ray_directory: Path  # Ray's temporary directory, short
+    head: bool
+    ip: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentSpec(Noun):
+    """A session, as its agent is told by the keeper of the head node.
+
+    Paths are absolute, on the node.
+    """
+
+    session: str
+    cluster: str  # id
+    store: str  # URL
+    node: Path  # the node's directory, with the sockets of keeper and fork server
+    scratch: Path  # of the session
+    code: Path  # this package, as it came with the session
+    request: SessionRequest
+    env: Mapping[str, str] = field(repr=False)  # values of the passed variables
+    credentials: Mapping[str, str] = field(repr=False)  # variables that open the store
+    ray_token: str = field(repr=False)
+    nodes: int
+    gpus: tuple[Gpu, ...]  # of the head node
+    host: str
+    driver: str | None
+
+
+class Role(StrEnum):
+    """The two kinds of test process."""
+
+    SELECT = "select"  # collects once, with the user's full arguments
+    RUN = "run"  # runs the tests that it is given
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayAccess(Noun):
+    """How a test that drives the cluster finds it."""
+
+    address: str
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterFacts(Noun):
+    """The attributes of the fixture `cluster`."""
+
+    id: str
+    session: str
+    nodes: int
+    store: str  # URL
+    prefix: str  # of this session's keys in it
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreePlaces(Noun):
+    """The places of the shipped tree, absolute."""
+
+    root: str  # on the node
+    origin: str  # the same on the client
+    cwd: str  # on the node; it may lie beside the tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec(Noun):
+    """A pytest session, as its process is told before pytest starts.
+
+    Paths are absolute, on the node.
+    """
+
+    role: Role
+    tree: TreePlaces
+    client: PytestFacts
+    args: tuple[str, ...]  # of pytest, as typed
+    env: Mapping[str, str] = field(repr=False)  # the whole environment
+    worker: str  # gw0, gw1, …; main for the selecting one
+    workers: int  # how many tests of the default demand run at once
+    testrun: str  # the same in every process of a session
+    scratch: str  # a directory of this process
+    gpus: tuple[Gpu, ...]  # that this process may use
+    ray: RayAccess | None  # for tests that drive the cluster
+    cluster: ClusterFacts
+    # Files whose import killed an earlier process, and what to say of them
+    crashed_files: Mapping[str, str]
+    quarantined: tuple[tuple[str, str, str], ...]  # package, class and name of tests to skip

@@ -1,0 +1,52 @@
+"""The seconds that each side waits before it gives up on the other.
+
+They are constants of the product, which our own tests shorten.
+
+They are no settings of a user: GPU_CLUSTER_INTERNAL_WAITS="grace_s=6,settle_s=3" holds for the
+client that has it, and a cluster takes its client's values from the boot specification.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pytest_gpu_cluster.contract.fields import JsonObject, Noun
+
+VARIABLE = "GPU_CLUSTER_INTERNAL_WAITS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waits(Noun):
+    """Seconds by the monotonic clock of the process that waits."""
+
+    heartbeat_s: float = 5.0  # between two beats of a client, and between two of a head node
+    grace_s: float = 45.0  # of silence, after which a keeper ends the session or closes the node
+    settle_s: float = 30.0  # for the agent of a session without a client to end
+    decision_s: float = 4.0  # for a warm cluster to answer a client that asks for it
+    store_patience_s: float = 30.0  # without the store, after which a session is given up
+    stop_grace_s: float = 20.0  # for an agent to end a session that is no longer wanted
+    store_gone_s: float = 120.0  # without the store, after which an idle cluster closes
+    unasked_s: float = 120.0  # for the first session of a new cluster to ask for it
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds without a beat after which a client counts as gone: one put may be slow."""
+        return 2 * self.heartbeat_s + 2
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Waits:
+        """Return the defaults with the changes of VARIABLE.
+
+        Raises ValueError for an unknown name.
+        """
+        values: JsonObject = {}
+        for item in environ.get(VARIABLE, "").split(","):
+            name, _, seconds = item.strip().partition("=")
+            if name:
+                values[name] = float(seconds)
+        return cls.from_json(values)
+
+
+WAITS = Waits.from_environ(os.environ)

@@ -1,0 +1,105 @@
+"""What would go wrong with a run, looked for before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pytest_gpu_cluster import options, publish
+from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
+from pytest_gpu_cluster.contract.gpus import by_nvml
+from pytest_gpu_cluster.contract.settings import Settings
+from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.providers import load_provider
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at."""
+
+    check: str
+    ok: bool
+    said: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        lines = f"{'ok  ' if self.ok else 'FAIL'} {self.check}: {self.said}"
+        return lines if self.ok else f"{lines}\n     remedy: {self.remedy}"
+
+
+def examine(root: Path, profile: str | None, environ: Mapping[str, str]) -> Iterator[Check]:
+    """Yield each check on its own, so that one failure hides no other."""
+    examination = Examination(root, profile, environ)
+    for name, look in (
+        ("settings", examination.read_settings),
+        ("store", examination.write_to_store),
+        ("environment", examination.describe_environment),
+        ("GPUs", examination.count_gpus),
+        ("CI host", examination.detect_host),
+    ):
+        yield _check(name, look)
+
+
+def _check(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(check=name, ok=True, said=look())
+    except HarnessError as problem:
+        return Check(check=name, ok=False, said=problem.what, remedy=problem.remedy)
+
+
+class Examination:
+    """Each method returns what was found, or raises a HarnessError.
+
+    Without settings the defaults are examined.
+    """
+
+    def __init__(self, root: Path, profile: str | None, environ: Mapping[str, str]) -> None:
+        self._root, self._profile, self._environ = root, profile, environ
+        self._settings = Settings()
+
+    def read_settings(self) -> str:
+        path = self._root / "pyproject.toml"
+        self._settings = options.read_settings(path, profile=self._profile, environ=self._environ)
+        return str(path)
+
+    def write_to_store(self) -> str:
+        store = Store.open(self._settings.store, base=self._root)
+        store.check_writable()
+        return store.url
+
+    def describe_environment(self) -> str:
+        provider = load_provider(self._settings.provider, self._settings, self._environ)
+        installed = provider.environment(pytest_version=pytest.__version__)
+        versions = installed.versions
+        torch = versions.get("torch", "absent")
+        return (
+            f"{installed.python}: ray {versions['ray']}, pytest {versions['pytest']}, torch {torch}"
+        )
+
+    def count_gpus(self) -> str:
+        real, driver = by_nvml(self._environ)
+        if real:
+            return f"{len(real)} x {real[0].name}, driver {driver}"
+        if self._settings.require_gpu:
+            raise RequestError(
+                "require-gpu is set, and NVML finds no GPU",
+                remedy="set require-gpu = false, or use a machine with a GPU",
+            )
+        return f"none; {self._settings.simulated_gpus} would be simulated"
+
+    def detect_host(self) -> str:
+        ci = publish.detect(self._environ)
+        if ci is None:
+            return "none: nobody is told"
+        host = publish.publisher(ci, self._settings, self._environ)
+        if host is None:
+            return f"{ci.host}: files in {self._settings.reports.results_dir}"
+        if host.troubles:
+            raise RequestError(
+                f"{host.name}: {host.troubles[0]}",
+                remedy="correct that variable; the tests themselves do not need it",
+            )
+        return "; ".join([f"{host.name}, {ci.repository} at {ci.commit[:12]}", *host.notes])

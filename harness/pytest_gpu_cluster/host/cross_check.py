@@ -1,0 +1,54 @@
+"""Conditions of a green run: order of events, a result for each test, equal exit codes."""
+
+from __future__ import annotations
+
+from pytest_gpu_cluster.contract.events import Event, SessionFinished
+from pytest_gpu_cluster.host.collection import Collection
+
+
+class EventOrder:
+    """Each event of a writer once and in its order."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}  # seq by writer
+
+    def admits(self, event: Event, problems: list[str]) -> bool:
+        """Return False for a repetition; add a gap to `problems`."""
+        if not event.seq:
+            return True
+        last = self._last.get(event.writer)
+        if last is not None and event.seq <= last:
+            return False
+        if last is not None and event.seq > last + 1:
+            problems.append(f"events {last + 1} to {event.seq - 1} of {event.writer} are missing")
+        self._last[event.writer] = event.seq
+        return True
+
+
+def cross_check(
+    ended: SessionFinished | None, collection: Collection, status: int, problems: list[str]
+) -> list[str]:
+    """Return what speaks against the local exit status.
+
+    `problems`: what was noticed before.
+
+    Nothing is compared where machines were the reason of the end: then the results are known to be
+    incomplete.
+    """
+    if ended is None:
+        return [] if problems else ["the end of the remote session never arrived"]
+    if ended.failure_class is not None:
+        return []
+    differences = []
+    missing = [item.nodeid for _, item in collection.missing()] if collection.complete else []
+    if missing:
+        names = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+        differences.append(f"{len(missing)} collected tests have no result: {names}")
+    if ended.pytest_status is None:
+        differences.append("the remote session did not say how it ended")
+    elif ended.pytest_status != status:
+        differences.append(
+            f"the remote pytest ended with exit code {ended.pytest_status},"
+            f" its results give {status}"
+        )
+    return differences

@@ -1,0 +1,276 @@
+"""The run in the place of pytest's own collection and test loop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from _pytest.junitxml import xml_key
+
+from pytest_gpu_cluster import publish
+from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
+from pytest_gpu_cluster.contract.events import Event, SessionFinished
+from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
+from pytest_gpu_cluster.contract.record import Ending
+from pytest_gpu_cluster.contract.request import PytestFacts, ReportFacts
+from pytest_gpu_cluster.contract.settings import RunRequest
+from pytest_gpu_cluster.host.ending import Failure, decide
+from pytest_gpu_cluster.host.local_facts import local_facts
+from pytest_gpu_cluster.host.replay import Replay, Stage
+from pytest_gpu_cluster.providers import LaunchPlan
+from pytest_gpu_cluster.publish.links import link
+from pytest_gpu_cluster.report.files import write_refusal
+from pytest_gpu_cluster.report.model import ReportContext
+from pytest_gpu_cluster.report.sinks import SinkContext, Sinks
+from pytest_gpu_cluster.session import Run
+from pytest_gpu_cluster.session import Stage as RunStage
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = "interrupted while the CI host was told; to tell it: gpu-cluster report --publish"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the same orderly way out as Ctrl-C."""
+
+
+class PytestHost:
+    """Runs one session in the place of pytest's collection and loop."""
+
+    def __init__(self, config: pytest.Config, request: RunRequest) -> None:
+        self.config = config
+        self.replay = Replay(config)
+        self._quiet = bool(config.option.collectonly)  # a list of tests is no result
+        self._ci = publish.detect(os.environ)
+        facts = publish.facts(request, self._ci, os.environ, quiet=self._quiet)
+        self._root = request.root
+        self.run = Run(request, pytest.__version__, local_facts(config), facts)
+        self._events: Generator[Event, None, None] | None = None  # None: nothing is collected
+        self._sinks: Sinks | None = None
+        self._failure: Failure | None = None  # beside the tests
+        for number in SIGNALS:
+            signal.signal(number, _terminate)
+
+    def write(self, line: str) -> None:
+        """Write a line of this plugin's own to the terminal."""
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            # Private: a line of dots, whose end ensure_newline does not know with many workers.
+            if reporter._tw._current_line:
+                reporter._tw.line()
+            reporter.write_line(f"gpu-cluster: {line}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        self._session = session
+        self._sinks = Sinks(self._sink_context(), self.run.request)
+
+    def pytest_report_header(self) -> str:
+        return f"gpu-cluster: session {self.run.id}  {self.run.record.url}"
+
+    # -- the run -----------------------------------------------------------------------------------
+
+    def pytest_collection(self, session: pytest.Session) -> bool:
+        self._events = self.run.events()
+        self.replay.begin(session)
+        self._follow_safely(Stage.RUNNING)
+        return True
+
+    def _sink_context(self) -> SinkContext:
+        settings, ci = self.run.settings, self._ci
+        reports = settings.reports
+        if self._quiet:  # nobody is told
+            reports, ci = replace(reports, results_dir="", publish=False), None
+        url, own_page = link(reports.public_url, self.run.id, ci)
+        return SinkContext(
+            settings=replace(settings, reports=reports),
+            environ=os.environ,
+            root=self._root,
+            record=self.run.record,
+            report=ReportContext(
+                suite=reports.suite,
+                link=url,
+                own_page=own_page,
+                record=self.run.record.url,
+                branch=ci.branch if ci is not None else "",
+                commit=ci.commit if ci is not None else "",
+            ),
+            ci=ci,
+            write=self.write,
+            echo=print,
+            verbosity=self.config.get_verbosity(),
+        )
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self._follow_safely(Stage.ENDED)
+        if self._failure is not None:
+            self.replay.fail_unfinished(self._failure.message, self._failure.failure_class)
+        self._combine_coverage()
+        return True
+
+    def _follow(self, stage: Stage) -> None:
+        """Pass the events on until the replay is at `stage`; raise the end of the session here."""
+        assert self._events is not None
+        assert self._sinks is not None
+        while self.replay.stage < stage and (event := next(self._events, None)) is not None:
+            self._sinks.event(event)
+            if isinstance(event, SessionFinished):
+                self._failure = Failure.of_event(event)
+            self.replay.event(event)
+        if stage is Stage.ENDED:
+            self.replay.conclude()
+        elif self.replay.must_end:
+            self._follow(Stage.ENDED)
+
+    def _follow_safely(self, stage: Stage) -> None:
+        """Follow, and turn what goes wrong on this side into the failure of the session."""
+        try:
+            self._follow(stage)
+        except RequestError as problem:
+            self._failure = Failure.of(problem)
+            self.replay.fail_unfinished(str(problem), FailureClass.REQUEST)
+            raise pytest.UsageError(str(problem)) from problem
+        except HarnessError as problem:
+            self._failure = Failure.of(problem)
+            # Of each test; the remedy is said once.
+            self.replay.fail_unfinished(problem.what, problem.failure_class)
+        except (KeyboardInterrupt, pytest.exit.Exception):
+            if (
+                self.run.stage is not RunStage.FINISHED
+            ):  # else a test raised it, and the cluster may stay
+                self.run.interrupted = True
+                self.replay.expect_no_end()
+                signal.signal(signal.SIGINT, self._hurry)
+            raise
+
+    def _hurry(self, number: int, frame: object) -> None:
+        """Hurry the closing of the cluster for a further Ctrl-C.
+
+        Outside of closing it is ignored: it would only cut off the summary.
+        """
+        if self.run.closing:
+            raise KeyboardInterrupt
+
+    def _combine_coverage(self) -> None:
+        """Give pytest-cov what was measured on the cluster, before it reports here."""
+        ended = self.replay.ended
+        keys = ended.coverage if ended is not None else ()
+        parts = [data for key in keys if (data := self.run.store.get(key)) is not None]
+        if parts:
+            from pytest_gpu_cluster.host.coverage import write_coverage
+
+            write_coverage(self.config, parts, self.replay.path_here)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Tear down before the report, so that a cluster that would not close is in it."""
+        if (
+            self._events is None
+        ):  # a command of pytest's own that collects nothing, such as --cache-show
+            return
+        try:
+            self._events.close()
+        except HarnessError as problem:
+            self.run.teardown_failure = problem
+        except KeyboardInterrupt:  # asked a second time: at once, then
+            self.run.interrupted = True
+        if self.run.interrupted:
+            self.run.close_cluster(now=True)
+        self._describe_suite()
+        self.replay.finalize(session)
+        ending = self.ending(int(session.exitstatus))
+        session.exitstatus = ending.exit_code if ending.exit_code is not None else 1
+        if self.run.stage is not RunStage.NEW:
+            self._write_result(ending)
+        if self._sinks is not None:
+            self._sinks.ended(self.ending(int(session.exitstatus)))
+
+    def ending(self, pytest_status: int) -> Ending:
+        """Return how the session ends, given pytest's own exit status."""
+        teardown = (
+            Failure.of(self.run.teardown_failure) if self.run.teardown_failure is not None else None
+        )
+        return decide(
+            pytest_status,
+            failure=self._failure,
+            teardown=teardown,
+            failed_tests=bool(self.replay.own_failures),
+            interrupted=self.run.interrupted,
+            message=self._stop_message(),
+        )
+
+    def _stop_message(self) -> str:
+        """Return why the tests stopped early, where the cluster knows; "" where they did not."""
+        ended = self.replay.ended
+        if ended is None or ended.stop in (None, StopReason.NOTHING_TO_RUN):
+            return ""
+        return ended.message
+
+    def _describe_suite(self) -> None:
+        """Put the session among JUnit's suite properties."""
+        xml = self.config.stash.get(xml_key, None)
+        if xml is not None and self._sinks is not None:
+            xml.add_global_property("gpu-cluster.session", self.run.id)
+            xml.add_global_property("gpu-cluster.record", self.run.record.url)
+            simulated = str(self._sinks.facts.simulated).lower()
+            xml.add_global_property("gpu-cluster.simulated-gpus", simulated)
+
+    def _write_result(self, ending: Ending) -> None:
+        try:
+            self.run.write_result(ending)
+        except HarnessError as problem:
+            self.write(f"the record could not be finished: {problem}")
+
+    def pytest_unconfigure(self) -> None:
+        """Write the last lines: failures of machines, the record, a cluster that stays."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        lines = [*self._failure_lines()]
+        sinks = self._sinks if self._events is not None else None
+        if self.run.stage is not RunStage.NEW and sinks is not None:
+            lines += self.run.closing_lines(simulated=sinks.facts.simulated)
+        if sinks is not None:
+            final = int(self._session.exitstatus)  # a plugin may have changed it since
+            try:
+                lines += sinks.finish(self.ending(final)).lines
+            except KeyboardInterrupt:
+                lines.append(INTERRUPTED)
+        for line in lines:
+            self.write(line)
+        for line in sinks.last_output() if sinks is not None else ():
+            print(line)
+
+    def _failure_lines(self) -> list[str]:
+        lines = []
+        failure = self._failure
+        if (
+            failure is not None
+            and failure.message
+            and failure.failure_class is not FailureClass.REQUEST
+        ):
+            remedy = f"\n  remedy: {failure.remedy}" if failure.remedy else ""
+            lines.append(f"{failure.failure_class}: {failure.message}{remedy}")
+        if self.run.teardown_failure is not None:
+            lines.append(str(self.run.teardown_failure))
+        return lines
+
+
+def launch_plan(request: RunRequest) -> LaunchPlan:
+    """Return what would be launched; spends nothing. Raises RequestError."""
+    return Run(request, pytest.__version__, PytestFacts(), ReportFacts()).plan()
+
+
+def report_refusal(root: Path, environ: Mapping[str, str], problem: HarnessError) -> None:
+    """In CI, write a refused request into the JUnit file, over a result of the last time."""
+    if publish.detect(environ) is not None:
+        write_refusal(root, environ, problem)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated(signal.Signals(number).name)

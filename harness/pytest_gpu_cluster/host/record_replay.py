@@ -1,0 +1,72 @@
+"""The records of a test become the hook calls that pytest would have made for it here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from pytest_gpu_cluster.contract.codec import from_wire
+from pytest_gpu_cluster.contract.records import ReportRecord, TestRecord
+from pytest_gpu_cluster.host import deserialize
+from pytest_gpu_cluster.host.junit_order import JUnitOrder
+from pytest_gpu_cluster.host.terminal import Terminal
+
+
+class RecordReplay:
+    """A pytest plugin that calls the hooks of tests, and answers for their reports' status."""
+
+    def __init__(self, config: pytest.Config, terminal: Terminal, junit: JUnitOrder) -> None:
+        self._config, self._terminal, self._junit = config, terminal, junit
+        self._started = ""  # the node id whose start is shown
+        self._statuses: dict[int, tuple[object, Any]] = {}  # of reports by their id
+
+    def start(self, item: pytest.Item) -> None:
+        """Show that a test runs, once."""
+        if self._started != item.nodeid:
+            self._started = item.nodeid
+            self._config.hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+
+    def replay(self, records: Iterable[TestRecord], *, paths: bool = True) -> None:
+        """Call one test's hooks in their order, with nothing in between.
+
+        `paths`: the records may name files of the remote tree.
+        """
+        hook = self._config.hook
+        for record in records:
+            if record["kind"] == "report":
+                self._report(record, paths=paths)
+            elif record["kind"] == "logstart":
+                if self._started != record["nodeid"]:
+                    hook.pytest_runtest_logstart(
+                        nodeid=record["nodeid"], location=tuple(record["location"])
+                    )
+                self._started = ""
+            elif record["kind"] == "logfinish":
+                hook.pytest_runtest_logfinish(
+                    nodeid=record["nodeid"], location=tuple(record["location"])
+                )
+            elif record["kind"] == "warning":
+                self._terminal.warn(record)
+            elif record["kind"] == "output":
+                text = self._terminal.paths.text(record["text"])
+                self._terminal.pass_on(text, record["via"], fresh=record.get("fresh", False))
+            elif record["kind"] == "log_file":
+                self._terminal.log_file(record["text"])
+            else:
+                value = self._terminal.paths.text(record["value"])
+                self._junit.record(record, value, several=self._terminal.workers > 1)
+        self._started = ""
+
+    def _report(self, record: ReportRecord, *, paths: bool) -> None:
+        data = self._terminal.paths(record["report"]) if paths else record["report"]
+        report = deserialize.report(self._config, data)
+        self._statuses[id(report)] = (report, from_wire(record["status"]))
+        self._config.hook.pytest_runtest_logreport(report=report)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: object) -> Any:
+        """Answer as the conftests of the cluster did, who decide letters and words."""
+        of, status = self._statuses.get(id(report), (None, None))
+        return status if of is report else None

@@ -1,0 +1,96 @@
+"""The heartbeat of a living client, and the ending of a record whose client is gone.
+
+No clock crosses machines: a heartbeat is a value that changes, judged by the reader's own clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+
+from pytest_gpu_cluster.contract.cluster_record import ClusterPhase, ClusterRecord, clusters
+from pytest_gpu_cluster.contract.errors import HarnessError
+from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
+from pytest_gpu_cluster.contract.record import Ending, SessionRecord
+from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.waits import WAITS
+
+
+@contextlib.contextmanager
+def heartbeat(record: SessionRecord) -> Iterator[None]:
+    """Say that this client lives, until the block ends."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while True:
+            count += 1
+            with contextlib.suppress(
+                HarnessError
+            ):  # a store that is away is noticed by who needs it
+                record.beat(f"{os.getpid()} {count}")
+            if ended.wait(WAITS.heartbeat_s):
+                return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=2)
+
+
+def silent_sessions(store: Store, sessions: Iterable[str]) -> list[SessionRecord]:
+    """Return the records that are open though no client is there to make them final.
+
+    Their heartbeats are watched for `WAITS.silent_s` seconds.
+    """
+    records = [SessionRecord(store, session) for session in sessions]
+    beats = [(record, record.heartbeat()) for record in records if not record.is_closed()]
+    if beats:
+        time.sleep(WAITS.silent_s)
+    silent = [record for record, beat in beats if record.heartbeat() == beat]
+    return [record for record in silent if not record.is_closed()]
+
+
+def close_when_client_gone(record: SessionRecord) -> bool:
+    """Close the record of a session whose client is gone, and return True; False: it lives.
+
+    The agent is asked to stop and waited for, `WAITS.settle_s` seconds at most.
+    """
+    if record.is_closed():
+        return True
+    if not silent_sessions(record.store, [record.session]):
+        return record.is_closed()
+    record.order_stop(StopReason.CLIENT_LOST)
+    deadline = time.monotonic() + WAITS.settle_s
+    while is_served(record) and not record.journal_has_end() and time.monotonic() < deadline:
+        time.sleep(0.2 if record.store.is_local else 1.0)
+    close_for_lost_client(record, by=Closer.REPORT)
+    return True
+
+
+def is_served(record: SessionRecord) -> bool:
+    """Return True when a cluster serves the session, or starts with it in its inbox."""
+    return any(
+        state.session == record.session
+        or (
+            state.state is ClusterPhase.STARTING
+            and ClusterRecord(record.store, cluster.id).has_offer(record.session)
+        )
+        for cluster, state in clusters(record.store)
+    )
+
+
+def close_for_lost_client(record: SessionRecord, *, by: Closer) -> bool:
+    """Close the record in the place of a lost client. False when another has done it before.
+
+    A journal with `session_finished` says how the tests ended; without it they are lost too.
+    """
+    lost = None if record.journal_has_end() else FailureClass.INFRASTRUCTURE
+    message = "the client was lost; what had finished is in the journal"
+    return record.close(Ending(failure_class=lost, message=message), by=by)

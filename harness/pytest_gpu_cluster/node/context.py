@@ -1,0 +1,103 @@
+"""Nouns that the parts of a keeper share: its node, a reason to stop, another's heartbeat."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_gpu_cluster.contract.cluster_record import ClusterRecord
+from pytest_gpu_cluster.contract.failures import KeeperStop
+from pytest_gpu_cluster.contract.gpus import Gpu, node_gpus
+from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
+from pytest_gpu_cluster.contract.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node of a cluster, as its keeper found it."""
+
+    spec: KeeperSpec
+    store: Store
+    gpus: tuple[Gpu, ...]
+    driver: str | None  # version of the GPUs' driver
+    host: str
+
+    @classmethod
+    def of(cls, spec: KeeperSpec) -> Node:
+        """Open the store and count the GPUs. Raises StoreError."""
+        devices, driver = node_gpus(
+            os.environ,
+            requested=spec.boot.gpus_per_node,
+            simulated=spec.boot.simulated_gpus,
+        )
+        return cls(
+            spec=spec,
+            store=Store.open(spec.boot.store, base=Path("/")),
+            gpus=tuple(devices),
+            driver=driver,
+            host=socket.gethostname(),
+        )
+
+    @property
+    def boot(self) -> BootSpec:
+        return self.spec.boot
+
+    @property
+    def directory(self) -> Path:
+        return self.spec.directory
+
+    @property
+    def cache(self) -> Path:
+        """The directory of blobs that serve every tree unpacked on this node."""
+        return self.directory / "cache"
+
+    @property
+    def cluster(self) -> ClusterRecord:
+        return ClusterRecord(self.store, self.boot.cluster)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """The end of a session that its agent has not ended. Code decides by `kind`, not by text."""
+
+    kind: KeeperStop
+    message: str
+
+
+class Shutdown:
+    """The request to close this node. The first reason counts, also for the session served."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.stop = Stop(kind=KeeperStop.CLUSTER_CLOSED, message="")
+
+    def request(self, message: str, kind: KeeperStop = KeeperStop.CLUSTER_CLOSED) -> None:
+        """Close the node soon; `kind` is what becomes of a session that it serves."""
+        if not self.requested:
+            self.requested, self.stop = True, Stop(kind=kind, message=message)
+
+    @property
+    def message(self) -> str:
+        """The reason for people; "" while nothing requests it."""
+        return self.stop.message
+
+
+class HeartbeatMonitor:
+    """Judges a heartbeat from another machine by this clock: its value has to change."""
+
+    def __init__(self) -> None:
+        self._value: bytes | None = None
+        self._changed = time.monotonic()
+
+    def observe(self, value: bytes | None) -> None:
+        """Take the value that the store holds now."""
+        if value != self._value:
+            self._value, self._changed = value, time.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the value was seen to change."""
+        return time.monotonic() - self._changed

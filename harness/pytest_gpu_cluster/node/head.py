@@ -1,0 +1,183 @@
+"""The duty of the head node: lend the cluster to one session at a time.
+
+Sessions offer themselves in the cluster's record. The decision about each is created once, by this
+keeper (taken) or by a client that has waited too long (withdrawn).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+
+from pytest_gpu_cluster.contract import procfs
+from pytest_gpu_cluster.contract.cluster_record import Announcement, ClusterPhase
+from pytest_gpu_cluster.contract.errors import HarnessError
+from pytest_gpu_cluster.contract.failures import KeeperStop
+from pytest_gpu_cluster.contract.record import SessionRecord
+from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
+from pytest_gpu_cluster.node.forkserver import SUPERVISOR_NAME
+from pytest_gpu_cluster.node.processes import ForkServer, Ray, State
+from pytest_gpu_cluster.node.session import (
+    SESSION_FILE,
+    ActiveSession,
+    append_lost_end,
+    start_session,
+)
+
+END_LIMIT_S = 10.0  # for a session to end when the node closes
+
+
+class Head:
+    """Serves sessions, one after the other, and announces what the cluster does."""
+
+    def __init__(self, node: Node, ray: Ray, fork_server: ForkServer, shutdown: Shutdown) -> None:
+        self.node, self.cluster = node, node.cluster
+        self.ray, self.fork_server, self.shutdown = ray, fork_server, shutdown
+        self.session: ActiveSession | None = None
+        self.served = False  # a session has been taken
+        self.idle_s = node.boot.idle_s  # as the last session wants it
+        self.idle_since = time.monotonic()
+        self.beats, self.beaten = 0, 0.0  # heartbeats, and when the last was
+        self.announced: Announcement | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self.session is not None
+
+    def begin(self) -> None:
+        """Start Ray. Raises InfrastructureError: no free port."""
+        self.ray.start()
+
+    def on_ray_ready(self) -> None:
+        """Let the other nodes join. Raises StoreError."""
+        if self.node.boot.nodes > 1:
+            self.cluster.put_head(self.ray.address)
+
+    def tick(self) -> None:
+        """Watch the session, or take one, or close an idle cluster. Raises HarnessError."""
+        now = time.monotonic()
+        if now - self.beaten > self.node.boot.waits.heartbeat_s:
+            self.beaten, self.beats = now, self.beats + 1
+            self.cluster.beat(self.beats)
+            if self.session is None:
+                ready = self.ray.state is State.READY
+                self._enter(ClusterPhase.IDLE if ready else ClusterPhase.STARTING)
+        if self.session is not None:
+            self._watch(self.session)
+        elif self.fork_server.state is State.READY:
+            self._take_session()
+        idle_limit_s = self.idle_s if self.served else self.node.boot.waits.unasked_s
+        if self.session is None and now - self.idle_since > idle_limit_s:
+            self.shutdown.request("idle for as long as it may")
+
+    def end(self) -> None:
+        """End the session, and reject those that wait. Raises no HarnessError."""
+        if self.session is not None:
+            self.session.end(self.shutdown.stop)
+            deadline = time.monotonic() + END_LIMIT_S
+            while self.session is not None and time.monotonic() < deadline:
+                with contextlib.suppress(HarnessError):
+                    self._watch(self.session)
+                time.sleep(0.02)
+        with contextlib.suppress(HarnessError):
+            for name in self.cluster.offers():
+                self._reject(name)
+
+    def _take_session(self) -> None:
+        """Lend the cluster to the first session that offers itself."""
+        for name in self.cluster.offers():
+            decided = self.cluster.decide(name, taken=True)
+            self.cluster.remove_offer(name)
+            if decided:
+                self._begin(SessionRecord(self.node.store, name))
+                return
+
+    def _begin(self, record: SessionRecord) -> None:
+        self.served = True
+        try:
+            request = record.request()
+            if request is None:
+                return
+            self.session = start_session(self.node, request)
+        except Exception as problem:
+            message = f"the keeper could not begin it: {problem}"
+            self._record_lost(record, Stop(kind=KeeperStop.NOT_BEGUN, message=message))
+            raise
+        self._enter(ClusterPhase.BUSY)
+
+    def _watch(self, session: ActiveSession) -> None:
+        if session.watch():
+            self.session = None
+            try:
+                if session.report is None:
+                    stop = session.cause(self.shutdown)
+                    self._record_lost(session.record, stop, tail=session.tail())
+            finally:
+                self._release(session)
+
+    def _release(self, session: ActiveSession) -> None:
+        """Be idle again, or request the end of a cluster that may not be lent again."""
+        shutil.rmtree(session.scratch, ignore_errors=True)
+        limits = session.request.limits
+        if supervisors_remain() or not session.fit:
+            name, detail = session.record.session, unfit_because(session)
+            self.shutdown.request(f"not lent again after session {name}: {detail}")
+        elif limits.idle_s <= 0:
+            self.shutdown.request("the session is over")
+        self.idle_since, self.idle_s = time.monotonic(), limits.idle_s
+        with contextlib.suppress(OSError):
+            (self.node.directory / SESSION_FILE).unlink()
+        self._enter(ClusterPhase.IDLE)
+
+    def _reject(self, name: str) -> None:
+        """Answer an offer of a cluster that closes.
+
+        A session that asked whether this cluster is free takes another; the one that it was started
+        for has no other, so its record is given an end.
+        """
+        if self.served:
+            self.cluster.decide(name, taken=False)
+        else:
+            self._record_lost(SessionRecord(self.node.store, name), self.shutdown.stop)
+
+    def _enter(self, phase: ClusterPhase) -> None:
+        """Announce what the cluster does now. Raises StoreError."""
+        idle_left_s = max(0.0, self.idle_s - (time.monotonic() - self.idle_since))
+        announcement = Announcement(
+            state=phase,
+            session=self.session.record.session if self.session is not None else None,
+            idle_left_s=idle_left_s if phase is ClusterPhase.IDLE else None,
+            ready=self.ray.state is State.READY,
+            why=self.shutdown.message,
+        )
+        if announcement != self.announced:
+            self.announced = announcement
+            self.cluster.announce(announcement)
+
+    def _record_lost(self, record: SessionRecord, stop: Stop, *, tail: str = "") -> None:
+        timeout_s = self.node.boot.waits.store_patience_s
+        append_lost_end(record, stop, tail=tail, timeout_s=timeout_s)
+
+
+def unfit_because(session: ActiveSession) -> str:
+    """Return why the cluster cannot serve another session after this one."""
+    of_keeper = session.stop.message if session.stop is not None else ""
+    of_agent = session.report.why if session.report is not None else ""
+    return of_keeper or of_agent or "its agent was lost"
+
+
+def supervisors() -> list[int]:
+    """Return the pids of the supervisors on this node, which are children of the keeper."""
+    return [
+        pid for pid in procfs.children(os.getpid()) if procfs.kernel_name(pid) == SUPERVISOR_NAME
+    ]
+
+
+def supervisors_remain() -> bool:
+    """Return True when a process of the last session is there after a moment's patience."""
+    remaining = supervisors()
+    if remaining:
+        time.sleep(0.2)
+    return any(procfs.kernel_name(pid) == SUPERVISOR_NAME for pid in remaining)

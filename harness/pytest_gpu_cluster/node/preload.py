@@ -1,0 +1,56 @@
+"""Imports of the fork server, which every process forked from it then has for nothing.
+
+Runs without this package, as a neighbour of the script `forkserver.py`: the standard library alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterable
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import each module; one that is not installed is named in the log."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as problem:
+            print(f"absent {name} {problem}".replace("\n", " "), flush=True)
+
+
+def import_pytest_plugins() -> None:
+    """Import the environment's pytest plugins as pytest would, with their assertions rewritten.
+
+    Each process would pay 0.1 s for it again. Only plugins from site-packages: an editable one may
+    change while the cluster is warm, and this package comes with each session.
+    """
+    hook = None
+    try:  # all private; a pytest that has it otherwise costs the time, nothing else
+        from _pytest.assertion import install_importhook
+        from _pytest.config import default_plugins, get_config
+
+        for name in default_plugins:
+            importlib.import_module(f"_pytest.{name}")
+        config = get_config()
+        hook = install_importhook(config)
+        config._mark_plugins_for_rewrite(hook, False)
+        installed = tuple(f"{sysconfig.get_path(name)}/" for name in ("purelib", "platlib"))
+        for point in importlib.metadata.entry_points(group="pytest11"):
+            top = point.module.partition(".")[0]
+            spec = importlib.util.find_spec(top)
+            if (
+                top != "pytest_gpu_cluster"
+                and spec is not None
+                and (spec.origin or "").startswith(installed)
+            ):
+                importlib.import_module(point.module)
+    except Exception as problem:  # noqa: BLE001
+        # Whose plugin it is will say so when a session imports it.
+        print(f"plugins {type(problem).__name__}: {problem}".replace("\n", " "), flush=True)
+    finally:
+        if hook in sys.meta_path:
+            sys.meta_path.remove(hook)

@@ -1,0 +1,188 @@
+"""The two processes that every node runs: Ray and the fork server. Both die with the keeper."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import Enum, auto
+from pathlib import Path
+
+from pytest_gpu_cluster.contract.errors import InfrastructureError
+from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
+from pytest_gpu_cluster.node.context import Node
+from pytest_gpu_cluster.node.forkserver import PR_SET_PDEATHSIG, prctl
+from pytest_gpu_cluster.node.lease import NODE_VARIABLE
+
+# Beside what tests import: what Ray imports in its first call, 0.3 s that every session would pay
+# again. No pytest plugin may be among them: pytest could not rewrite its assertions any more.
+PRELOADED = (
+    "pytest",
+    "torch",
+    "ray",
+    "ray._common.usage.usage_lib",
+    "ray.dag",
+    "ray._common.pydantic_compat",
+    "pydantic.main",
+    "pydantic.json_schema",
+)
+HIDDEN = ("RAY_", "GPU_CLUSTER_", "PYTEST_", "PYTHON", *STORE_CREDENTIALS)  # prefixes of variables
+# `ray start` has no other sign of readiness than this line of its log: a text of the vendor's.
+RAY_IS_UP = "Ray runtime started"
+
+
+class State(Enum):
+    """The life of a node's process."""
+
+    ABSENT = auto()  # not started yet
+    STARTING = auto()
+    READY = auto()
+    ENDED = auto()
+
+
+class NodeProcess(ABC):
+    """A process that is as old as the node, its output in `<name>.log` of the node's directory."""
+
+    name: str
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.state = State.ABSENT
+        self.pid = 0  # 0: not started
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Return True when a process that was started can be used."""
+
+    def becomes_ready(self) -> bool:
+        """Return True once: when a starting process can be used for the first time."""
+        if self.state is not State.STARTING or not self.answers():
+            return False
+        self.state = State.READY
+        return True
+
+    def log(self) -> str:
+        """Return the output so far."""
+        with contextlib.suppress(OSError):
+            return (self.node.directory / f"{self.name}.log").read_text(errors="replace")
+        return ""
+
+    def spawn(self, argv: list[str]) -> None:
+        """Start the process with a death signal, so that it does not outlive the keeper."""
+
+        def die_with_keeper() -> None:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+        with open(self.node.directory / f"{self.name}.log", "ab") as log:
+            process = subprocess.Popen(
+                argv,
+                env=environment(self.node, os.environ),
+                cwd=self.node.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_keeper,  # noqa: PLW1509 - takes no lock
+            )
+        process.returncode = 0  # the keeper reaps: `subprocess` must not take the exit code from it
+        self.pid, self.state = process.pid, State.STARTING
+
+
+class ForkServer(NodeProcess):
+    """The fork server: its socket appears when it listens."""
+
+    name = "forkserver"
+
+    def start(self) -> None:
+        script = Path(__file__).with_name("forkserver.py")
+        self.spawn([sys.executable, str(script), str(self.socket_path), *PRELOADED])
+
+    @property
+    def socket_path(self) -> Path:
+        return self.node.directory / "spawn.sock"
+
+    def answers(self) -> bool:
+        return self.socket_path.exists()
+
+
+class Ray(NodeProcess):
+    """Ray on this node. Its address is "" until it was started."""
+
+    name = "ray"
+    address = ""
+
+    def start(self, head_address: str | None = None) -> None:
+        """Start Ray as the head of a cluster, or join one. Raises InfrastructureError."""
+        ports = free_ports(6)
+        self.address = head_address or f"{self.node.spec.ip}:{ports[0]}"
+        self.spawn(self._command(ports, head_address))
+
+    def answers(self) -> bool:
+        return RAY_IS_UP in self.log()
+
+    def _command(self, ports: list[int], head_address: str | None) -> list[str]:
+        port, client, dashboard, agent, grpc, runtime = ports
+        of_head = [
+            "--head",
+            f"--port={port}",
+            "--include-dashboard=false",
+            f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}",
+            f"--temp-dir={self.node.spec.ray_directory}",
+        ]
+        return [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+            "--disable-usage-stats",
+            "--log-color=false",
+            f"--node-ip-address={self.node.spec.ip}",
+            f"--num-gpus={len(self.node.gpus)}",
+            "--include-log-monitor=false",
+            f"--dashboard-agent-listen-port={agent}",
+            f"--dashboard-agent-grpc-port={grpc}",
+            f"--runtime-env-agent-port={runtime}",
+            *(of_head if head_address is None else [f"--address={head_address}"]),
+        ]
+
+
+def environment(node: Node, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of Ray and the fork server.
+
+    It has no credential of the keeper's, and nothing that is meant for a Ray of the user's.
+    """
+    result = {name: value for name, value in environ.items() if not name.startswith(HIDDEN)}
+    result |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": node.boot.ray_token,
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        NODE_VARIABLE: str(node.directory),
+    }
+    if any(device.simulated for device in node.gpus):
+        result.pop("CUDA_VISIBLE_DEVICES", None)
+    return result
+
+
+def free_ports(count: int) -> list[int]:
+    """Return different ports that nobody listens on now; before their use another may take one.
+
+    Raises InfrastructureError when there are not as many.
+    """
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("", 0))
+        return [each.getsockname()[1] for each in sockets]
+    except OSError as problem:
+        remedy = "end what holds them, or widen net.ipv4.ip_local_port_range"
+        raise InfrastructureError(
+            f"no free port for Ray, which needs {count}: {problem}", remedy=remedy
+        ) from problem
+    finally:
+        for each in sockets:
+            each.close()

@@ -1,0 +1,107 @@
+"""The server of a keeper's socket. Processes of the node ask it to use the store for them.
+
+A request is one line of JSON: `{"op": "unpack", "trees": {directory: digest}}` or `{"op": "upload",
+"sources": {key: path}}`. Its answer is one JSON object: NodeFacts, or RequestFailed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_gpu_cluster.contract.errors import HarnessError
+from pytest_gpu_cluster.contract.fields import Noun
+from pytest_gpu_cluster.contract.gpus import Gpu
+from pytest_gpu_cluster.node.context import Node
+from pytest_gpu_cluster.node.unpack import unpack
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeFacts(Noun):
+    """The answer to a request that was carried out."""
+
+    gpus: tuple[Gpu, ...]
+    host: str
+    driver: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestFailed(Noun):
+    """The answer to a request that failed."""
+
+    error: str
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unpack(Noun):
+    """Have trees of the store on this node."""
+
+    trees: Mapping[str, str]  # digest by directory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload(Noun):
+    """Put files and directories of this node into the store."""
+
+    sources: Mapping[str, Path]  # by key; of a directory, the prefix of its files' keys
+
+
+class RequestServer:
+    """Answers each connection to `keeper.sock` in a thread of its own."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def start(self) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(self.node.directory / "keeper.sock"))
+        listener.listen(16)
+        threading.Thread(target=self._serve, args=(listener,), name="requests", daemon=True).start()
+
+    def _serve(self, listener: socket.socket) -> None:
+        while True:
+            connection, _ = listener.accept()
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError), connection.makefile("rwb") as stream:
+            answer = self.answer(stream.readline())
+            stream.write(json.dumps(answer.to_json()).encode())
+
+    def answer(self, line: bytes) -> NodeFacts | RequestFailed:
+        """Carry out the request of one line. Raises nothing: a failure is an answer."""
+        try:
+            self._carry_out(line)
+        except HarnessError as problem:
+            return RequestFailed(error=problem.what, remedy=problem.remedy)
+        except Exception as problem:  # noqa: BLE001 - the asking process gets it as its answer
+            message = f"{type(problem).__name__}: {problem}"
+            return RequestFailed(error=message, remedy="see the node's log")
+        return NodeFacts(gpus=self.node.gpus, host=self.node.host, driver=self.node.driver)
+
+    def _carry_out(self, line: bytes) -> None:
+        body = json.loads(line)
+        match body.pop("op"):
+            case "unpack":
+                for target, digest in Unpack.from_json(body).trees.items():
+                    unpack(self.node.store, digest, Path(target), cache=self.node.cache)
+            case "upload":
+                for prefix, source in Upload.from_json(body).sources.items():
+                    self.upload(prefix, source)
+            case unknown:
+                raise ValueError(f"unknown request {unknown!r}")
+
+    def upload(self, prefix: str, source: Path) -> None:
+        """Put a file at the key `prefix`, or a directory's files below it. Raises StoreError."""
+        store = self.node.store
+        if source.is_file():
+            store.put(prefix, source.read_bytes())
+        for path in sorted(source.rglob("*")) if source.is_dir() else ():
+            if path.is_file():
+                store.put(f"{prefix}/{path.relative_to(source).as_posix()}", path.read_bytes())

@@ -1,0 +1,165 @@
+"""One session on the head node: its agent is started, watched, and spoken for when it is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from pytest_gpu_cluster.contract.events import SessionFinished
+from pytest_gpu_cluster.contract.failures import Closer, KeeperStop
+from pytest_gpu_cluster.contract.messages import AgentFinished, Exit, Raw
+from pytest_gpu_cluster.contract.record import Ending, SessionRecord
+from pytest_gpu_cluster.contract.request import SessionRequest
+from pytest_gpu_cluster.contract.specs import AgentSpec
+from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
+from pytest_gpu_cluster.node.context import HeartbeatMonitor, Node, Shutdown, Stop
+from pytest_gpu_cluster.node.lease import Lease
+from pytest_gpu_cluster.node.unpack import unpack
+
+SESSION_FILE = "session"  # in the node's directory, while a session is served: its id
+OVERTIME_S = 60.0  # an agent has this long to end a session whose deadline has passed
+TAIL_CHARS = 4000  # of a lost agent's output
+KEEPER = "keeper"  # the writer of a session's journal
+
+
+class ActiveSession:
+    """The session that the cluster serves: its agent's process, its client's heartbeat, its end."""
+
+    def __init__(self, node: Node, request: SessionRequest, lease: Lease) -> None:
+        self.node, self.request, self.lease = node, request, lease
+        self.record = SessionRecord(node.store, request.session)
+        self.client = HeartbeatMonitor()
+        self.began = time.monotonic()
+        self.polled = 0.0  # monotonic; the client's heartbeat
+        self.stop: Stop | None = None  # the keeper ends the session
+        self.report: AgentFinished | None = None  # the agent has ended it
+        self.exit: Exit | None = None  # no process of the session is left
+
+    @property
+    def scratch(self) -> Path:
+        return scratch_of(self.node, self.record.session)
+
+    @property
+    def fit(self) -> bool:
+        """True when the agent has left the cluster as clean as it was."""
+        return self.report is not None and self.report.clean
+
+    def watch(self) -> bool:
+        """Look at agent and client; return True when no process is left. Raises StoreError."""
+        for line in self.lease.receive(0):
+            self._on_message(line)
+        now = time.monotonic()
+        if now - self.polled > (0.5 if self.node.store.is_local else 5.0):
+            self.polled = now
+            self.client.observe(self.record.heartbeat())
+        if self.stop is None and (stop := self._overdue()) is not None:
+            self.end(stop)
+        return self.exit is not None
+
+    def end(self, stop: Stop) -> None:
+        """End the agent and all that it started; the first reason counts."""
+        self.stop = self.stop or stop
+        self.lease.kill()
+
+    def cause(self, shutdown: Shutdown) -> Stop:
+        """Return why the session ended, where its agent could not say so."""
+        if self.stop is not None:
+            return self.stop
+        if shutdown.requested:
+            return shutdown.stop
+        status, err = (self.exit.status, self.exit.err) if self.exit is not None else (None, "")
+        words = err.strip().splitlines()[-1:]  # of a traceback the error itself
+        message = ": ".join([f"its agent ended with {status}", *words])
+        return Stop(kind=KeeperStop.AGENT_LOST, message=message)
+
+    def tail(self) -> str:
+        """Return the end of what the agent wrote."""
+        path = self.node.directory / "agent.log"
+        log = path.read_text(errors="replace") if path.exists() else ""
+        return (log + (self.exit.err if self.exit is not None else ""))[-TAIL_CHARS:]
+
+    def _on_message(self, line: bytes) -> None:
+        body = json.loads(line)
+        match body.pop("kind"):
+            case Exit.kind:
+                self.exit = Exit.from_json(body)
+            case AgentFinished.kind:
+                self.report = AgentFinished.from_json(body)
+            case Raw.kind:
+                with open(self.node.directory / "agent.log", "a") as log:
+                    log.write(Raw.from_json(body).text)
+
+    def _overdue(self) -> Stop | None:
+        grace_s = self.node.boot.waits.grace_s
+        if self.client.silent_s > grace_s:
+            message = f"the client's heartbeat stopped for {grace_s:.0f} s"
+            return Stop(kind=KeeperStop.CLIENT_SILENT, message=message)
+        if time.monotonic() - self.began > self.request.limits.max_s + OVERTIME_S:
+            message = "its agent did not stop when the session's deadline passed"
+            return Stop(kind=KeeperStop.DEADLINE, message=message)
+        return None
+
+
+def scratch_of(node: Node, session: str) -> Path:
+    """Return the directory of a session, which ends with it."""
+    return node.directory / "s" / session
+
+
+def start_session(node: Node, request: SessionRequest) -> ActiveSession:
+    """Start the agent of a session. Raises StoreError: its code is not in the store."""
+    scratch = scratch_of(node, request.session)
+    scratch.mkdir(parents=True, mode=0o700)
+    code = node.directory / "code" / request.code[:16]  # as old as the node: compiled once
+    unpack(node.store, request.code, code, cache=node.cache)
+    (node.directory / SESSION_FILE).write_text(request.session)
+    spec = AgentSpec(
+        session=request.session,
+        cluster=node.boot.cluster,
+        store=node.boot.store,
+        node=node.directory,
+        scratch=scratch,
+        code=code,
+        request=request,
+        env=take_passed(node.directory / "handoff" / request.session),
+        credentials=credentials(os.environ),
+        ray_token=node.boot.ray_token,
+        nodes=node.boot.nodes,
+        gpus=node.gpus,
+        host=node.host,
+        driver=node.driver,
+    )
+    lease = Lease(node.directory, code=str(code), entry=request.agent, specification=spec.to_json())
+    return ActiveSession(node, request, lease)
+
+
+def take_passed(path: Path) -> dict[str, str]:
+    """Return the values of passed variables from a file that is read once; none where it is absent.
+
+    They are never part of the record.
+    """
+    try:
+        values: dict[str, str] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    path.unlink()
+    return values
+
+
+def credentials(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that open the store."""
+    return {name: value for name, value in environ.items() if name.startswith(STORE_CREDENTIALS)}
+
+
+def append_lost_end(record: SessionRecord, stop: Stop, *, tail: str = "", timeout_s: float) -> None:
+    """Say in a session's record why its agent will not, and close it when the client will not.
+
+    Raises StoreError.
+    """
+    failure = stop.kind.failure_class
+    event = SessionFinished(failure_class=failure, message=stop.message, tail=tail)
+    record.append_end(KEEPER, event, timeout_s=timeout_s)
+    if stop.kind.closes_record:
+        record.close(Ending(failure_class=failure, message=stop.message), by=Closer.KEEPER)

@@ -1,0 +1,67 @@
+"""Facts of the selection that the agent and the client act on."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_gpu_cluster.contract.selection import Raised, SelectionOptions, Stepwise
+from pytest_gpu_cluster.worker.hooks import installed_modules, third_party
+
+# A plugin with one of these hooks may want to see every report.
+REPORT_HOOKS = ("logreport", "logstart", "logfinish")
+
+
+def raised(problem: BaseException | None) -> Raised | None:
+    """Return what ended the collection before its end: `-x`, or a hook that stopped the session."""
+    if isinstance(problem, pytest.Session.Failed):
+        return Raised(kind="failed", text=str(problem))
+    if isinstance(problem, pytest.Session.Interrupted):
+        return Raised(kind="interrupted", text=str(problem))
+    return None
+
+
+def collection_problem(session: pytest.Session) -> str:
+    """Return pytest's reason to run no test after errors; empty when tests may run."""
+    failed = session.testsfailed
+    if failed and not session.config.option.continue_on_collection_errors:
+        return f"{failed} error{'s' if failed != 1 else ''} during collection"
+    return ""
+
+
+def selection_options(config: pytest.Config) -> SelectionOptions:
+    option = config.option
+    return SelectionOptions(
+        maxfail=option.maxfail or 0,  # pytest has None or 0 for no limit
+        capture=getattr(option, "capture", "no"),
+        stepwise=bool(getattr(option, "stepwise", False)),
+        randomly_seed=getattr(option, "randomly_seed", None),
+        wants_reports=wants_reports(config),
+    )
+
+
+def wants_reports(config: pytest.Config) -> bool:
+    """Return True if a hook of the user's own may ask for the reports of all tests.
+
+    A hook of an installed plugin does not count: the client runs it itself.
+    """
+    modules = installed_modules(config)
+    hook = config.pluginmanager.hook
+    callers = [getattr(hook, f"pytest_runtest_{name}") for name in REPORT_HOOKS]
+    callers += [hook.pytest_terminal_summary, hook.pytest_sessionfinish, hook.pytest_unconfigure]
+    return any(
+        (implementation.function.__module__ or "").partition(".")[0] not in modules
+        for caller in callers
+        for implementation in third_party(caller)
+    )
+
+
+def stepwise(config: pytest.Config) -> Stepwise | None:
+    """Return what pytest's stepwise plugin remembers; None without the plugin."""
+    plugin = config.pluginmanager.get_plugin("stepwiseplugin")
+    if plugin is None:
+        return None
+    failed = plugin.cached_info.last_failed
+    return Stepwise(
+        last_failed=None if failed is None else str(failed),
+        last_test_count=plugin.cached_info.last_test_count,
+    )

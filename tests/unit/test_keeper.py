@@ -1,0 +1,290 @@
+"""A node from its boot to its end: real guard, keeper and fork server; only Ray is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import pytest
+
+from pytest_gpu_cluster.contract import procfs
+from pytest_gpu_cluster.contract.cluster_record import ClusterPhase, ClusterRecord
+from pytest_gpu_cluster.contract.events import SessionFinished
+from pytest_gpu_cluster.contract.failures import Closer, FailureClass
+from pytest_gpu_cluster.contract.record import SessionRecord
+from pytest_gpu_cluster.contract.request import Limits, SessionRequest
+from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
+from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.waits import Waits
+
+T = TypeVar("T")
+
+# In the working directory of the node, where `python -m ray.scripts.scripts` looks first.
+RAY = """
+import time
+print("Ray runtime started", flush=True)
+time.sleep(4712)
+"""
+AGENT = """
+import json, subprocess, time
+
+def clean(spec, channel):
+    channel.sendall(json.dumps({"kind": "finished", "clean": True}).encode() + b"\\n")
+    return 0
+
+def fails(spec, channel):
+    raise RuntimeError("cannot put clusters/1/heartbeat: deadline passed")
+
+def forever(spec, channel):
+    subprocess.Popen(["sleep", "4712"], start_new_session=True)
+    time.sleep(4712)
+"""
+CODE = "0" * 64  # the digest of the agent's code, which is on the node already
+BOOT = BootSpec(
+    cluster="c1",
+    store="",
+    ray_token="token",
+    nodes=1,
+    gpus_per_node=2,
+    simulated_gpus=2,
+    idle_s=60,
+    deadline_s=60,
+    waits=Waits(),
+)
+REQUEST = SessionRequest(
+    session="s1",
+    asked_at=0.0,
+    provider="local",
+    agent="agent:clean",
+    root_name="root",
+    origin="/origin",
+    cwd=".",
+    args=(),
+    passed=(),
+    limits=Limits(max_s=60, idle_s=60, test_timeout_s=60, infra_retries=0, default_gpus=None),
+    code=CODE,
+)
+
+
+@dataclass(frozen=True)
+class Booted:
+    """A head node whose guard runs, and its records."""
+
+    guard: subprocess.Popen[bytes]
+    directory: Path
+    session: SessionRecord
+    cluster: ClusterRecord
+
+    @property
+    def keeper(self) -> int:
+        (pid,) = until(lambda: procfs.children(self.guard.pid))
+        return pid
+
+    def phase(self) -> ClusterPhase:
+        return self.cluster.announcement().state
+
+    def end(self) -> SessionFinished | None:
+        """Return the last event of the session, from whichever writer."""
+        events = self.session.reader().poll()
+        ends = [event for event in events if isinstance(event, SessionFinished)]
+        return ends[-1] if ends else None
+
+    def processes(self) -> list[int]:
+        return procfs.with_environment(f"{self.directory.parent}/".encode())
+
+
+def until(value: Callable[[], T | None], timeout_s: float = 40.0) -> T:
+    """Return the first true value."""
+    deadline = time.monotonic() + timeout_s
+    while not (result := value()):
+        assert time.monotonic() < deadline, "it never became true"
+        time.sleep(0.02)
+    return result
+
+
+class Boot(Protocol):
+    def __call__(
+        self, agent: str, *, head: bool = True, grace_s: float = 45, deadline_s: float = 60
+    ) -> Booted: ...
+
+
+@pytest.fixture
+def boot(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Boot]:
+    """Boot a node; to a head, a session has offered itself. Every process ends with the test."""
+    nodes: list[Booted] = []
+
+    def start(
+        agent: str, *, head: bool = True, grace_s: float = 45, deadline_s: float = 60
+    ) -> Booted:
+        base = tmp_path_factory.mktemp("c")
+        waits = Waits(grace_s=grace_s)
+        boot = replace(BOOT, store=f"file://{base}/store", waits=waits, deadline_s=deadline_s)
+        directory = base / "c1" / "n0"
+        spec = KeeperSpec(
+            boot=boot, directory=directory, ray_directory=base / "r", head=head, ip="127.0.0.1"
+        )
+        store = Store.open(boot.store, base=base)
+        session, cluster = SessionRecord(store, "s1"), ClusterRecord(store, "c1")
+        session.put_request(replace(REQUEST, agent=f"agent:{agent}"))
+        cluster.offer("s1")
+        guard = start_guard(spec, repository / "harness", base / "keeper.log")
+        nodes.append(Booted(guard, directory, session, cluster))
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        node.guard.terminate()
+        node.guard.wait(30)
+        assert node.processes() == []
+
+
+def start_guard(spec: KeeperSpec, package: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Do what a provider does: files in place, then the guard."""
+    files = {
+        "spec.json": json.dumps(spec.to_json()),
+        "ray/__init__.py": "",
+        "ray/scripts/__init__.py": "",
+        "ray/scripts/scripts.py": RAY,
+        f"code/{CODE[:16]}/agent.py": AGENT,
+        f"code/{CODE[:16]}.tree": CODE,
+        "handoff/s1": json.dumps({"PASSED": "1"}),
+    }
+    write(spec.directory, files)
+    path = str(spec.directory / "spec.json")
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pytest_gpu_cluster.node.guard", path],
+            cwd=spec.directory,
+            env={**os.environ, "PYTHONPATH": str(package)},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def write(directory: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_a_session_is_served_and_the_cluster_is_idle_again(boot: Boot) -> None:
+    """The whole life of a node, to an end on which nothing of it is left."""
+    booted = boot("clean")
+
+    assert until(lambda: booted.cluster.decision("s1"))
+    until(lambda: not (booted.directory / "handoff" / "s1").exists())
+    until(lambda: not (booted.directory / "s" / "s1").exists())
+    until(lambda: booted.phase() is ClusterPhase.IDLE)
+    assert booted.end() is None  # the agent's own words are enough
+
+    booted.guard.terminate()
+    assert booted.guard.wait(30) == 0
+    assert not booted.directory.parent.exists()
+    assert booted.processes() == []
+    assert booted.cluster.store.list("clusters") == []
+
+
+def test_the_words_of_an_agent_decide_nothing(boot: Boot) -> None:
+    """An error may speak of heartbeats; the record stays open for a client that lives."""
+    booted = boot("fails")
+
+    end = until(booted.end)
+
+    assert end.writer == "keeper"
+    assert end.failure_class is FailureClass.INFRASTRUCTURE
+    assert end.message == (
+        "its agent ended with 1: RuntimeError: cannot put clusters/1/heartbeat: deadline passed"
+    )
+    assert "Traceback" in end.tail
+    assert not booted.session.is_closed()
+    booted.guard.wait(30)  # a cluster that lost an agent is not lent again
+    assert not booted.directory.exists()
+
+
+def test_a_silent_client_ends_its_session_and_the_record_is_closed(boot: Boot) -> None:
+    """Nobody pays for tests whose client is gone, and nobody is left to close the record."""
+    booted = boot("forever", grace_s=1.0)
+
+    until(booted.session.is_closed)
+
+    result = booted.session.result()
+    assert result is not None
+    assert result.closed_by is Closer.KEEPER
+    assert result.failure_class is FailureClass.INFRASTRUCTURE
+    assert result.message == "the client's heartbeat stopped for 1 s"
+    booted.guard.wait(30)
+    assert booted.processes() == []
+
+
+def test_the_deadline_of_a_cluster_ends_its_session_with_a_limit(boot: Boot) -> None:
+    """Exit code 13: the time was up, no machine has failed."""
+    booted = boot("forever", deadline_s=8.0)
+
+    end = until(booted.end)
+
+    assert end.failure_class is FailureClass.LIMIT
+    assert end.message == "the cluster's deadline passed"
+    assert not booted.session.is_closed()
+    booted.guard.wait(30)
+    assert booted.processes() == []
+
+
+def test_a_killed_keeper_leaves_nothing_and_its_session_learns_of_it(boot: Boot) -> None:
+    """The guard is there for this moment; with a silent client it closes the record too."""
+    booted = boot("forever")
+    until(lambda: booted.phase() is ClusterPhase.BUSY)
+
+    os.kill(booted.keeper, signal.SIGKILL)
+
+    end = until(booted.end)
+    assert end.writer == "guard"
+    assert end.message == "the keeper of the head node was lost (exit -9)"
+    booted.guard.wait(30)
+    assert not booted.directory.parent.exists()
+    assert booted.processes() == []
+    result = booted.session.result()
+    assert result is not None
+    assert result.closed_by is Closer.GUARD
+    assert booted.cluster.store.list("clusters") == []
+
+
+def test_a_killed_guard_leaves_nothing(boot: Boot) -> None:
+    """Its death is the keeper's order to end the session and to do the guard's work."""
+    booted = boot("forever")
+    until(lambda: booted.phase() is ClusterPhase.BUSY)
+    keeper = booted.keeper
+
+    booted.guard.kill()
+
+    until(lambda: procfs.start_time(keeper) is None)
+    end = until(booted.end)
+    assert (end.writer, end.message) == ("keeper", "asked to close")
+    until(lambda: booted.processes() == [])
+    assert not booted.directory.parent.exists()
+    assert booted.cluster.store.list("clusters") == []
+
+
+def test_a_follower_joins_the_heads_ray_and_closes_when_the_head_is_silent(boot: Boot) -> None:
+    """A node whose head is gone would run, and cost, to the cluster's deadline."""
+    booted = boot("clean", head=False, grace_s=1.0)
+    booted.cluster.put_head("10.0.0.1:6379")
+
+    path = booted.directory / "ray.json"
+    until(path.exists)
+    assert json.loads(path.read_text()) == {"address": "10.0.0.1:6379"}
+
+    assert booted.guard.wait(30) == 0
+    log = booted.directory.parent.parent / "keeper.log"
+    assert log.read_text() == "keeper: the head's heartbeat stopped\n"
+    assert not booted.directory.exists()
+    assert booted.cluster.has_offer("s1"), "sessions are the head's"

@@ -1,0 +1,111 @@
+"""The parts of a keeper that need no process: reasons, environments, requests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pytest_gpu_cluster.contract.events import SessionFinished
+from pytest_gpu_cluster.contract.failures import KeeperStop
+from pytest_gpu_cluster.contract.gpus import Gpu
+from pytest_gpu_cluster.contract.record import SessionRecord
+from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
+from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.waits import Waits
+from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
+from pytest_gpu_cluster.node.lease import NODE_VARIABLE
+from pytest_gpu_cluster.node.processes import environment
+from pytest_gpu_cluster.node.requests import NodeFacts, RequestFailed, RequestServer
+from pytest_gpu_cluster.node.session import append_lost_end
+
+BOOT = BootSpec(
+    cluster="c1",
+    store="",
+    ray_token="token",
+    nodes=1,
+    gpus_per_node=2,
+    simulated_gpus=2,
+    idle_s=60,
+    deadline_s=60,
+    waits=Waits(),
+)
+DIGEST = "0" * 64  # of a tree that is nowhere
+
+
+@pytest.mark.parametrize("kind", KeeperStop)
+@pytest.mark.parametrize("message", ["x", "no heartbeat", "its deadline passed"])
+def test_the_kind_of_a_stop_decides_whatever_its_text(
+    tmp_path: Path, kind: KeeperStop, message: str
+) -> None:
+    """Texts are edited freely: class and finality are those of the kind."""
+    record = SessionRecord(Store.open("store", base=tmp_path), "s1")
+
+    append_lost_end(record, Stop(kind=kind, message=message), tail="its last words", timeout_s=5)
+
+    (end,) = record.reader().poll()
+    assert isinstance(end, SessionFinished)
+    assert (end.failure_class, end.message) == (kind.failure_class, message)
+    assert end.tail == "its last words"
+    assert record.is_closed() is (kind is KeeperStop.CLIENT_SILENT)
+
+
+def test_the_first_reason_to_close_counts() -> None:
+    """What follows from it (Ray ends, the session ends) would hide the cause."""
+    shutdown = Shutdown()
+    assert not shutdown.requested
+
+    shutdown.request("the cluster's deadline passed", KeeperStop.DEADLINE)
+    shutdown.request("Ray died")
+
+    assert shutdown.stop == Stop(kind=KeeperStop.DEADLINE, message="the cluster's deadline passed")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    spec = KeeperSpec(
+        boot=BOOT, directory=tmp_path, ray_directory=tmp_path / "r", head=True, ip="127.0.0.1"
+    )
+    gpu = Gpu(id="0", name="simulated GPU", memory_gib=0.0, simulated=True)
+    store = Store.open("store", base=tmp_path)
+    return Node(spec=spec, store=store, gpus=(gpu,), driver=None, host="machine")
+
+
+def test_ray_gets_no_credential_and_no_ray_of_the_users(node: Node) -> None:
+    """Tests run in processes of Ray and of the fork server: what these do not have, no test has."""
+    environ = {
+        "PATH": "/bin",
+        "AWS_SECRET_ACCESS_KEY": "k",
+        "RAY_ADDRESS": "theirs",
+        "PYTHONPATH": "/theirs",
+        "PYTEST_ADDOPTS": "-x",
+        "CUDA_VISIBLE_DEVICES": "3",
+    }
+
+    result = environment(node, environ)
+
+    assert result["PATH"] == "/bin"
+    assert result[NODE_VARIABLE] == str(node.directory)
+    assert result["RAY_AUTH_TOKEN"] == "token"
+    hidden = environ.keys() - {"PATH"}
+    assert result.keys() & hidden == set()  # the simulated GPUs are not those of the mask
+
+
+def test_a_request_is_answered_by_facts_or_by_an_error_with_a_remedy(node: Node) -> None:
+    """The agent on the other end of the socket has nothing else to go by."""
+    server = RequestServer(node)
+    (node.directory / "log").write_text("text")
+    upload = {"op": "upload", "sources": {"key": str(node.directory / "log")}}
+
+    answer = server.answer(json.dumps(upload).encode())
+    missing = server.answer(json.dumps({"op": "unpack", "trees": {"/x": DIGEST}}).encode())
+    unknown = server.answer(b'{"op": "dance"}')
+
+    assert answer == NodeFacts(gpus=node.gpus, host="machine", driver=None)
+    assert node.store.get("key") == b"text"
+    assert isinstance(missing, RequestFailed)
+    assert "it is missing" in missing.error
+    assert unknown == RequestFailed(
+        error="ValueError: unknown request 'dance'", remedy="see the node's log"
+    )
