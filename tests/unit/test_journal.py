@@ -24,28 +24,9 @@ from pytest_gpu_cluster.contract.fields import JsonValue
 from pytest_gpu_cluster.contract.journal import LOCAL, REMOTE, Entry, JournalWriter
 from pytest_gpu_cluster.contract.journal_reader import JournalReader
 from pytest_gpu_cluster.contract.store import Store
+from tests.s3_stores import open_s3
 
 PREFIX = "sessions/1/events"
-
-
-@pytest.fixture(scope="module")
-def running_s3() -> Iterator[S3Server]:
-    with S3Server() as server:
-        server.make_bucket("bucket")
-        yield server
-
-
-@pytest.fixture
-def s3(running_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """The S3 server, healthy, and this process's environment as a client's of it."""
-    for name, value in running_s3.env.items():
-        monkeypatch.setenv(name, value)
-    yield running_s3
-    running_s3.heal()
-
-
-def open_s3(prefix: str) -> Store:
-    return Store.open(f"s3://bucket/{prefix}", base=Path("/"), request_timeout_s=2, patience_s=0.3)
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -53,7 +34,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "file":
         return Store.open("store", base=tmp_path)
     request.getfixturevalue("s3")
-    return open_s3(tmp_path.name)
+    return open_s3(tmp_path.name, timeout_s=2, patience_s=0.3)
 
 
 @pytest.fixture
@@ -373,7 +354,7 @@ def test_a_writers_name_is_one_part_of_a_key(local: Store, writer: str) -> None:
 
 def test_an_outage_delays_events_and_loses_none(s3: S3Server, tmp_path: Path) -> None:
     """Tests go on while the store is away; what they said arrives afterwards."""
-    store = open_s3(tmp_path.name)
+    store = open_s3(tmp_path.name, timeout_s=2, patience_s=0.3)
     with writing(
         store, away_s=0.2, interval_s=0.01, spool=tmp_path / "spool", memory_bytes=1
     ) as journal:
@@ -398,7 +379,7 @@ def test_an_outage_delays_events_and_loses_none(s3: S3Server, tmp_path: Path) ->
 
 def test_a_reader_outlives_an_outage(s3: S3Server, tmp_path: Path) -> None:
     """A store that cannot be read means unknown; the next poll goes on."""
-    store = open_s3(tmp_path.name)
+    store = open_s3(tmp_path.name, timeout_s=2, patience_s=0.3)
     reader = JournalReader(store, PREFIX)
     with writing(store) as journal:
         journal.append("a")
@@ -442,7 +423,7 @@ def test_memory_and_spool_are_bounded(tmp_path: Path) -> None:
 
 def test_close_says_what_was_not_stored(s3: S3Server, tmp_path: Path) -> None:
     """A session whose end nobody can read did not end well."""
-    journal = JournalWriter(open_s3(tmp_path.name), PREFIX, "agent")
+    journal = JournalWriter(open_s3(tmp_path.name, timeout_s=2, patience_s=0.3), PREFIX, "agent")
     s3.refuse()
     journal.append("a")
     journal.append("b")
@@ -506,7 +487,7 @@ def test_polls_get_rarer_in_silence_and_frequent_with_news(tmp_path: Path) -> No
 
 def test_an_idle_hour_costs_what_the_module_says(s3: S3Server, tmp_path: Path) -> None:
     """Requests are money: with two writers, at most 12,000 GET and 840 LIST."""
-    store = open_s3(tmp_path.name)
+    store = open_s3(tmp_path.name, timeout_s=2, patience_s=0.3)
     now = [0.0]
     for writer in ("agent", "keeper"):
         with writing(store, writer) as journal:
@@ -536,7 +517,7 @@ def test_a_result_is_seen_within_its_budget(
     store = Store.open("s", base=tmp_path)
     if kind == "s3":
         request.getfixturevalue("s3")
-        store = open_s3(tmp_path.name)
+        store = open_s3(tmp_path.name, timeout_s=2, patience_s=0.3)
     for attempt in range(3):
         lags = measured_lags(store, f"sessions/{attempt}/events")
         if max(lags) < budget_s:
