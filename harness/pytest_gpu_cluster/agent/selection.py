@@ -40,7 +40,7 @@ class SelectionStage(Enum):
     """The stages of the selecting process."""
 
     COLLECTING = auto()
-    COLLECTED = auto()  # it waits for the end of the tests
+    COLLECTED = auto()  # its tests are planned
     FINISHING = auto()  # it was told that the session ends
     ENDED = auto()
 
