@@ -181,6 +181,7 @@ def boot_spec(store: Store, spec: ClusterSpec) -> BootSpec:
     return BootSpec(
         cluster=spec.token,
         store=store.url,
+        code=spec.code,
         ray_token=secrets.token_hex(24),
         nodes=spec.nodes,
         gpus_per_node=spec.gpus_per_node,

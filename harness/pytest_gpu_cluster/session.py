@@ -93,9 +93,9 @@ class Run:
             yield phase("tree", f"{tree.files} files, {tree.sent_blobs} sent", began)
 
             began = time.monotonic()
+            self.request = replace(self.request, tree=tree.digest, code=code.digest)
             spec = self.cluster_spec(installed)
-            shape = spec.shape()
-            self.request = replace(self.request, tree=tree.digest, code=code.digest, shape=shape)
+            self.request = replace(self.request, shape=spec.shape())
             self.put_request()
             yield Requested(request=self.request)
             with self.hold(spec) as cluster:
@@ -255,6 +255,7 @@ class Run:
             owner=self.provider.owner(),
             python=installed.python,
             environment=installed.digest,
+            code=self.request.code,
             nodes=s.nodes,
             gpus_per_node=s.gpus_per_node,
             simulated_gpus=s.simulated_gpus,

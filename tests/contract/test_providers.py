@@ -69,6 +69,7 @@ def new_spec(provider: Provider) -> ClusterSpec:
         owner=provider.owner(),
         python=installed.python,
         environment=installed.digest,
+        code="",
         nodes=1,
         gpus_per_node="auto",
         simulated_gpus=2,

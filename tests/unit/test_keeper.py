@@ -51,6 +51,7 @@ CODE = "0" * 64  # the digest of the agent's code, which is on the node already
 BOOT = BootSpec(
     cluster="c1",
     store="",
+    code="0" * 64,
     ray_token="token",
     nodes=1,
     gpus_per_node=2,

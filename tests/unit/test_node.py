@@ -23,6 +23,7 @@ from pytest_gpu_cluster.node.session import append_lost_end
 BOOT = BootSpec(
     cluster="c1",
     store="",
+    code="0" * 64,
     ray_token="token",
     nodes=1,
     gpus_per_node=2,

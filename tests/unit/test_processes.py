@@ -20,12 +20,13 @@ from pytest_gpu_cluster.node.lease import Lease
 SCRIPT = Path(__file__).parents[2] / "harness" / "pytest_gpu_cluster" / "node" / "forkserver.py"
 # Stands where the keeper stands: a subreaper that starts the fork server and ends it, and all that
 # remains, when its stdin closes.
+OWN = "own"  # the name of a directory that holds the code of the cluster itself
 KEEPER = """
 import os, subprocess, sys
 sys.path.insert(0, sys.argv[3])
 from pytest_gpu_cluster.node.forkserver import end_descendants, prctl
 prctl(36, 1)
-subprocess.Popen([sys.executable, sys.argv[1], sys.argv[2], "json"])
+subprocess.Popen([sys.executable, sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], "json"])
 sys.stdin.read()
 end_descendants(os.getpid())
 """
@@ -57,7 +58,7 @@ def forever(spec, channel):
     time.sleep(4711)
 
 def imports(spec, channel):
-    return 7 if "pytest_gpu_cluster" in sys.modules else 0
+    return 7 if "pytest_gpu_cluster.worker.main" in sys.modules else 0
 
 def shared(spec, channel):
     from multiprocessing import shared_memory
@@ -82,10 +83,12 @@ class Keeper(NamedTuple):
 class Watched(Lease):
     """A lease that keeps the messages of its process: they may be looked for in any order."""
 
-    def __init__(self, keeper: Keeper, function: str, **spec: object) -> None:
+    def __init__(
+        self, keeper: Keeper, function: str, spec: dict[str, object], *, code: str = ""
+    ) -> None:
         self.messages: list[dict[str, object]] = []
         super().__init__(
-            keeper.node, code=keeper.node, entry=f"entry:{function}", specification=spec
+            keeper.node, code=code or keeper.node, entry=f"entry:{function}", specification=spec
         )
 
 
@@ -100,6 +103,7 @@ def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keeper]:
         str(SCRIPT),
         str(node / "spawn.sock"),
         str(SCRIPT.parents[2]),
+        OWN,
     ]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 20
@@ -109,7 +113,7 @@ def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keeper]:
 
 
 def lease(keeper: Keeper, function: str, **spec: object) -> Watched:
-    return Watched(keeper, function, **spec)
+    return Watched(keeper, function, spec)
 
 
 def until(opened: Watched, kind: str) -> dict[str, object]:
@@ -184,9 +188,18 @@ def test_the_tree_ends_whoever_dies(keeper: Keeper, way: str) -> None:
     assert procfs.start_time(opened.pid) is None
 
 
-def test_the_fork_server_brings_nothing_of_ours_into_a_fork(keeper: Keeper) -> None:
-    """A warm fork server that had imported this package would run last session's code."""
+def test_a_fork_for_other_code_has_nothing_of_ours_imported(keeper: Keeper) -> None:
+    """The package of a warm fork server is not the one that a later session brings."""
     assert until(lease(keeper, "imports"), "exit")["status"] == 0
+
+
+def test_a_fork_for_the_clusters_own_code_has_it_imported(keeper: Keeper) -> None:
+    """Three processes of every warm session would else wait for their imports."""
+    own = Path(keeper.node, OWN)
+    own.mkdir()
+    (own / "entry.py").write_text(ENTRY)
+
+    assert until(Watched(keeper, "imports", {}, code=str(own)), "exit")["status"] == 7
 
 
 def test_shared_memory_of_a_killed_process_is_unlinked(keeper: Keeper) -> None:

@@ -18,6 +18,7 @@ from pytest_gpu_cluster.contract.events import NodeReady
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.messages import Exit, encode
 from pytest_gpu_cluster.contract.specs import AgentSpec, WorkerSpec
+from pytest_gpu_cluster.contract.trees import code_directory
 from pytest_gpu_cluster.node import lease as leases
 
 ENTRY = "pytest_gpu_cluster.worker.main:main"
@@ -85,7 +86,7 @@ class Reservations:
 
     def __init__(self, spec: AgentSpec, arrivals: Arrivals, trees: Mapping[str, str]) -> None:
         self._spec, self._arrivals, self._trees = spec, arrivals, dict(trees)
-        self._name = f"idle-{spec.request.code[:16]}"
+        self._name = f"idle-{code_directory(spec.request.code)}"
         self._head = ""  # Ray's id of this node
         self._devices: dict[str, tuple[Gpu, ...]] = {}  # by node
         self._lock = threading.Lock()  # guards the two below

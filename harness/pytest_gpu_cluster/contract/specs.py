@@ -23,6 +23,7 @@ class BootSpec(Noun):
 
     cluster: str  # id
     store: str  # URL
+    code: str  # digest of the tree of this package's code, which the keeper runs
     ray_token: str = field(repr=False)
     nodes: int
     gpus_per_node: int | Literal["auto"]

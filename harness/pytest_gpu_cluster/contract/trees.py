@@ -142,6 +142,11 @@ def unpack_blob(blob: bytes, digest: str) -> bytes:
     return content
 
 
+def code_directory(digest: str) -> str:
+    """Return the name of the directory of this package's code on a node, by its tree's digest."""
+    return digest[:16]
+
+
 def _path(entry: Mapping[str, object]) -> str:
     path = entry.get("path")
     if not isinstance(path, str):

@@ -1,8 +1,9 @@
 """The fork server of a node: it has imported what is heavy, and nothing of the user's code.
 
-Run as a script (`python forkserver.py SOCKET MODULE …`) with the standard library alone, so that
-this package itself is not among the imports: every session brings its own. For that reason it has
-its own walk of /proc beside `contract.procfs`; the keeper imports what both need from this module.
+Run as a script (`python forkserver.py SOCKET CODE NAME MODULE …`) with the standard library alone:
+every session brings this package, and only where that is the cluster's own (NAME; it is in CODE)
+a process has it imported already. For that reason it has its own walk of /proc beside
+`contract.procfs`; the keeper imports what both need from this module.
 The fork server is never connected to Ray, holds no CUDA context, no store client and no capture,
 and has one thread. SOCKET appears when it listens.
 
@@ -34,6 +35,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import NoReturn, TypedDict
 
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
@@ -41,6 +43,9 @@ PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
 SERVER_NAME = "gpu-forkserver"
 SUPERVISOR_NAME = "gpu-supervisor"
 PROCESS_NAME = "gpu-worker"
+
+
+Adapt = Callable[[str], None]  # in a fork, before it imports from a directory of code
 
 
 class SpawnOrder(TypedDict):
@@ -108,12 +113,12 @@ def end_descendants(root: int, *, within_s: float = 10.0) -> dict[int, int]:
     return ended | reap()
 
 
-def _run(order: SpawnOrder, descriptors: list[int]) -> NoReturn:
+def _run(order: SpawnOrder, descriptors: list[int], adapt: Adapt) -> NoReturn:
     """Call the function of an order in the forked process. Never returns."""
     code = 1
     try:
         channel = _redirect(descriptors)
-        _reseed()
+        adapt(order["code"])
         sys.path.insert(0, order["code"])
         module, _, function = order["entry"].partition(":")
         entry = getattr(importlib.import_module(module), function)
@@ -155,22 +160,6 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
             raise EOFError("the channel closed before the specification had arrived")
         data += piece
     return data
-
-
-def _reseed() -> None:
-    """Seed anew: forks would otherwise draw the same numbers. Raises RuntimeError: CUDA is used."""
-    import random
-
-    random.seed()
-    if (numpy := sys.modules.get("numpy")) is not None:
-        numpy.random.seed()
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.seed()
-        if torch.cuda._is_in_bad_fork():
-            raise RuntimeError(
-                "the fork server had initialised CUDA: "
-                "a preloaded module touches the GPU when imported"
-            )
 
 
 def shared_memory(root: int) -> set[str]:
@@ -217,7 +206,9 @@ def _settle(pid: int, status: int | None, *, grace_s: float = 0.3) -> dict[int, 
     return ended
 
 
-def _supervise(lease: socket.socket, order: SpawnOrder, descriptors: list[int]) -> NoReturn:
+def _supervise(
+    lease: socket.socket, order: SpawnOrder, descriptors: list[int], adapt: Adapt
+) -> NoReturn:
     """Own one process and all that it starts, until it has ended or the lease is gone."""
     began = time.time()
     os.setsid()
@@ -227,7 +218,7 @@ def _supervise(lease: socket.socket, order: SpawnOrder, descriptors: list[int]) 
     pid = os.fork()
     if pid == 0:
         _become_process(pipe, lease)
-        _run(order, descriptors)
+        _run(order, descriptors, adapt)
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # the keeper's death: by now it is the parent
     for descriptor in descriptors:
         os.close(descriptor)
@@ -296,7 +287,7 @@ def _wait(pid: int, lease: socket.socket, wake: int) -> tuple[int | None, bool]:
                 return None, False
 
 
-def serve(listener: socket.socket) -> None:
+def serve(listener: socket.socket, adapt: Adapt) -> None:
     """Fork a supervisor for each connection, for ever."""
     while True:
         lease, _ = listener.accept()
@@ -310,7 +301,7 @@ def serve(listener: socket.socket) -> None:
                     # Before the keeper has adopted it, a death signal would be that of `between`.
                     while os.getppid() == parent:
                         time.sleep(0.0005)
-                    _supervise(lease, json.loads(data), list(descriptors))
+                    _supervise(lease, json.loads(data), list(descriptors), adapt)
                 os._exit(0)
             os.waitpid(between, 0)
         for descriptor in descriptors:
@@ -318,7 +309,7 @@ def serve(listener: socket.socket) -> None:
         lease.close()
 
 
-def main(path: str, modules: list[str]) -> None:
+def main(path: str, code: str, name: str, modules: list[str]) -> None:
     """Import the modules and what pytest needs, then serve at `path` for ever."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     os.environ.pop("OMP_NUM_THREADS", None)
@@ -329,11 +320,12 @@ def main(path: str, modules: list[str]) -> None:
     sys.path.remove(os.path.dirname(os.path.abspath(__file__)))
     preload.import_modules(modules)
     preload.import_pytest_plugins()
+    preload.import_package(code)
     print(f"threads {len(os.listdir('/proc/self/task'))}", flush=True)
     # A fork need not search what is imported: pytest collects garbage five times at its end, 40 ms
     # each with torch and Ray.
     gc.freeze()
-    serve(listen(path))
+    serve(listen(path), lambda directory: preload.adapt(directory, name))
 
 
 def listen(path: str) -> socket.socket:
@@ -346,4 +338,4 @@ def listen(path: str) -> socket.socket:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(*sys.argv[1:4], sys.argv[4:])

@@ -8,9 +8,14 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
+import random
 import sys
 import sysconfig
 from collections.abc import Iterable
+
+PACKAGE = "pytest_gpu_cluster"
+ENTRIES = (f"{PACKAGE}.agent.main", f"{PACKAGE}.worker.main")  # they import the rest
 
 
 def import_modules(names: Iterable[str]) -> None:
@@ -26,7 +31,7 @@ def import_pytest_plugins() -> None:
     """Import the environment's pytest plugins as pytest would, with their assertions rewritten.
 
     Each process would pay 0.1 s for it again. Only plugins from site-packages: an editable one may
-    change while the cluster is warm, and this package comes with each session.
+    change while the cluster is warm. This package has its own way, `import_package`.
     """
     hook = None
     try:  # all private; a pytest that has it otherwise costs the time, nothing else
@@ -42,11 +47,7 @@ def import_pytest_plugins() -> None:
         for point in importlib.metadata.entry_points(group="pytest11"):
             top = point.module.partition(".")[0]
             spec = importlib.util.find_spec(top)
-            if (
-                top != "pytest_gpu_cluster"
-                and spec is not None
-                and (spec.origin or "").startswith(installed)
-            ):
+            if top != PACKAGE and spec is not None and (spec.origin or "").startswith(installed):
                 importlib.import_module(point.module)
     except Exception as problem:  # noqa: BLE001
         # Whose plugin it is will say so when a session imports it.
@@ -54,3 +55,34 @@ def import_pytest_plugins() -> None:
     finally:
         if hook in sys.meta_path:
             sys.meta_path.remove(hook)
+
+
+def import_package(code: str) -> None:
+    """Import this package, the cluster's own, from the directory `code`.
+
+    A session's agent, its selecting process and its first worker would each pay 0.1 s for it.
+    """
+    sys.path.insert(0, code)
+    import_modules(ENTRIES)
+    sys.path.remove(code)
+
+
+def adapt(code: str, name: str) -> None:
+    """Make a fork a process of its own, which is to import from the directory `code`.
+
+    This package stays imported where `code` holds the same: a directory's name is that of its
+    content, and `name` is that of the cluster's own. Raises RuntimeError: CUDA is used.
+    """
+    if os.path.basename(code) != name:
+        for module in [module for module in sys.modules if module.partition(".")[0] == PACKAGE]:
+            del sys.modules[module]
+    random.seed()  # forks would otherwise draw the same numbers
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed()
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.seed()
+        if torch.cuda._is_in_bad_fork():
+            raise RuntimeError(
+                "the fork server had initialised CUDA: "
+                "a preloaded module touches the GPU when imported"
+            )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pytest_gpu_cluster.contract.errors import InfrastructureError
 from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
+from pytest_gpu_cluster.contract.trees import code_directory
 from pytest_gpu_cluster.node.context import Node
 from pytest_gpu_cluster.node.forkserver import PR_SET_PDEATHSIG, prctl
 from pytest_gpu_cluster.node.lease import NODE_VARIABLE
@@ -100,7 +101,11 @@ class ForkServer(NodeProcess):
 
     def start(self) -> None:
         script = Path(__file__).with_name("forkserver.py")
-        self.spawn([sys.executable, str(script), str(self.socket_path), *PRELOADED])
+        package = Path(__file__).parents[2]  # the import root that the keeper runs from
+        name = code_directory(self.node.boot.code)
+        self.spawn(
+            [sys.executable, str(script), str(self.socket_path), str(package), name, *PRELOADED]
+        )
 
     @property
     def socket_path(self) -> Path:

@@ -15,6 +15,7 @@ from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import SessionRequest
 from pytest_gpu_cluster.contract.specs import AgentSpec
 from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
+from pytest_gpu_cluster.contract.trees import code_directory
 from pytest_gpu_cluster.node.context import HeartbeatMonitor, Node, Shutdown, Stop
 from pytest_gpu_cluster.node.lease import Lease
 from pytest_gpu_cluster.node.unpack import unpack
@@ -112,7 +113,7 @@ def start_session(node: Node, request: SessionRequest) -> ActiveSession:
     """Start the agent of a session. Raises StoreError: its code is not in the store."""
     scratch = scratch_of(node, request.session)
     scratch.mkdir(parents=True, mode=0o700)
-    code = node.directory / "code" / request.code[:16]  # as old as the node: compiled once
+    code = node.directory / "code" / code_directory(request.code)  # as old as the node
     unpack(node.store, request.code, code, cache=node.cache)
     (node.directory / SESSION_FILE).write_text(request.session)
     spec = AgentSpec(

@@ -33,6 +33,7 @@ class ClusterSpec:
     owner: str
     python: str  # interpreter of the nodes
     environment: str  # digest of what is installed for it
+    code: str  # digest of this package's code, for its keepers; "" in a plan that is only shown
     nodes: int
     gpus_per_node: int | Literal["auto"]
     simulated_gpus: int
