@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from pytest_gpu_cluster.contract import procfs
+from pytest_gpu_cluster.contract.fields import JsonObject
 from pytest_gpu_cluster.node.lease import Lease
 
 SCRIPT = Path(__file__).parents[2] / "harness" / "pytest_gpu_cluster" / "node" / "forkserver.py"
@@ -83,9 +84,7 @@ class Keeper(NamedTuple):
 class Watched(Lease):
     """A lease that keeps the messages of its process: they may be looked for in any order."""
 
-    def __init__(
-        self, keeper: Keeper, function: str, spec: dict[str, object], *, code: str = ""
-    ) -> None:
+    def __init__(self, keeper: Keeper, function: str, spec: JsonObject, *, code: str = "") -> None:
         self.messages: list[dict[str, object]] = []
         super().__init__(
             keeper.node, code=code or keeper.node, entry=f"entry:{function}", specification=spec
@@ -112,8 +111,8 @@ def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keeper]:
         yield Keeper(process.pid, str(node))
 
 
-def lease(keeper: Keeper, function: str, **spec: object) -> Watched:
-    return Watched(keeper, function, spec)
+def lease(keeper: Keeper, function: str, **spec: int) -> Watched:
+    return Watched(keeper, function, {**spec})
 
 
 def until(opened: Watched, kind: str) -> dict[str, object]:

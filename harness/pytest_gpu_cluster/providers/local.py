@@ -275,12 +275,18 @@ class LocalProvider:
 
 def _end_guards(ref: ClusterRef, directory: Path) -> None:
     """Send SIGTERM to the guards, and wait while guards and keepers close the cluster."""
-    for pid in _running_guards(ref):
+    _ask_to_end(_running_guards(ref))
+    deadline = time.monotonic() + CLOSE_LIMIT_S
+    while (pids := {*_running_guards(ref), *_keepers(directory)}) and time.monotonic() < deadline:
+        if not directory.exists():  # such a guard only waits for a client that may be lost
+            _ask_to_end(pids)
+        time.sleep(0.02)
+
+
+def _ask_to_end(pids: Iterable[int]) -> None:
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + CLOSE_LIMIT_S
-    while (_running_guards(ref) or _keepers(directory)) and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 def _running_guards(ref: ClusterRef) -> list[int]:
