@@ -18,7 +18,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_gpu_cluster import clusters, options
@@ -26,6 +25,7 @@ from pytest_gpu_cluster.contract.cluster_record import ClusterRecord, cluster_id
 from pytest_gpu_cluster.contract.cluster_record import clusters as recorded_clusters
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError, UnreadableRecordError
 from pytest_gpu_cluster.contract.fields import JsonObject
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
 from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.store import Store

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from pytest_gpu_cluster import options, publish
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import by_nvml
 from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.store import Store

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Set
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from pytest_gpu_cluster.agent import plan
 from pytest_gpu_cluster.agent.plan import Backlog, Case, Demand, Durations
 from pytest_gpu_cluster.agent.worker import Stage
+from pytest_gpu_cluster.contract.frozen import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

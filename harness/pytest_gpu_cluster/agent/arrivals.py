@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import queue
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_gpu_cluster.contract.events import Message, NodeReady
+from pytest_gpu_cluster.contract.frozen import dataclass
 
 if TYPE_CHECKING:
     from pytest_gpu_cluster.agent.worker import Worker

@@ -60,6 +60,7 @@ class Agent:
         record = SessionRecord(store, spec.session)
         journal = record.writer("agent", spool=spec.scratch / "spool", mask=mask_of(spec))
         self.spec = spec
+        self._cpus = os.cpu_count() or 1  # read once: it costs 30 µs
         self.state = SessionState(record, journal, spec.request.limits, durations(store))
         self._arrivals: Arrivals = queue.SimpleQueue()
         trees = {str(tree_root(spec)): spec.request.tree, str(spec.code): spec.request.code}
@@ -173,7 +174,7 @@ class Agent:
             workers=[_view(worker, now) for worker in state.workers],
             capacity=self._cluster.capacity(),
             free=self._cluster.free(),
-            cpus=os.cpu_count() or 1,
+            cpus=self._cpus,
             mean_s=state.outcomes.mean_s,
             single=state.single,
         )

@@ -6,10 +6,11 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from typing import TypeAlias
 
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.records import ItemRow, Location
 
 # Seconds of the last runs by node id, newest first.

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pytest_gpu_cluster.agent import plan
 from pytest_gpu_cluster.agent.arrivals import Arrivals, ClusterFailed, ClusterReady, NodeLost
 from pytest_gpu_cluster.agent.plan import Demand
 from pytest_gpu_cluster.agent.reservations import NAMESPACE, Reservation, Reservations, the_ray
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.specs import AgentSpec
 
 READY_LIMIT_S = 180.0

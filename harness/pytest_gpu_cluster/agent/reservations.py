@@ -8,13 +8,13 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pytest_gpu_cluster.agent.arrivals import Arrivals, NodeJoined
 from pytest_gpu_cluster.agent.node_answer import NodeAnswer
 from pytest_gpu_cluster.agent.plan import Demand
 from pytest_gpu_cluster.contract.events import NodeReady
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.messages import Exit, encode
 from pytest_gpu_cluster.contract.specs import AgentSpec, WorkerSpec

@@ -14,7 +14,6 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from pytest_gpu_cluster.bundle.index import (
     unreadable,
 )
 from pytest_gpu_cluster.contract.errors import RequestError
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.store import DISK_THREADS, REMOTE_THREADS, Store
 from pytest_gpu_cluster.contract.trees import (
     BLOBS,

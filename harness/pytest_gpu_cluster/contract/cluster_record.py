@@ -15,11 +15,11 @@ import contextlib
 import json
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 
 from pytest_gpu_cluster.contract.errors import UnreadableRecordError
 from pytest_gpu_cluster.contract.fields import Noun
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.record import get_noun, put_noun
 from pytest_gpu_cluster.contract.request import VERSION, Shape
 from pytest_gpu_cluster.contract.store import Store

@@ -10,7 +10,7 @@ from a test process and are journaled as they are: `messages` has those that are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar
 
 from pytest_gpu_cluster.contract.codec import VERSION
@@ -25,6 +25,7 @@ from pytest_gpu_cluster.contract.fields import (
     outside,
     shown,
 )
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.records import (
     CollectorRow,

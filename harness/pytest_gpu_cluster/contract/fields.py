@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from enum import Enum
 from pathlib import Path
 from typing import (
@@ -27,6 +27,8 @@ from typing import (
     get_type_hints,
     is_typeddict,
 )
+
+from pytest_gpu_cluster.contract.frozen import dataclass
 
 if TYPE_CHECKING:
     JsonValue: TypeAlias = (
@@ -189,7 +191,7 @@ def _decoder(hint: object) -> Convert | None:
     if origin is not None and issubclass(origin, Mapping):
         return functools.partial(_mapping, _decoder(args[1]))
     if origin is not None and issubclass(origin, Sequence):
-        return functools.partial(_list, _decoder(args[0]))
+        return _objects if _is_record(args[0]) else functools.partial(_list, _decoder(args[0]))
     if is_typeddict(hint):
         return functools.partial(_scalar, dict, "an object")
     if isinstance(hint, type):
@@ -238,8 +240,6 @@ def _one_of(values: tuple[object, ...], value: object) -> object:
 
 def _union(args: tuple[object, ...]) -> Convert | None:
     """A union is None or one other type, or several plain types of which one must fit."""
-    if all(map(is_typeddict, args)):
-        return _decoder(args[0])  # records: each is an object, and many are read
     decoders = [_decoder(each) for each in args if each is not types.NoneType]
     optional = types.NoneType in args
     if any(decode is None for decode in decoders):
@@ -257,6 +257,21 @@ def _union(args: tuple[object, ...]) -> Convert | None:
         return None
 
     return decode
+
+
+def _is_record(hint: object) -> bool:
+    """Return True for one kind of record, or a union of kinds: each is a JSON object."""
+    return is_typeddict(hint) or (
+        get_origin(hint) in (Union, types.UnionType) and all(map(is_typeddict, get_args(hint)))
+    )
+
+
+def _objects(value: object) -> object:
+    """Check a list of records, of which every test has several."""
+    items = _items(value)
+    if {*map(type, items)} - {dict}:
+        return [_scalar(dict, "an object", each) for each in items]
+    return items
 
 
 def _items(value: object) -> list[object]:

@@ -6,10 +6,10 @@ A simulated GPU exists only in Ray's resources and in CUDA_VISIBLE_DEVICES.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pytest_gpu_cluster.contract.fields import Noun
+from pytest_gpu_cluster.contract.frozen import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

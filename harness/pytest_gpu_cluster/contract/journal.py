@@ -16,13 +16,13 @@ import threading
 import time
 import zlib
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import TypeAlias
 
 from pytest_gpu_cluster.contract.errors import StoreError
 from pytest_gpu_cluster.contract.fields import JsonObject, JsonValue
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.store import Store
 
 # An event as it is stored: v, seq, t (unix seconds on the writer's clock, for display), kind,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from pytest_gpu_cluster.contract.codec import encode_line
 from pytest_gpu_cluster.contract.events import EVENTS, Message
 from pytest_gpu_cluster.contract.fields import FieldError, Noun, shown
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.records import TestRecord
 
 # --- from a test process --------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from pytest_gpu_cluster.contract.frozen import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import json
 import secrets
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -25,6 +25,7 @@ from pytest_gpu_cluster.contract.errors import InfrastructureError, UnreadableRe
 from pytest_gpu_cluster.contract.events import Event, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
 from pytest_gpu_cluster.contract.fields import JsonObject, Noun, alias
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.journal import Entry, JournalWriter
 from pytest_gpu_cluster.contract.journal_reader import JournalReader
 from pytest_gpu_cluster.contract.request import VERSION, SessionRequest

@@ -6,10 +6,11 @@ No secret is in it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar, Literal
 
 from pytest_gpu_cluster.contract.fields import JsonValue, Noun
+from pytest_gpu_cluster.contract.frozen import dataclass
 
 VERSION = 1
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pytest_gpu_cluster.contract.fields import Noun
+from pytest_gpu_cluster.contract.frozen import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Literal
+
+from pytest_gpu_cluster.contract.frozen import dataclass
 
 # It becomes a file's name, a key at the host, a part of a key in the store
 SUITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"

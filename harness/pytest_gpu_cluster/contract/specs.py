@@ -6,12 +6,13 @@ Secrets (the Ray token, credentials, values of passed variables) are in no `repr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 from pytest_gpu_cluster.contract.fields import Noun
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.request import PytestFacts, SessionRequest
 from pytest_gpu_cluster.contract.waits import Waits

@@ -13,8 +13,9 @@ import json
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from pytest_gpu_cluster.contract.frozen import dataclass
 
 TREES, BLOBS = "trees/", "blobs/"
 PLAIN, ZLIB = b"\0", b"\1"  # the first byte of a blob

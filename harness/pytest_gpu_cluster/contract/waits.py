@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pytest_gpu_cluster.contract.fields import JsonObject, Noun
+from pytest_gpu_cluster.contract.frozen import dataclass
 
 VARIABLE = "GPU_CLUSTER_INTERNAL_WAITS"
 

@@ -5,11 +5,10 @@ It is made of what pytest says, of what failed beside the tests, and of who stop
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import FailureClass
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.record import Ending
 
 RESULTS = (0, 1, 5)  # pytest's exit codes for results alone: passed, failed, none

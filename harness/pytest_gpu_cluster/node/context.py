@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_gpu_cluster.contract.cluster_record import ClusterRecord
 from pytest_gpu_cluster.contract.failures import KeeperStop
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu, node_gpus
 from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store

@@ -11,11 +11,11 @@ import json
 import socket
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.fields import Noun
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.node.context import Node
 from pytest_gpu_cluster.node.unpack import unpack

@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from pytest_gpu_cluster.contract.errors import RequestError
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.request import Shape
 from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.specs import BootSpec

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.publish.exchange import (
     Exchange,
     JsonObject,

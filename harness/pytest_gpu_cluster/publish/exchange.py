@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.publish.refusals import refusal_text
 
 MAX_PAGES = 20  # of a list, with 100 entries each

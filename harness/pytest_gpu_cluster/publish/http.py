@@ -10,10 +10,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.publish.exchange import (
     Endpoint,
     NoEndpoint,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.publish import Publisher, Target
 from pytest_gpu_cluster.publish.exchange import PublishError, drive
 from pytest_gpu_cluster.publish.http import Transport

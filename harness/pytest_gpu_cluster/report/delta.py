@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from pytest_gpu_cluster.contract.errors import HarnessError
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.record import branch_key
 from pytest_gpu_cluster.contract.request import CI
 from pytest_gpu_cluster.contract.store import Store

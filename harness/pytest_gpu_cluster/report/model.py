@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
 
 from pytest_gpu_cluster.contract.failures import FailureClass
+from pytest_gpu_cluster.contract.frozen import dataclass
 
 # Explanations of the failure classes that are never the tests' fault. Each is also a verdict.
 NOT_TESTS: Mapping[str, str] = {

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.report.model import NOT_TESTS, Delta, Report, Result
 
 LISTED = 20  # of each kind of difference
@@ -95,7 +96,7 @@ def shorten(text: str, limit: int) -> str:
 # --- Markdown -------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """Limits of one attempt to fit a report into a comment."""
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import ClassVar
 
 from pytest_gpu_cluster.contract.events import Event
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.masking import masker
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import CI, SessionRequest

@@ -6,7 +6,6 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from _pytest.terminal import TerminalReporter
 
 from pytest_gpu_cluster.contract.codec import text_of
 from pytest_gpu_cluster.contract.events import InternalError, Interrupted, Output, UsageError
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.messages import Done
 from pytest_gpu_cluster.contract.records import TestRecord, WarningRecord, XmlRecord
 from pytest_gpu_cluster.contract.specs import Role, WorkerSpec
