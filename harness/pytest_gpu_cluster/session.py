@@ -34,6 +34,7 @@ from pytest_gpu_cluster.contract.events import (
 from pytest_gpu_cluster.contract.failures import Closer, StopReason
 from pytest_gpu_cluster.contract.record import Ending, EventReader, SessionRecord
 from pytest_gpu_cluster.contract.request import Limits, PytestFacts, ReportFacts, SessionRequest
+from pytest_gpu_cluster.contract.selection import Distribution
 from pytest_gpu_cluster.contract.settings import RunRequest, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import WAITS
@@ -285,6 +286,7 @@ class Run:
             args=request.pytest_args,
             passed=tuple(sorted(request.passed_env)),
             limits=limits,
+            distribute=Distribution(s.distribute),
             **vars(local),
             **vars(report),
         )

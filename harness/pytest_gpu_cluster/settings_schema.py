@@ -81,6 +81,7 @@ def _base_keys() -> dict[str, Key]:
             from_text=number_from_text,
         ),
         "isolation": one_of("worker"),
+        "distribute": one_of("auto", "test", "class", "module", "file", "group"),
         "test-timeout-s": number(zero=False),
         "max-minutes": number(zero=False),
         "idle-minutes": number(zero=True),

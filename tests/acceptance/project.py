@@ -149,6 +149,7 @@ class Project:
             "-m",
             "pytest",
             *WITHOUT,
+            *("-p", "no:pytest_order"),  # its fixture would be in the goldens
             f"--junitxml={self.root / 'junit.xml'}",
             *args,
         ]

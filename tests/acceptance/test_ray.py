@@ -92,6 +92,74 @@ def test_every_process_sees_exactly_its_devices(project: Project) -> None:
     assert len(ran.cases()) == 7
 
 
+AGAIN = """
+import pytest
+
+def connect():
+    import ray
+    assert not ray.is_initialized()
+    ray.init()
+
+@pytest.mark.ray
+@pytest.mark.parametrize("n", range(2))
+def test_connects(n):
+    connect()
+"""
+
+SHARED = """
+import pytest
+
+@pytest.fixture(scope="module")
+def connected():
+    import ray
+    ray.init()
+    yield ray
+    ray.shutdown()
+
+@pytest.mark.ray
+@pytest.mark.parametrize("n", range(2))
+def test_uses(connected, n):
+    assert connected.get(connected.put(n)) == n
+"""
+
+OWN = """
+import os
+
+def test_starts_its_own(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)  # else Ray leaves one in the home directory
+    import ray
+    ray.init(num_cpus=1, include_dashboard=False)
+    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+
+def test_long_socket(tmp_path):
+    import socket
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.join(os.environ["TMPDIR"], "x" * 60))
+"""
+
+
+def test_a_test_may_connect_to_ray_and_leave_it(project: Project) -> None:
+    """The second `ray.init()` of a process would fail, and a fixture's connection is shared."""
+    project.write(test_again=AGAIN, test_shared=SHARED)
+
+    ran = project.run()
+
+    assert ran.code == 0, ran.out
+    assert set(ran.cases().values()) == {"passed"}
+    assert len(ran.cases()) == 4
+
+
+def test_an_unmarked_test_starts_a_ray_of_its_own(project: Project) -> None:
+    """As in plain pytest; the paths of its sockets hold 107 bytes."""
+    project.write(test_own=OWN)
+
+    ran = project.run()
+
+    assert ran.code == 0, ran.out
+    assert set(ran.cases().values()) == {"passed"}
+
+
 TWO_NODES = """
 import os
 import pytest

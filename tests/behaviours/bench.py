@@ -205,14 +205,14 @@ class Bench:
         )
         return running
 
-    def same(self, scenario: Scenario, *, header: bool = True) -> Outcome:
+    def same(self, scenario: Scenario, *, header: bool = True, workers: int = 1) -> Outcome:
         """Assert that one worker gives what plain pytest gives: exit code, stdout, stderr, JUnit,
-        cache; the outcome.
+        cache; the outcome. Two give it too, where the order of tests binds.
 
         The header lines of conftests arrive when pytest's own have been printed: without `header`
         their order is left out.
         """
-        plain, ours = self.plain(scenario), self.ours(scenario)
+        plain, ours = self.plain(scenario), self.ours(scenario, workers=workers)
         if header:
             agree(plain, ours)
         else:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.replay_scenarios import SCENARIOS
 
-NUMBERS = range(1, 80)
+NUMBERS = range(1, 85)
 # Variants in which other code of pytest, and the same of ours, is run as in another scenario of the
 # number: `make test` leaves them to the night.
 NIGHTLY = frozenset(

@@ -184,7 +184,11 @@ def test_b66_x_stops_the_tests_of_other_workers_with_teardown(bench: Bench) -> N
     marks = bench.beside("marks66")
     marks.mkdir()
     ours = bench.ours(
-        Scenario(files={"test_x.py": STOPPED}), "-x", workers=2, PYTEST_MARKS=str(marks)
+        Scenario(files={"test_x.py": STOPPED}),
+        "-x",
+        workers=2,
+        PYTEST_MARKS=str(marks),
+        GPU_CLUSTER_DISTRIBUTE="test",
     )
 
     assert ours.code == 1

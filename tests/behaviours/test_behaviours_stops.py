@@ -133,12 +133,20 @@ def test_b70_debuggers_are_refused_with_a_remedy(bench: Bench, option: str) -> N
 
 
 def test_b70_a_breakpoint_fails_its_test_and_does_not_hang(bench: Bench) -> None:
-    """It finds no terminal to read from, as under plain pytest whose stdin is closed."""
-    ours = bench.same(
-        Scenario(
-            files={"test_b.py": "def test_b(): breakpoint()\ndef test_c(): pass\n"},
-            args=("--tb=line", "-q"),
-        )
-    )
+    """There is no terminal to read from; the test says so in one sentence."""
+    source = """
+import pdb, pytest
+def test_a(): breakpoint()
+def test_b(): pdb.set_trace()
+def test_c(): pytest.set_trace()
+def test_d(): pass
+"""
+    scenario = Scenario(files={"test_b.py": source}, args=("--tb=short",))
 
-    assert "1 failed, 1 passed" in ours.counts
+    ours = bench.ours(scenario)
+    ignoring = bench.ours(scenario, PYTHONBREAKPOINT="0", GPU_CLUSTER_PASS_ENV="PYTHON*")
+
+    assert "3 failed, 1 passed" in ours.counts
+    assert ours.out.count("Failed: a debugger needs a terminal beside the test") >= 3
+    assert "(Pdb)" not in ours.out
+    assert "2 failed, 2 passed" in ignoring.counts

@@ -1,4 +1,4 @@
-"""The list of 79 behaviours and their tests agree, and the comparison sees each difference."""
+"""The list of behaviours and their tests agree, and the comparison sees each difference."""
 
 from __future__ import annotations
 

@@ -180,6 +180,8 @@ def save(rows: list[Outcome]) -> None:
 
 def main() -> int:
     """Inject the faults; 1 when anything of a cluster is left."""
+    # Where a shell has started this in the background, children would ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", help="a part of a fault's name")
     parser.add_argument("--point", choices=POINTS)

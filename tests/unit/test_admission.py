@@ -57,7 +57,7 @@ def situation(
         free=free,
         cpus=2,
         mean_s=None,
-        single=False,
+        serial=False,
     )
 
 
@@ -71,7 +71,7 @@ class Cluster:
 
     backlog: Backlog
     capacity: dict[str, float]
-    single: bool = False
+    serial: bool = False
     free: dict[str, float] = field(default_factory=dict)
     workers: list[WorkerView] = field(default_factory=list)
     devices: dict[str, Mapping[str, float]] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Cluster:
                 free=self.free,
                 cpus=2,
                 mean_s=0.01 if self.ran else None,
-                single=self.single,
+                serial=self.serial,
             )
         ):
             match decision:
@@ -140,11 +140,11 @@ class Cluster:
 
 @given(suites, clusters, st.booleans())
 def test_no_test_is_lost_or_given_twice(
-    rows: list[tuple[Demand, float | None, set[str]]], capacity: dict[str, float], single: bool
+    rows: list[tuple[Demand, float | None, set[str]]], capacity: dict[str, float], serial: bool
 ) -> None:
     """A lost test is a green run that never happened; one that nobody starts is a hang."""
     tests = [test for test in cases_of(rows) if plan.impossible(test.demand, capacity) is None]
-    cluster = Cluster(Backlog(tests), capacity, single=single)
+    cluster = Cluster(Backlog(tests), capacity, serial=serial)
 
     steps = 0
     while cluster.step():
@@ -154,6 +154,20 @@ def test_no_test_is_lost_or_given_twice(
 
     assert sorted(cluster.ran) == sorted(test.index for test in tests)
     assert cluster.free == pytest.approx(capacity)
+
+
+@given(suites, clusters)
+def test_a_serial_run_has_one_test_at_a_time_as_collected(
+    rows: list[tuple[Demand, float | None, set[str]]], capacity: dict[str, float]
+) -> None:
+    """`-x` and stepwise are promises about the order, whatever devices the tests need."""
+    tests = [test for test in cases_of(rows) if plan.impossible(test.demand, capacity) is None]
+    cluster = Cluster(Backlog(tests), capacity, serial=True)
+
+    while cluster.step():
+        assert sum(bool(worker.queue) for worker in cluster.workers) <= 1
+
+    assert cluster.ran == sorted(cluster.ran)
 
 
 @given(suites, clusters, st.data())
@@ -219,7 +233,7 @@ def test_draining_ends_idle_processes_and_gives_the_others_nothing() -> None:
 def test_one_slot_keeps_the_order(durations: list[float | None]) -> None:
     """With one process the output is that of plain pytest, so it gets all tests in order."""
     tests = [case(n, ONE, expected_s) for n, expected_s in enumerate(durations)]
-    cluster = Cluster(Backlog(tests), {"a": 1.0}, single=True)
+    cluster = Cluster(Backlog(tests), {"a": 1.0}, serial=True)
     while cluster.step():
         pass
 

@@ -44,29 +44,6 @@ def item_of(*, gpu: JsonObject | None, ray: JsonObject | None) -> ItemRow:
     }
 
 
-@given(st.lists(st.none() | seconds), st.booleans())
-def test_ordering_loses_and_doubles_nothing(durations: list[float | None], several: bool) -> None:
-    """A test that is dropped while sorting would be a green run that never happened."""
-    ordered = plan.order(cases_of(durations), several=several)
-
-    assert sorted(t.index for t in ordered) == list(range(len(durations)))
-
-
-@given(st.lists(st.none() | seconds))
-def test_one_slot_keeps_the_order_of_collection(durations: list[float | None]) -> None:
-    """With one worker the output is that of plain pytest, so its order must be too."""
-    assert [t.index for t in plan.order(cases_of(durations), several=False)] == list(
-        range(len(durations))
-    )
-
-
-def test_the_longest_goes_first_when_several_run() -> None:
-    """A long test that starts last is the whole tail of the run."""
-    ordered = plan.order(cases_of([1.0, 9.0, 0.001, 4.0, 0.002]), several=True)
-
-    assert [t.index for t in ordered] == [1, 3, 0, 2, 4]
-
-
 @given(st.lists(st.none() | seconds, min_size=1), st.none() | seconds, st.integers(1, 8))
 def test_a_batch_is_never_empty_and_never_too_much(
     durations: list[float | None], mean_s: float | None, sharers: int
@@ -185,6 +162,27 @@ def test_a_senseless_mark_names_its_value(mark: JsonObject) -> None:
     """The author of the mark must find it from the message alone."""
     with pytest.raises(ValueError, match=r"gpu\(count="):
         plan.demand_of(item_of(gpu=mark, ray=None), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "ray", "said"),
+    [
+        (
+            {"cuont": 2},
+            None,
+            r"mark gpu\(cuont=2\): unknown argument; it takes count and memory_gib",
+        ),
+        ({"count": 1, "memory": 16000}, None, r"mark gpu\(memory=16000\)"),
+        (None, {"gpu": 2}, r"mark ray\(gpu=2\): unknown argument; it takes gpus and nodes"),
+    ],
+    ids=["a typo", "another unit", "of the other mark"],
+)
+def test_an_argument_that_a_mark_does_not_take_is_refused(
+    gpu: JsonObject | None, ray: JsonObject | None, said: str
+) -> None:
+    """The test would run with the default, and fail or pass for another reason."""
+    with pytest.raises(ValueError, match=said):
+        plan.demand_of(item_of(gpu=gpu, ray=ray), 1.0)
 
 
 def test_an_unmarked_test_gets_the_default_and_a_driving_one_none() -> None:

@@ -27,7 +27,7 @@ import os, subprocess, sys
 sys.path.insert(0, sys.argv[3])
 from pytest_gpu_cluster.node.forkserver import end_descendants, prctl
 prctl(36, 1)
-subprocess.Popen([sys.executable, sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], "json"])
+subprocess.Popen([sys.executable, sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], "trio"])
 sys.stdin.read()
 end_descendants(os.getpid())
 """
@@ -60,6 +60,12 @@ def forever(spec, channel):
 
 def imports(spec, channel):
     return 7 if "pytest_gpu_cluster.worker.main" in sys.modules else 0
+
+def hypothesis(spec, channel):
+    import warnings
+    warnings.simplefilter("error")
+    import hypothesis
+    return 0 if "trio" in sys.modules else 7
 
 def shared(spec, channel):
     from multiprocessing import shared_memory
@@ -199,6 +205,14 @@ def test_a_fork_for_the_clusters_own_code_has_it_imported(keeper: Keeper) -> Non
     (own / "entry.py").write_text(ENTRY)
 
     assert until(Watched(keeper, "imports", {}, code=str(own)), "exit")["status"] == 7
+
+
+def test_hypothesis_is_imported_without_a_warning_beside_a_preloaded_trio(keeper: Keeper) -> None:
+    """It became one of every suite, and with `-W error` the end of its run.
+
+    Where anyio brings a pytest plugin, the fork server has imported trio.
+    """
+    assert until(lease(keeper, "hypothesis"), "exit")["status"] == 0
 
 
 def test_shared_memory_of_a_killed_process_is_unlinked(keeper: Keeper) -> None:

@@ -29,7 +29,7 @@ from pytest_gpu_cluster.contract.specs import ClusterFacts, RayAccess, Role, Tre
 from pytest_gpu_cluster.worker import prepare
 from pytest_gpu_cluster.worker.orders import OrderQueue, Supply
 from pytest_gpu_cluster.worker.quarantine import Quarantine
-from pytest_gpu_cluster.worker.run import ray_environment
+from pytest_gpu_cluster.worker.ray_use import ray_environment
 from pytest_gpu_cluster.worker.streams import Channel, Texts
 
 SPEC = WorkerSpec(

@@ -38,7 +38,7 @@ class Situation:
     free: Mapping[str, float]  # those that nobody holds; empty until Ray is joined
     cpus: int  # per node
     mean_s: float | None  # seconds per test so far; None before the first
-    single: bool  # one slot: its process gets all tests at once, in the order of the collection
+    serial: bool  # one test at a time, as collected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,8 @@ Decision: TypeAlias = Open | Give | Finish | Cancel
 
 def decide(situation: Situation) -> list[Decision]:
     """Return what to do now: processes to open, then at most one decision for each process."""
+    if situation.serial:
+        return _one_at_a_time(situation)
     openings, drain_for = _openings(situation)
     demands = Counter(worker.demand for worker in situation.workers)
     demands.update(opening.demand for opening in openings)
@@ -192,11 +194,58 @@ class _Feed:
 
     def _give(self, waiting: int) -> Give | None:
         worker, situation = self.worker, self.situation
-        backlog, mean_s, count = situation.backlog, situation.mean_s, waiting
-        if not situation.single:
-            if plan.enough(worker.queue, mean_s=mean_s):
-                return None
-            front = backlog.front(worker.demand, plan.CHUNK_TESTS, planned=self.planned)
-            count = plan.batch(front, waiting=waiting, mean_s=mean_s, sharers=self.sharers)
+        backlog, mean_s = situation.backlog, situation.mean_s
+        if plan.enough(worker.queue, mean_s=mean_s):
+            return None
+        front = backlog.front(worker.demand, plan.CHUNK_TESTS, planned=self.planned)
+        count = plan.batch(front, waiting=waiting, mean_s=mean_s, sharers=self.sharers)
         tests = backlog.pick(worker.demand, count, home=worker.home, planned=self.planned)
-        return Give(worker=worker.name, tests=tests, last=situation.single)
+        return Give(worker=worker.name, tests=tests, last=False)
+
+
+def _one_at_a_time(situation: Situation) -> list[Decision]:
+    """Return what to do where tests run one after the other, as collected.
+
+    One process has tests at any time: all that come before the next test of another demand.
+    Processes of demands that come later wait, unless their devices are needed.
+    """
+    backlog = situation.backlog
+    front = backlog.leading()
+    runner = _runner(situation, front[0]) if front else None
+    decisions: list[Decision] = []
+    blocked = False
+    if front and runner is None:
+        avoid = _avoidable(situation, front[0])
+        devices = _claim(front[0].demand, dict(situation.free), avoid=avoid)
+        blocked = devices is None
+        if devices is not None:
+            decisions.append(Open(demand=front[0].demand, devices=devices))
+    kept = {front[0].demand} if front else set()
+    busy = any(worker.queue for worker in situation.workers)
+    for worker in situation.workers:
+        if worker is runner:
+            if worker.stage is Stage.IDLE and not busy:
+                last = len(front) == len(backlog)
+                decisions.append(Give(worker=worker.name, tests=front, last=last))
+        elif not blocked and worker.demand not in kept and backlog.waiting(worker.demand) > 0:
+            kept.add(worker.demand)
+        elif worker.stage is Stage.IDLE:
+            decisions.append(Finish(worker=worker.name))
+        elif worker.stage is Stage.STARTING:
+            decisions.append(Cancel(worker=worker.name))
+    return decisions
+
+
+def _runner(situation: Situation, test: Case) -> WorkerView | None:
+    """Return the process that runs a test: one that is ready, on a node that has not lost it."""
+    able = [
+        worker
+        for worker in situation.workers
+        if worker.demand == test.demand
+        and worker.stage in (Stage.IDLE, Stage.RUNNING, Stage.STARTING)
+    ]
+    return min(
+        able,
+        key=lambda worker: (worker.home in test.avoid, worker.stage is Stage.STARTING),
+        default=None,
+    )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from pytest_gpu_cluster.agent import plan
+from pytest_gpu_cluster.agent import distribution, plan
 from pytest_gpu_cluster.agent.plan import Case, Demand, Durations
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.records import ItemRow
+from pytest_gpu_cluster.contract.selection import Distribution, Ordering, SelectionOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +31,14 @@ class Cases:
     tests: list[Case]  # as collected
     runnable: list[Case]  # in the order of handing out
     refused: list[tuple[Case, str]]  # tests that this cluster can never run, and the reason
-    single: bool  # one slot runs them all
+    ordering: Ordering  # serial also where one slot runs them all
+    apart: Mapping[str, float]  # scopes that were taken apart, and the seconds that each takes
+    mixed: tuple[str, ...]  # scopes whose tests need different devices, and so processes
 
 
-def cases_of(items: Sequence[ItemRow], resources: Resources, history: Durations) -> Cases:
+def cases_of(
+    items: Sequence[ItemRow], resources: Resources, history: Durations, options: SelectionOptions
+) -> Cases:
     """Give each collected test its demand and its place in the order."""
     occurrences: Counter[tuple[str, ...]] = Counter()
     tests: list[Case] = []
@@ -49,6 +55,7 @@ def cases_of(items: Sequence[ItemRow], resources: Resources, history: Durations)
             outside=outside,
             demand=demand,
             expected_s=plan.expected(history, nodeid),
+            scope=item.get("scope", ""),
         )
         occurrences[nodeid, *outside] += 1
         tests.append(test)
@@ -56,12 +63,32 @@ def cases_of(items: Sequence[ItemRow], resources: Resources, history: Durations)
             runnable.append(test)
         else:
             refused.append((test, problem))
-    several = _several({test.demand for test in runnable}, resources.nodes)
+    return _arranged(tests, runnable, refused, resources, options)
+
+
+def _arranged(
+    tests: list[Case],
+    runnable: list[Case],
+    refused: list[tuple[Case, str]],
+    resources: Resources,
+    options: SelectionOptions,
+) -> Cases:
+    slots = partial(plan.slots, nodes=resources.nodes, cpus=os.cpu_count() or 1)
+    several = len({test.demand for test in runnable}) > 1 or any(
+        slots(test.demand) > 1 for test in runnable[:1]
+    )
+    ordering = options.ordering if several else Ordering.SERIAL
+    mixed = distribution.mixed(runnable)
+    apart: Mapping[str, float] = {}
+    if ordering is not Ordering.SERIAL and options.distribution is Distribution.AUTO:
+        apart = distribution.spread(runnable, slots)
     return Cases(
         tests=tests,
-        runnable=plan.order(runnable, several=several),
+        runnable=distribution.order(runnable, ordering=ordering),
         refused=refused,
-        single=not several,
+        ordering=ordering,
+        apart=apart,
+        mixed=mixed,
     )
 
 
@@ -89,9 +116,3 @@ def _too_little_memory(item: ItemRow, gpus: Sequence[Gpu]) -> str | None:
     if max(sizes) >= gib:
         return None
     return f"the test asks for GPUs of {gib:g} GiB; the largest has {max(sizes):g} GiB"
-
-
-def _several(demands: set[Demand], nodes: Mapping[str, float]) -> bool:
-    """Return True when tests of these demands can run at the same time."""
-    cpus = os.cpu_count() or 1
-    return len(demands) > 1 or any(plan.slots(demand, nodes, cpus) > 1 for demand in demands)

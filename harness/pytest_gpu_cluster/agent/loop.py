@@ -176,7 +176,7 @@ class Agent:
             free=self._cluster.free(),
             cpus=self._cpus,
             mean_s=state.outcomes.mean_s,
-            single=state.single,
+            serial=state.serial,
         )
         by_name = {worker.name: worker for worker in state.workers}
         for decision in admission.decide(situation):

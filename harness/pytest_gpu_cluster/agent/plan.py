@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import field
-from itertools import islice
+from itertools import groupby, islice, takewhile
 from typing import TypeAlias
 
 from pytest_gpu_cluster.contract.frozen import dataclass
@@ -54,6 +54,7 @@ class Case:
     demand: Demand
     attempt: int = 0
     expected_s: float | None = None
+    scope: str = ""  # tests of one scope run in one process, in their order; "": it is alone
     avoid: set[str] = field(default_factory=set)  # nodes that were lost under it
 
 
@@ -62,14 +63,21 @@ class _Group:
     tests: deque[Case] = field(default_factory=deque)
     expected_s: float = 0.0  # of the tests that ran before
     unknown: int = 0  # tests that did not
+    scopes: Counter[str] = field(default_factory=Counter)  # tests of each; "": those without one
 
     def count(self, test: Case, sign: int) -> None:
         self.expected_s += sign * (test.expected_s or 0.0)
         self.unknown += sign * (test.expected_s is None)
+        self.scopes[test.scope] += sign
+        if not self.scopes[test.scope]:
+            del self.scopes[test.scope]
 
 
 class Backlog:
-    """Tests that wait for a slot: by demand, each group in the order of handing out."""
+    """Tests that wait for a slot: by demand, each group in the order of handing out.
+
+    Tests of one scope stand together, and are handed out together.
+    """
 
     def __init__(self, tests: Iterable[Case] = ()) -> None:
         self._groups: dict[Demand, _Group] = {}
@@ -95,6 +103,20 @@ class Backlog:
     def waiting(self, demand: Demand) -> int:
         return len(self._groups[demand].tests) if demand in self._groups else 0
 
+    def units(self, demand: Demand) -> int:
+        """Return how many processes could have something to do: a scope needs one."""
+        scopes = self._groups[demand].scopes if demand in self._groups else Counter[str]()
+        return len(scopes) + max(0, scopes[""] - 1)
+
+    def leading(self) -> list[Case]:
+        """Return the tests of one demand that come, as collected, before those of any other."""
+        fronts = {d: group.tests[0].index for d, group in self._groups.items() if group.tests}
+        if not fronts:
+            return []
+        demand = min(fronts, key=lambda each: fronts[each])
+        end = min((index for d, index in fronts.items() if d != demand), default=math.inf)
+        return list(takewhile(lambda test: test.index < end, self._groups[demand].tests))
+
     def worth(self, demand: Demand) -> int:
         """Return how many more workers pay by the expected seconds; an unknown test may be long."""
         group = self._groups.get(demand, _Group())
@@ -107,17 +129,23 @@ class Backlog:
     def pick(
         self, demand: Demand, count: int, *, home: str, planned: Set[int] = frozenset()
     ) -> list[Case]:
-        """Return the next tests to run on node `home`, at most `count`; nothing is removed.
+        """Return the next tests to run on node `home`; nothing is removed.
 
-        Tests that were lost on that node are among them only when there are no others.
+        They are `count` if there are as many, and the rest of the last one's scope. Tests that were
+        lost on that node are among them only when there are no others.
         """
         fresh: list[Case] = []
         burnt: list[Case] = []
-        for test in self._next(demand, planned):
-            (burnt if home in test.avoid else fresh).append(test)
-            if len(fresh) == count:
+        for _, unit in groupby(self._next(demand, planned), key=lambda t: t.scope or t.index):
+            tests = list(unit)
+            lost = any(home in test.avoid for test in tests)
+            if not lost:
+                fresh += tests
+            elif len(burnt) < count:
+                burnt += tests
+            if len(fresh) >= count:
                 break
-        return fresh or burnt[:count]
+        return fresh or burnt
 
     def _next(self, demand: Demand, planned: Set[int]) -> Iterator[Case]:
         tests: Iterable[Case] = self._groups[demand].tests if demand in self._groups else ()
@@ -151,6 +179,8 @@ def demand_of(item: ItemRow, default_gpus: float) -> Demand:
     Raises ValueError with the wrong argument and what was expected.
     """
     gpu, ray = item.get("gpu"), item.get("ray")
+    _check_arguments("gpu", gpu, ("count", "memory_gib"))
+    _check_arguments("ray", ray, ("gpus", "nodes"))
     count: object = 0.0 if ray is not None else default_gpus
     if gpu is not None:
         count = gpu.get("count", 1)
@@ -161,6 +191,17 @@ def demand_of(item: ItemRow, default_gpus: float) -> Demand:
         raise ValueError(f"mark ray(nodes={nodes!r}): expected a whole number of at least 1")
     drives = ray is not None
     return Demand(drives=drives, ray_nodes=nodes if drives else 0, ray_gpus=ray_gpus, gpus=gpus)
+
+
+def _check_arguments(
+    mark: str, arguments: Mapping[str, object] | None, known: Sequence[str]
+) -> None:
+    """Raise ValueError for an argument that the mark does not take."""
+    for name, value in (arguments or {}).items():
+        if name not in known:
+            raise ValueError(
+                f"mark {mark}({name}={value!r}): unknown argument; it takes {' and '.join(known)}"
+            )
 
 
 def _devices(argument: str, value: object) -> float:
@@ -199,24 +240,6 @@ def slots(demand: Demand, nodes: Mapping[str, float], cpus: int) -> int:
     if demand.gpus == 0:
         return max(1, cpus) * len(nodes)
     return sum(int((free + 1e-9) / demand.gpus) for free in nodes.values())
-
-
-def order(tests: Iterable[Case], *, several: bool) -> list[Case]:
-    """Return tests in the order of handing out.
-
-    For one slot it is the order of the collection; for `several`, the longest test comes first.
-    """
-    tests = list(tests)
-    if not several:
-        return tests
-    durations = [t.expected_s for t in tests if t.expected_s is not None]
-    middle = statistics.median(durations) if durations else 0.0
-    expected = {t.index: t.expected_s if t.expected_s is not None else middle for t in tests}
-    long = sorted(
-        (t for t in tests if expected[t.index] > LONG_S / 10),
-        key=lambda t: (-expected[t.index], t.index),
-    )
-    return long + [t for t in tests if expected[t.index] <= LONG_S / 10]
 
 
 def batch(front: Sequence[Case], *, waiting: int, mean_s: float | None, sharers: int) -> int:

@@ -18,6 +18,7 @@ from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.messages import Exit, Finished, decode
 from pytest_gpu_cluster.contract.request import PytestFacts
 from pytest_gpu_cluster.contract.specs import (
+    TEMPORARY,
     AgentSpec,
     ClusterFacts,
     RayAccess,
@@ -112,6 +113,7 @@ class Launcher:
                 cache=request.cache,
             ),
             args=request.args,
+            distribute=request.distribute,
             env=self._environment(gpus),
             worker=name,
             workers=self._cluster.width(),
@@ -133,7 +135,7 @@ class Launcher:
     def _environment(self, gpus: tuple[Gpu, ...]) -> dict[str, str]:
         """Return the node's plain variables, the passed ones, and exactly the process's devices."""
         plain = {k: v for k, v in os.environ.items() if not k.startswith(HIDDEN)}
-        temporary = self._spec.scratch / "tmp"
+        temporary = self._spec.node / TEMPORARY
         temporary.mkdir(exist_ok=True)
         return {
             **plain,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 
-from pytest_gpu_cluster.agent.cases import Resources, cases_of
+from pytest_gpu_cluster.agent.cases import Cases, Resources, cases_of
 from pytest_gpu_cluster.agent.crash import crash_text, with_last_output
 from pytest_gpu_cluster.agent.plan import Backlog
 from pytest_gpu_cluster.agent.processes import SELECTING, Launcher
@@ -15,6 +15,7 @@ from pytest_gpu_cluster.contract.events import (
     Event,
     InternalError,
     Message,
+    Notice,
     Output,
     SelectionRestarted,
 )
@@ -30,6 +31,7 @@ from pytest_gpu_cluster.contract.messages import (
     ShowReports,
     encode,
 )
+from pytest_gpu_cluster.contract.selection import Ordering, SelectionOptions
 from pytest_gpu_cluster.node.lease import Lease
 
 STREAMS = {1: "out", 2: "err"}
@@ -88,7 +90,7 @@ class Selection:
         state = self._state
         if self.stage is SelectionStage.COLLECTING:
             self.stage = SelectionStage.COLLECTED
-        cases = cases_of(message.items, resources, state.history)
+        cases = cases_of(message.items, resources, state.history, message.options)
         state.tests = cases.tests
         if not message.run:
             return
@@ -97,7 +99,9 @@ class Selection:
         for test, problem in cases.refused:
             advice = "ask for less, or raise nodes or gpus-per-node in [tool.gpu-cluster]"
             state.fail(test, f"demand: {problem}; {advice}", failure_class)
-        state.single = cases.single
+        state.serial = cases.ordering is Ordering.SERIAL
+        for notice in notices(message.options, cases):
+            state.journal.append(notice)
         if state.stop is None:
             state.backlog = Backlog(cases.runnable)
         else:  # the end came before the selection did
@@ -145,6 +149,26 @@ class Selection:
                 testsfailed=state.outcomes.failures,
             )
         )
+
+
+def notices(options: SelectionOptions, cases: Cases) -> Iterator[Notice]:
+    """Yield what the user should know of the order and the places in which tests run."""
+    if options.unused:
+        text = "no effect here: the number of processes follows the devices"
+        yield Notice(name="xdist", text=f"{', '.join(options.unused)}: {text}")
+    if cases.ordering is Ordering.KEPT:
+        yield Notice(name="order", text=f"handed out as collected, for {options.ordering_reason}")
+    elif options.ordering is Ordering.SERIAL:
+        advice = "" if options.stepwise else '; distribute = "test" runs them side by side'
+        text = f"one test at a time, as collected, for {options.ordering_reason}{advice}"
+        yield Notice(name="order", text=text)
+    if cases.mixed:
+        more = f" and {len(cases.mixed) - 1} more" if len(cases.mixed) > 1 else ""
+        text = "tests that ask for different devices run in different processes"
+        yield Notice(name="distribute", text=f"{cases.mixed[0]}{more}: {text}")
+    for scope, seconds in cases.apart.items():
+        text = f"{scope} takes {seconds:.0f} s in one process, and is taken apart"
+        yield Notice(name="distribute", text=f'{text}; distribute = "file" keeps it whole')
 
 
 def raw_output(message: Raw, worker: str) -> Output:

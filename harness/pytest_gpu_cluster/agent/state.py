@@ -27,7 +27,7 @@ class SessionState:
         self.selected = False  # collected, and the selecting process waits for the end
         self.tests: list[Case] = []  # as collected
         self.backlog = Backlog()
-        self.single = False  # one slot: tests keep their order, and its process may have them all
+        self.serial = False  # one test at a time, as collected
         self.workers: list[Worker] = []
         self.crashed_files: dict[str, str] = {}  # whose import ended the process, and its text
         self.coverage: list[str] = []  # keys in the store
@@ -68,6 +68,8 @@ class SessionState:
         limit, failures = self.options.maxfail, self.outcomes.failures
         if limit and failures >= limit:
             self.end(StopReason.MAXFAIL, f"stopping after {failures} failures")
+        elif 0 < self.options.stepwise_limit <= failures:
+            self.end(StopReason.CLIENT_DONE, "stepwise goes on from this test next time")
 
     def end(self, reason: StopReason, message: str) -> None:
         """Start no further test; running ones are asked to stop, and killed when they do not."""

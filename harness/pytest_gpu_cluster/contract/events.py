@@ -2,9 +2,8 @@
 
 The agent appends them to the session's journal, and the client reads them. A keeper or guard that
 has lost the agent appends `session_finished` in its place. The client makes `request` and `phase`
-for its own sinks; they are in no journal. Each event is one JSON object with its `kind`. Reading
-one that is unknown, or has a key too many or too few, is an error that names it. Several kinds come
-from a test process and are journaled as they are: `messages` has those that are not.
+for its own sinks. Each event is one JSON object with its `kind`. Reading one that is unknown, or
+has a key too many or too few, is an error that names it. Several kinds come from a test process.
 """
 
 from __future__ import annotations
@@ -62,9 +61,7 @@ class Event(Message):
 
     seq: int = field(default=0, metadata=outside())
     writer: str = field(default="", metadata=outside())
-    t: float = field(
-        default=0.0, metadata=outside()
-    )  # unix seconds on the writer's clock, for display only
+    t: float = field(default=0.0, metadata=outside())  # unix seconds on the writer's clock
 
     @classmethod
     def of(cls, entry: Mapping[str, object]) -> Event:
@@ -113,6 +110,14 @@ class PhaseFinished(Event, kind="phase"):
     name: str  # environment, tree, cluster, ray
     detail: str
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice(Event, kind="notice"):
+    """A sentence for the user about how this session runs tests."""
+
+    name: str  # order, distribute, xdist
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,9 +342,9 @@ class Summary(Event, kind="summary"):
 EVENTS: dict[str, type[Event]] = {
     each.kind: each
     for each in (
-        *(Requested, PhaseFinished, NodeReady, NodeLost, WorkerLost, Retry, SessionFinished),
-        *(Hello, Header, WarningRaised, CollectorFinished, Deselected, SelectionRestarted),
-        *(Collected, TestStarted, TestFinished, LateRecords, Output),
+        *(Requested, PhaseFinished, Notice, NodeReady, NodeLost, WorkerLost, Retry),
+        *(SessionFinished, Hello, Header, WarningRaised, CollectorFinished, Deselected),
+        *(SelectionRestarted, Collected, TestStarted, TestFinished, LateRecords, Output),
         *(InternalError, Interrupted, UsageError, Finishing, Summary),
     )
 }

@@ -128,7 +128,8 @@ class ItemRow(CollectorRow):
     )  # of a test outside the tree: the argument that led there, and its file
     gpu: JsonObject | None  # arguments of the mark by name; None without the mark
     ray: JsonObject | None
-    xdist_group: NotRequired[JsonObject]
+    # Tests of one scope run in one process, in the order of the collection; absent: it is alone
+    scope: NotRequired[str]
 
 
 class PluginLines(TypedDict):

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from pytest_gpu_cluster.contract.fields import JsonValue, Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
+from pytest_gpu_cluster.contract.selection import Distribution
 
 VERSION = 1
 
@@ -108,6 +109,7 @@ class SessionRequest(PytestFacts, ReportFacts, Noun):
     args: tuple[str, ...]  # of pytest, as typed, without this plugin's own options
     passed: tuple[str, ...]
     limits: Limits
+    distribute: Distribution = Distribution.AUTO
     # Known once the tree is in the store.
     tree: str = ""  # digest
     code: str = ""  # digest

@@ -64,6 +64,7 @@ class Settings:
     simulated_gpus: int = 2
     default_gpus: float | None = None  # None: 1, or none where the cluster has none
     isolation: Literal["worker"] = "worker"
+    distribute: Literal["auto", "test", "class", "module", "file", "group"] = "auto"
     limits: LimitSettings = LimitSettings()
     require_gpu: bool = False
     pass_env: tuple[str, ...] = ("PYTEST_*", "CI", "GPU_TESTS_*")

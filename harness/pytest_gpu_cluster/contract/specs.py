@@ -15,6 +15,7 @@ from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.request import PytestFacts, SessionRequest
+from pytest_gpu_cluster.contract.selection import Distribution
 from pytest_gpu_cluster.contract.waits import Waits
 
 
@@ -43,6 +44,11 @@ class KeeperSpec(Noun):
     ray_directory: Path  # Ray's temporary directory, short
     head: bool
     ip: str
+
+
+# Of a session, in the node's directory: TMPDIR of its tests. Short, for below it a test may have
+# sockets, whose paths hold 107 bytes: those of a Ray of its own are 68 longer than this.
+TEMPORARY = "t"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +120,7 @@ class WorkerSpec(Noun):
     tree: TreePlaces
     client: PytestFacts
     args: tuple[str, ...]  # of pytest, as typed
+    distribute: Distribution = Distribution.AUTO
     env: Mapping[str, str] = field(repr=False)  # the whole environment
     worker: str  # gw0, gw1, …; main for the selecting one
     workers: int  # how many tests of the default demand run at once

@@ -8,6 +8,7 @@ from pytest_gpu_cluster.contract.events import (
     Event,
     NodeLost,
     NodeReady,
+    Notice,
     PhaseFinished,
     Retry,
     TestFinished,
@@ -38,6 +39,8 @@ class Progress(Sink):
                 self._has_results = True
             case PhaseFinished() if not self._has_results:
                 self._write(f"{event.name:12} {event.detail}  {event.seconds:.2f} s")
+            case Notice():
+                self._write(f"{event.name:12} {event.text}")
             case NodeReady() if not self._has_results:
                 driver = f", driver {event.driver}" if event.driver else ""
                 gpus = counted(gpu.name for gpu in event.gpus)

@@ -16,6 +16,7 @@ from pytest_gpu_cluster.contract.cluster_record import Announcement, ClusterPhas
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.failures import KeeperStop
 from pytest_gpu_cluster.contract.record import SessionRecord
+from pytest_gpu_cluster.contract.specs import TEMPORARY
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
 from pytest_gpu_cluster.node.forkserver import SUPERVISOR_NAME
 from pytest_gpu_cluster.node.processes import ForkServer, Ray, State
@@ -119,7 +120,8 @@ class Head:
 
     def _release(self, session: ActiveSession) -> None:
         """Be idle again, or request the end of a cluster that may not be lent again."""
-        shutil.rmtree(session.scratch, ignore_errors=True)
+        for directory in (session.scratch, self.node.directory / TEMPORARY):
+            shutil.rmtree(directory, ignore_errors=True)
         limits = session.request.limits
         if supervisors_remain() or not session.fit:
             name, detail = session.record.session, unfit_because(session)

@@ -53,6 +53,7 @@ XDIST_VALUED = (
     *("--maxprocesses", "--max-worker-restart", "--dist", "--tx", "--px"),
     *("--rsyncdir", "--rsyncignore", "--testrunuid", "--maxschedchunk"),
 )
+XDIST_MARK = "xdist_group(name): tests of one name run in one process, in their order"
 XDIST_INI = ("rsyncdirs", "rsyncignore", "looponfailroots")
 # Names that `-p` must not have: they load xdist, or leave pytest without its terminal reporter.
 REFUSED_PLUGINS = ("no:terminal", "xdist", "xdist.plugin", "xdist.looponfail")
@@ -218,6 +219,8 @@ class Options:
     def pytest_configure(self, config: pytest.Config) -> None:
         spec, option = self.spec, config.option
         config.stash[SPEC] = spec
+        if "xdist" in sys.modules:  # installed, and kept from registering its mark
+            config.addinivalue_line("markers", XDIST_MARK)
         neutral = {**OUTPUTS, **(SELECTION if spec.role is Role.RUN else {})}
         for name, value in neutral.items():
             if hasattr(option, name):

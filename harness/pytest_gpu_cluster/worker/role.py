@@ -7,8 +7,10 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from _pytest.debugging import pytestPDB
 from _pytest.junitxml import xml_key
 from _pytest.terminal import TerminalReporter
 
@@ -32,6 +34,15 @@ class RunningTest:
     nodeid: str = ""
     attempt: int = 0
     records: Sequence[TestRecord] = ()
+
+
+def refuse_debugger(*_: object, **__: object) -> NoReturn:
+    """Fail the test in place of a prompt that nobody can answer."""
+    __tracebackhide__ = True
+    pytest.fail(
+        "a debugger needs a terminal beside the test, which a cluster does not have; run this test"
+        " here: the same command without --gpu-cluster, and with its node id"
+    )
 
 
 class RemoteSession(ABC):
@@ -93,6 +104,8 @@ class RemoteSession(ABC):
             stub = XmlStub(config, self.on_xml)
             config.stash[xml_key] = stub  # type: ignore[misc]  # it stands in for pytest's LogXML
             config.pluginmanager.register(stub, "gpu_cluster_xml")
+        # Private; `breakpoint()`, `pdb.set_trace` and `pytest.set_trace` all come by.
+        pytestPDB._init_pdb = refuse_debugger  # type: ignore[method-assign]
         self.texts.begin()
 
     def _mute(self, reporter: TerminalReporter) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Generator, Iterator
 
@@ -27,13 +26,15 @@ from pytest_gpu_cluster.contract.records import (
     XmlRecord,
     crash_records,
 )
-from pytest_gpu_cluster.contract.specs import RayAccess, WorkerSpec
+from pytest_gpu_cluster.contract.specs import WorkerSpec
 from pytest_gpu_cluster.worker.collect import LazyItems
 from pytest_gpu_cluster.worker.orders import OrderQueue, Supply
 from pytest_gpu_cluster.worker.prepare import Options
 from pytest_gpu_cluster.worker.quarantine import Quarantine
+from pytest_gpu_cluster.worker.ray_use import RayUse
 from pytest_gpu_cluster.worker.recorder import Recorder
 from pytest_gpu_cluster.worker.role import RemoteSession, RunningTest, stop_request
+from pytest_gpu_cluster.worker.selection_facts import stepwise_limit
 from pytest_gpu_cluster.worker.serialize import LogFile, report_data
 from pytest_gpu_cluster.worker.streams import Channel, Via
 
@@ -60,6 +61,7 @@ class RunningSession(RemoteSession):
         self.orders = OrderQueue(channel)
         self.recorder = Recorder(channel)
         self.quarantine = Quarantine(spec.quarantined)
+        self.stepwise_limit = 0  # failures after which no further test starts; 0: any number
         # The last test, whose higher fixtures may still be set up; None: all is torn down.
         self.previous: tuple[pytest.Item, TestOrder] | None = None
 
@@ -69,7 +71,9 @@ class RunningSession(RemoteSession):
     # -- the session -------------------------------------------------------------------------------
 
     def pytest_configure(self, config: pytest.Config) -> None:
+        self.stepwise_limit = stepwise_limit(self.options.typed)
         config.pluginmanager.register(self.items, "gpu_cluster_items")
+        config.pluginmanager.register(RayUse(self.spec.ray), "gpu_cluster_ray")
         self.recorder.configure(config)
         self.log_file = (
             LogFile(self.spec.scratch) if getattr(config.option, "log_file", None) else None
@@ -85,6 +89,8 @@ class RunningSession(RemoteSession):
         self.channel.send(Ready())
         while (order := self.orders.take(session)) is not None:
             self.run_test(session, order)
+            if self.stepwise_limit and session.testsfailed >= self.stepwise_limit:
+                session.shouldstop = session.shouldstop or "stepwise"  # the agent ends the session
             if session.shouldfail or session.shouldstop:
                 self.send_interruption(session)
                 self.orders.waiting.clear()
@@ -101,9 +107,7 @@ class RunningSession(RemoteSession):
         maxfail = session.config.option.maxfail
         if maxfail and session.testsfailed >= maxfail:
             return
-        typed = self.options.typed
-        stepwise = typed.get("stepwise") and not typed.get("stepwise_skip")
-        if not self.orders.ended and not stepwise:
+        if not self.orders.ended and not self.stepwise_limit:
             self.channel.send(
                 Interrupted(
                     text=str(session.shouldfail or session.shouldstop),
@@ -227,15 +231,6 @@ class RunningSession(RemoteSession):
 
     # -- hooks of a test ---------------------------------------------------------------------------
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Show the cluster only to a test that is marked `ray`, from its setup to its teardown."""
-        ray = self.spec.ray
-        if ray is None or item.get_closest_marker("ray") is None:
-            return (yield)
-        with ray_environment(ray):
-            return (yield)
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> None:
         self.channel.send(CALL_STARTED)
@@ -304,23 +299,3 @@ def tear_down(item: pytest.Item, following: pytest.Item | None) -> None:
     manager: CaptureManager | None = item.config.pluginmanager.get_plugin("capturemanager")
     with manager.item_capture("teardown", item) if manager else contextlib.nullcontext():
         item.session._setupstate.teardown_exact(following)
-
-
-@contextlib.contextmanager
-def ray_environment(ray: RayAccess) -> Iterator[None]:
-    """Set the variables by which Ray finds the cluster, and restore them."""
-    variables = {
-        "RAY_ADDRESS": ray.address,
-        "RAY_AUTH_MODE": "token" if ray.token else "",
-        "RAY_AUTH_TOKEN": ray.token,
-    }
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update({name: value for name, value in variables.items() if value})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -43,6 +43,7 @@ from pytest_gpu_cluster.worker.hooks import (
 from pytest_gpu_cluster.worker.prepare import Options
 from pytest_gpu_cluster.worker.recorder import output_event
 from pytest_gpu_cluster.worker.role import RemoteSession, stop_request
+from pytest_gpu_cluster.worker.scopes import Scopes, distribution, is_reordered
 from pytest_gpu_cluster.worker.selection_facts import (
     collection_problem,
     raised,
@@ -69,6 +70,7 @@ class SelectingSession(RemoteSession):
         self.parts: list[PluginText] = []
         self.showing = False  # the user's hooks see tests that ran elsewhere
         self.session: pytest.Session | None = None
+        self.unsorted: Sequence[pytest.Item] = ()  # the tests before any plugin has sorted them
         # The arguments that lead out of the tree, by their place.
         self.arguments: dict[Path, str] = {}
         channel.send(
@@ -154,6 +156,11 @@ class SelectingSession(RemoteSession):
         self.channel.send(Deselected(nodeids=tuple(item.nodeid for item in items)))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Iterator[None]:
+        self.unsorted = tuple(items)
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> Iterator[None]:
         reported = session.config.pluginmanager.hook.pytest_report_collectionfinish
         record_answers(reported, self.answers)
@@ -173,7 +180,8 @@ class SelectingSession(RemoteSession):
 
     def collected(self, session: pytest.Session, in_flight: BaseException | None) -> Collected:
         """Return the selection. `in_flight` is the exception that is ending the collection."""
-        table = CollectionTable(session.config, self.arguments)
+        scopes = Scopes(session.items, distribution(self.spec.distribute, session.config))
+        table = CollectionTable(session.config, self.arguments, scopes.of)
         items = [table.item(item) for item in session.items]
         problem = collection_problem(session)
         return Collected(
@@ -183,7 +191,12 @@ class SelectingSession(RemoteSession):
             raised=raised(in_flight),
             run=in_flight is None and not problem and not session.config.option.collectonly,
             problem=problem,
-            options=selection_options(session.config),
+            options=selection_options(
+                session.config,
+                session.items,
+                reordered=is_reordered(self.unsorted, session.items),
+                scopes=scopes,
+            ),
             stepwise=stepwise(session.config),
         )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 
 from pytest_gpu_cluster.contract.selection import Raised, SelectionOptions, Stepwise
 from pytest_gpu_cluster.worker.hooks import installed_modules, third_party
+from pytest_gpu_cluster.worker.scopes import Scopes, ordering, unused_options
 
 # A plugin with one of these hooks may want to see every report.
 REPORT_HOOKS = ("logreport", "logstart", "logfinish")
@@ -28,14 +31,22 @@ def collection_problem(session: pytest.Session) -> str:
     return ""
 
 
-def selection_options(config: pytest.Config) -> SelectionOptions:
+def selection_options(
+    config: pytest.Config, items: Sequence[pytest.Item], *, reordered: bool, scopes: Scopes
+) -> SelectionOptions:
     option = config.option
+    bound, reason = ordering(config, items, reordered=reordered, scopes=scopes)
     return SelectionOptions(
         maxfail=option.maxfail or 0,  # pytest has None or 0 for no limit
         capture=getattr(option, "capture", "no"),
         stepwise=bool(getattr(option, "stepwise", False)),
+        stepwise_limit=stepwise_limit(vars(option)),
         randomly_seed=getattr(option, "randomly_seed", None),
         wants_reports=wants_reports(config),
+        distribution=scopes.how,
+        ordering=bound,
+        ordering_reason=reason,
+        unused=unused_options(config),
     )
 
 
@@ -53,6 +64,11 @@ def wants_reports(config: pytest.Config) -> bool:
         for caller in callers
         for implementation in third_party(caller)
     )
+
+
+def stepwise_limit(options: Mapping[str, object]) -> int:
+    """Return the number of failures after which stepwise starts no further test; 0 without it."""
+    return 2 if options.get("stepwise_skip") else 1 if options.get("stepwise") else 0
 
 
 def stepwise(config: pytest.Config) -> Stepwise | None:

@@ -28,6 +28,7 @@ from pytest_gpu_cluster.contract.records import (
 from pytest_gpu_cluster.worker.hooks import Answer
 
 Report: TypeAlias = pytest.TestReport | pytest.CollectReport
+ScopeOf: TypeAlias = Callable[[pytest.Item], str]
 # Attributes that every report has.
 BARE_ATTRIBUTES = (
     *("nodeid", "location", "outcome", "when"),
@@ -169,7 +170,10 @@ def exception_repr(
 class CollectionTable:
     """The collection tree as rows: each collector once, each item with the number of its parent."""
 
-    def __init__(self, config: pytest.Config, arguments: Mapping[Path, str]) -> None:
+    def __init__(
+        self, config: pytest.Config, arguments: Mapping[Path, str], scope_of: ScopeOf
+    ) -> None:
+        self._scope_of = scope_of
         self._root = config.rootpath
         self._arguments = arguments  # those that lead out of the tree, by their place
         self._numbers: dict[Node, int] = {}
@@ -183,7 +187,7 @@ class CollectionTable:
         for mark in item.iter_markers():  # the closest of a name comes first
             if mark.name in MARK_ARGUMENTS and mark.name not in closest:
                 closest[mark.name] = mark_arguments(mark)
-        row = {
+        row: dict[str, object] = {
             **self._row(item),
             "location": list(item.location),
             "outside": self._outside(item),
@@ -191,6 +195,8 @@ class CollectionTable:
             "ray": None,
             **closest,
         }
+        if scope := self._scope_of(item):
+            row["scope"] = scope
         return cast(ItemRow, row)
 
     def _outside(self, item: pytest.Item) -> list[str] | None:
@@ -230,13 +236,13 @@ class CollectionTable:
 MARK_ARGUMENTS = {
     "gpu": ("count", "memory_gib"),
     "ray": ("gpus", "nodes"),
-    "xdist_group": ("name",),
 }
 
 
 def mark_arguments(mark: pytest.Mark) -> JsonObject:
     """Return a mark's arguments by name, positional ones too."""
-    arguments = dict(zip(MARK_ARGUMENTS[mark.name], mark.args, strict=False)) | dict(mark.kwargs)
+    names = (*MARK_ARGUMENTS[mark.name], *(f"argument {n + 1}" for n in range(2, len(mark.args))))
+    arguments = dict(zip(names, mark.args, strict=False)) | dict(mark.kwargs)
     return {name: to_wire(value) for name, value in arguments.items()}
 
 
