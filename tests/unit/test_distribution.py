@@ -103,6 +103,16 @@ def test_a_scope_is_taken_apart_only_where_that_pays(
     assert distribution.spread(timed(*seconds), lambda demand: slots) == apart
 
 
+def test_a_bound_scope_stays_whole_whatever_it_costs() -> None:
+    """A test of pytest-dependency skips, quietly, where the test before it ran elsewhere."""
+    tests = timed(3.0, 3.0, 3.0, 3.0)
+    for test in tests:
+        test.bound = True
+
+    assert distribution.spread(tests, lambda demand: 2) == {}
+    assert together(tests) == [[0, 1, 2, 3]]
+
+
 def test_the_longest_goes_first() -> None:
     """A long test that starts last is the whole tail of the run."""
     ordered = distribution.order(

@@ -56,6 +56,7 @@ def cases_of(
             demand=demand,
             expected_s=plan.expected(history, nodeid),
             scope=item.get("scope", ""),
+            bound=item.get("bound", False),
         )
         occurrences[nodeid, *outside] += 1
         tests.append(test)

@@ -67,7 +67,7 @@ def spread(tests: Sequence[Case], slots: Callable[[Demand], int]) -> dict[str, f
     """Take apart the scopes that would make the run longer, as the last runs say.
 
     Return the expected seconds of each. Its tests get shorter scopes, of neighbours. One with a
-    test that never ran stays whole.
+    test that never ran stays whole, and one that is bound: its tests would skip, or be wrong.
     """
     apart: dict[str, float] = {}
     for demand in {test.demand for test in tests}:
@@ -75,8 +75,8 @@ def spread(tests: Sequence[Case], slots: Callable[[Demand], int]) -> dict[str, f
         limit_s = _limit(group, slots(demand))
         for unit in units(group):
             seconds = sum(test.expected_s or 0.0 for test in unit)
-            known = all(test.expected_s is not None for test in unit)
-            if known and len(unit) > 1 and _is_worth(seconds, limit_s):
+            free = all(test.expected_s is not None and not test.bound for test in unit)
+            if free and len(unit) > 1 and _is_worth(seconds, limit_s):
                 apart[unit[0].scope] = apart.get(unit[0].scope, 0.0) + seconds
                 _cut(unit, limit_s / 2)
     return apart

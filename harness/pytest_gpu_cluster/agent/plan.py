@@ -55,6 +55,7 @@ class Case:
     attempt: int = 0
     expected_s: float | None = None
     scope: str = ""  # tests of one scope run in one process, in their order; "": it is alone
+    bound: bool = False  # the scope is never taken apart
     avoid: set[str] = field(default_factory=set)  # nodes that were lost under it
 
 

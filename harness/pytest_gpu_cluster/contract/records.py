@@ -130,6 +130,7 @@ class ItemRow(CollectorRow):
     ray: JsonObject | None
     # Tests of one scope run in one process, in the order of the collection; absent: it is alone
     scope: NotRequired[str]
+    bound: NotRequired[bool]  # the tests say so themselves: history never takes the scope apart
 
 
 class PluginLines(TypedDict):

@@ -50,9 +50,9 @@ class Scopes:
     def __init__(self, items: Sequence[pytest.Item], how: Distribution) -> None:
         self.how = how
         watched = items if how is Distribution.AUTO else ()
-        # Classes with a test that shares a fixture of its module, and modules with dependent tests.
-        self._joined = {_class(item) for item in watched if _shares_fixture(item)} - {""}
-        self._joined |= {_file(item) for item in watched if has_mark(item, "dependency")}
+        # Classes with a test that shares a fixture of its module, and files with dependent tests.
+        self._sharing = {_class(item) for item in watched if _shares_fixture(item)} - {""}
+        self._dependent = {_file(item) for item in watched if has_mark(item, "dependency")}
 
     def of(self, item: pytest.Item) -> str:
         """Return the name of a test's scope; "" for a test that is alone."""
@@ -82,8 +82,14 @@ class Scopes:
         return len(runs) > len(set(runs))
 
     def _automatic(self, item: pytest.Item) -> str:
-        of_module = _class(item) in self._joined or _file(item) in self._joined
-        return _file(item) if of_module or _shares_fixture(item) else _class(item)
+        of_file = _class(item) in self._sharing or _file(item) in self._dependent
+        return _file(item) if of_file or _shares_fixture(item) else _class(item)
+
+    def row(self, item: pytest.Item) -> dict[str, str | bool]:
+        """Return the keys `scope` and `bound` of a test's row, where they are not the default."""
+        name = self.of(item)
+        bound = bool(_group(item)) or _file(item) in self._dependent
+        return {} if not name else {"scope": name, "bound": True} if bound else {"scope": name}
 
 
 def _class(item: pytest.Item) -> str:

@@ -181,7 +181,7 @@ class SelectingSession(RemoteSession):
     def collected(self, session: pytest.Session, in_flight: BaseException | None) -> Collected:
         """Return the selection. `in_flight` is the exception that is ending the collection."""
         scopes = Scopes(session.items, distribution(self.spec.distribute, session.config))
-        table = CollectionTable(session.config, self.arguments, scopes.of)
+        table = CollectionTable(session.config, self.arguments, scopes.row)
         items = [table.item(item) for item in session.items]
         problem = collection_problem(session)
         return Collected(

@@ -28,7 +28,7 @@ from pytest_gpu_cluster.contract.records import (
 from pytest_gpu_cluster.worker.hooks import Answer
 
 Report: TypeAlias = pytest.TestReport | pytest.CollectReport
-ScopeOf: TypeAlias = Callable[[pytest.Item], str]
+ScopeRow: TypeAlias = Callable[[pytest.Item], Mapping[str, str | bool]]
 # Attributes that every report has.
 BARE_ATTRIBUTES = (
     *("nodeid", "location", "outcome", "when"),
@@ -171,9 +171,9 @@ class CollectionTable:
     """The collection tree as rows: each collector once, each item with the number of its parent."""
 
     def __init__(
-        self, config: pytest.Config, arguments: Mapping[Path, str], scope_of: ScopeOf
+        self, config: pytest.Config, arguments: Mapping[Path, str], scope_row: ScopeRow
     ) -> None:
-        self._scope_of = scope_of
+        self._scope_row = scope_row  # the keys `scope` and `bound`
         self._root = config.rootpath
         self._arguments = arguments  # those that lead out of the tree, by their place
         self._numbers: dict[Node, int] = {}
@@ -195,9 +195,7 @@ class CollectionTable:
             "ray": None,
             **closest,
         }
-        if scope := self._scope_of(item):
-            row["scope"] = scope
-        return cast(ItemRow, row)
+        return cast(ItemRow, {**row, **self._scope_row(item)})
 
     def _outside(self, item: pytest.Item) -> list[str] | None:
         """Return, for a test outside the tree, the argument that led there and the test's file.
