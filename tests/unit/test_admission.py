@@ -13,6 +13,7 @@ from pytest_gpu_cluster.agent import admission, plan
 from pytest_gpu_cluster.agent.admission import Cancel, Finish, Give, Open, Situation, WorkerView
 from pytest_gpu_cluster.agent.plan import Backlog, Case, Demand
 from pytest_gpu_cluster.agent.worker import Stage
+from tests.unit.suites import a_case
 
 ONE, TWO, HALF, NONE = (Demand(gpus=gpus) for gpus in (1.0, 2.0, 0.5, 0.0))
 DRIVING = Demand(drives=True, ray_nodes=1, ray_gpus=2.0)
@@ -25,20 +26,9 @@ clusters = st.dictionaries(
 suites = st.lists(st.tuples(demands, seconds, st.sets(st.sampled_from(["a", "b", "c"]))))
 
 
-def case(index: int, demand: Demand = ONE, expected_s: float | None = None) -> Case:
-    return Case(
-        index=index,
-        nodeid=f"t.py::t{index}",
-        occurrence=0,
-        location=("t.py", index, f"t{index}"),
-        demand=demand,
-        expected_s=expected_s,
-    )
-
-
 def cases_of(rows: Sequence[tuple[Demand, float | None, set[str]]]) -> list[Case]:
     return [
-        replace(case(index, demand, expected_s), avoid=avoid)
+        replace(a_case(index, demand, expected_s), avoid=avoid)
         for index, (demand, expected_s, avoid) in enumerate(rows)
     ]
 
@@ -208,10 +198,10 @@ def test_a_bigger_demand_is_not_starved_by_smaller_ones(small: int, gpus: int) -
     """Many small tests would otherwise keep one device busy until the last of them is over."""
     big = Demand(gpus=float(gpus))
     capacity = {"a": float(gpus)}
-    tests = [case(n, HALF, 1.0) for n in range(small)]
+    tests = [a_case(n, HALF, 1.0) for n in range(small)]
     cluster = Cluster(Backlog(tests), capacity)
     cluster.step()
-    cluster.backlog.put_back([case(small, big, 1.0)])
+    cluster.backlog.put_back([a_case(small, big, 1.0)])
 
     running = sum(len(worker.queue) for worker in cluster.workers)
     for _ in range(running + 3):
@@ -222,8 +212,8 @@ def test_a_bigger_demand_is_not_starved_by_smaller_ones(small: int, gpus: int) -
 
 def test_draining_ends_idle_processes_and_gives_the_others_nothing() -> None:
     """A running test may end; only then are the devices of the bigger demand free."""
-    tests = [case(0, TWO), case(1, ONE), case(2, ONE)]
-    workers = [view("gw0", ONE, Stage.IDLE), view("gw1", ONE, Stage.RUNNING, [case(3, ONE)])]
+    tests = [a_case(0, TWO), a_case(1, ONE), a_case(2, ONE)]
+    workers = [view("gw0", ONE, Stage.IDLE), view("gw1", ONE, Stage.RUNNING, [a_case(3, ONE)])]
     decisions = admission.decide(situation(tests, workers, free={"a": 0.0}, capacity={"a": 2.0}))
 
     assert decisions == [Finish(worker="gw0")]
@@ -232,7 +222,7 @@ def test_draining_ends_idle_processes_and_gives_the_others_nothing() -> None:
 @given(st.lists(seconds, min_size=1, max_size=30))
 def test_one_slot_keeps_the_order(durations: list[float | None]) -> None:
     """With one process the output is that of plain pytest, so it gets all tests in order."""
-    tests = [case(n, ONE, expected_s) for n, expected_s in enumerate(durations)]
+    tests = [a_case(n, ONE, expected_s) for n, expected_s in enumerate(durations)]
     cluster = Cluster(Backlog(tests), {"a": 1.0}, serial=True)
     while cluster.step():
         pass
@@ -243,9 +233,9 @@ def test_one_slot_keeps_the_order(durations: list[float | None]) -> None:
 
 def test_a_lost_test_goes_to_another_node_than_the_one_that_lost_it() -> None:
     """The node may be what killed it, and its next process is opened elsewhere, too."""
-    burnt = replace(case(0), avoid={"a"})
+    burnt = replace(a_case(0), avoid={"a"})
     workers = [view("gw0", ONE, Stage.IDLE), replace(view("gw1", ONE, Stage.IDLE), home="b")]
-    decisions = admission.decide(situation([burnt, case(1)], workers, free={"a": 0.0, "b": 0.0}))
+    decisions = admission.decide(situation([burnt, a_case(1)], workers, free={"a": 0.0, "b": 0.0}))
     opened = admission.decide(situation([burnt], free={"a": 1.0, "b": 1.0}))
 
     assert [d.tests[0].index for d in decisions if isinstance(d, Give)] == [1, 0]
@@ -254,7 +244,7 @@ def test_a_lost_test_goes_to_another_node_than_the_one_that_lost_it() -> None:
 
 def test_a_lost_test_goes_back_where_no_other_node_has_its_devices() -> None:
     """It would wait for ever, and every smaller test with it."""
-    burnt = replace(case(0, TWO), avoid={"a"})
+    burnt = replace(a_case(0, TWO), avoid={"a"})
     opened = admission.decide(situation([burnt], free={"a": 2.0, "b": 1.0}))
     waits = admission.decide(
         situation([burnt], free={"a": 2.0, "b": 1.0}, capacity={"a": 2.0, "b": 2.0})
@@ -278,7 +268,7 @@ def test_a_process_without_a_use_is_ended_before_it_is_up() -> None:
 def test_a_process_that_ends_gets_nothing(stage: Stage) -> None:
     """Its tests would have to be given to another one a moment later."""
     decisions = admission.decide(
-        situation([case(0)], [view("gw0", ONE, stage)], free={"a": 0.0}, capacity={"a": 1.0})
+        situation([a_case(0)], [view("gw0", ONE, stage)], free={"a": 0.0}, capacity={"a": 1.0})
     )
 
     assert decisions == []
@@ -286,8 +276,8 @@ def test_a_process_that_ends_gets_nothing(stage: Stage) -> None:
 
 def test_one_long_test_among_short_ones_opens_a_second_process() -> None:
     """Tests that are known to be short do not pay for another process, until one of them is not."""
-    tests = [case(n, ONE, 0.001) for n in range(5)]
-    busy = view("gw0", ONE, Stage.RUNNING, [case(9, ONE, 1.0)])
+    tests = [a_case(n, ONE, 0.001) for n in range(5)]
+    busy = view("gw0", ONE, Stage.RUNNING, [a_case(9, ONE, 1.0)])
 
     def opened(worker: WorkerView) -> int:
         decisions = admission.decide(

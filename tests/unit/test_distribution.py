@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pytest_gpu_cluster.agent import distribution
 from pytest_gpu_cluster.agent.plan import Backlog, Case, Demand
 from pytest_gpu_cluster.contract.selection import Ordering
+from tests.unit.suites import ONE, a_case
 
-ONE, TWO = Demand(gpus=1.0), Demand(gpus=2.0)
+TWO = Demand(gpus=2.0)
 rows = st.lists(
     st.tuples(
         st.sampled_from([ONE, TWO]),
@@ -26,15 +27,7 @@ Rows = list[tuple[Demand, str, float | None]]
 
 def cases(suite: Rows) -> list[Case]:
     return [
-        Case(
-            index=index,
-            nodeid=f"t.py::t{index}",
-            occurrence=0,
-            location=("t.py", index, f"t{index}"),
-            demand=demand,
-            expected_s=expected_s,
-            scope=scope,
-        )
+        a_case(index, demand, expected_s, scope=scope)
         for index, (demand, scope, expected_s) in enumerate(suite)
     ]
 

@@ -10,6 +10,7 @@ from pytest_gpu_cluster.agent import plan
 from pytest_gpu_cluster.agent.plan import Case, Demand
 from pytest_gpu_cluster.contract.fields import JsonObject
 from pytest_gpu_cluster.contract.records import ItemRow
+from tests.unit.suites import a_case
 
 seconds = st.floats(0, 100, allow_nan=False)
 demands = st.builds(Demand, gpus=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 4.0]))
@@ -19,17 +20,7 @@ clusters = st.dictionaries(
 
 
 def cases_of(durations: list[float | None]) -> list[Case]:
-    return [
-        Case(
-            index=n,
-            nodeid=f"t.py::t{n}",
-            occurrence=0,
-            location=("t.py", n, f"t{n}"),
-            demand=Demand(),
-            expected_s=s,
-        )
-        for n, s in enumerate(durations)
-    ]
+    return [a_case(n, Demand(), seconds) for n, seconds in enumerate(durations)]
 
 
 def item_of(*, gpu: JsonObject | None, ray: JsonObject | None) -> ItemRow:
@@ -65,16 +56,8 @@ def test_the_backlog_loses_and_doubles_nothing(
 ) -> None:
     """Whatever is handed out and comes back: each test is either waiting or out, once."""
     tests = [
-        Case(
-            index=n,
-            nodeid=f"t.py::t{n}",
-            occurrence=0,
-            location=("t.py", n, f"t{n}"),
-            demand=demand,
-            expected_s=s,
-            avoid={"lost"} if avoids else set(),
-        )
-        for n, (demand, s, avoids) in enumerate(rows)
+        a_case(n, demand, expected_s, avoid={"lost"} if avoids else ())
+        for n, (demand, expected_s, avoids) in enumerate(rows)
     ]
     backlog, out = plan.Backlog(tests), []
     while backlog and data.draw(st.booleans()):
