@@ -105,7 +105,7 @@ def check(environment: Environment, *, pytest_version: str) -> None:
 def own_code() -> dict[str, Path]:
     """Return the files of this package that the cluster runs, by their path in the import root."""
     package = Path(__file__).parent
-    files = [package / "__init__.py", package / "fixtures.py"]
+    files = [package / "__init__.py", package / "fixtures.py", package / "ray_remains.py"]
     for folder in ("contract", "node", "agent", "worker"):
         files += sorted((package / folder).glob("*.py"))
     return {str(file.relative_to(package.parent)): file for file in files}

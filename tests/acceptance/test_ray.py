@@ -1,4 +1,4 @@
-"""The devices of each process, Ray of two nodes, and the user's own Ray."""
+"""The devices of each process, tests that drive Ray, its two nodes, and the user's own Ray."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.acceptance.processes import eventually, left_of
+from tests.acceptance.processes import eventually, keeper_of, left_of
 from tests.acceptance.project import Project
 
 DEVICES = """
@@ -158,6 +159,221 @@ def test_an_unmarked_test_starts_a_ray_of_its_own(project: Project) -> None:
 
     assert ran.code == 0, ran.out
     assert set(ran.cases().values()) == {"passed"}
+
+
+HELPERS = """
+def from_conftest():
+    return 7
+"""
+
+IN_THE_TREE = """
+import os
+import sys
+
+import pytest
+
+import acme
+from conftest import from_conftest
+
+HERE = os.getcwd()
+
+def helper():
+    return acme.ANSWER + 1
+
+def look():
+    print("printed by a task")
+    print("and its error", file=sys.stderr)
+    with open("data/points.csv") as file:
+        return os.getcwd(), helper(), from_conftest(), file.read(), os.environ["GPU_TESTS_WORD"]
+
+@pytest.mark.ray
+def test_task():
+    import ray
+    ray.init()
+    assert ray.get(ray.remote(look).remote()) == look() == (HERE, 42, 7, "1,2", "kept")
+
+@pytest.mark.ray
+def test_actor():
+    import ray
+    ray.init()
+    @ray.remote
+    class Looking:
+        def look(self):
+            return look()
+    assert ray.get(Looking.remote().look.remote())[1:4] == (42, 7, "1,2")
+
+@pytest.mark.ray
+def test_a_runtime_env_of_its_own(tmp_path):
+    (tmp_path / "mine.py").write_text("WHOSE = 'the user'")
+    (tmp_path / "here.txt").write_text("here")
+    import ray
+    ray.init(runtime_env={"working_dir": str(tmp_path), "env_vars": {"GPU_TESTS_WORD": "mine"}})
+    def look():
+        import mine
+        return mine.WHOSE, os.path.exists("here.txt"), os.environ["GPU_TESTS_WORD"]
+    assert ray.get(ray.remote(look).remote()) == ("the user", True, "mine")
+"""
+
+
+def test_tasks_run_in_the_tree_as_their_test_does(project: Project) -> None:
+    """In plain pytest too a task starts in the test's directory and finds its helpers."""
+    for directory in ("src/acme", "data", "tests"):
+        (project.root / directory).mkdir(parents=True)
+    (project.root / "src/acme/__init__.py").write_text("ANSWER = 41")
+    (project.root / "data/points.csv").write_text("1,2")
+    (project.root / "pytest.ini").write_text("[pytest]\npythonpath = src")
+    (project.root / "tests/conftest.py").write_text(HELPERS)
+    (project.root / "tests/test_tasks.py").write_text(IN_THE_TREE)
+
+    ran = project.run("-rP", GPU_TESTS_WORD="kept")
+
+    assert ran.code == 0, ran.out
+    assert set(ran.cases().values()) == {"passed"}
+    _, _, shown = ran.out.partition("test_task _")
+    own, _, _ = shown.partition("test_actor _")
+    assert "printed by a task" in own, ran.out
+    assert "and its error" in own, ran.out
+
+
+LEAVING = """
+import os
+import pytest
+
+def leave(name):
+    import ray
+    @ray.remote(num_gpus=2)
+    class Left:
+        def here(self):
+            return True
+    left = Left.options(name=name, lifetime="detached").remote()
+    assert ray.get(left.here.remote())
+
+@pytest.mark.ray(gpus=2)
+def test_actor():
+    import ray
+    from ray.util.placement_group import placement_group
+    ray.init()
+    leave("detached")
+    placement_group([{"CPU": 1}], name="bundle", lifetime="detached")
+
+@pytest.mark.ray(gpus=2)
+def test_actor_of_a_closed_connection():
+    import ray
+    ray.init(namespace="its own")
+    leave("elsewhere")
+    ray.shutdown()
+
+@pytest.mark.ray(gpus=2)
+def test_killed():
+    import ray
+    ray.init()
+    leave("orphan")
+    os._exit(3)
+
+@pytest.mark.gpu(count=2)
+def test_needs_the_devices():
+    pass
+
+@pytest.fixture(scope="module")
+def service():
+    import ray
+    ray.init(namespace="shared")
+    @ray.remote
+    class Service:
+        def here(self):
+            return True
+    Service.options(name="service", lifetime="detached").remote()
+    yield "service"
+    ray.kill(ray.get_actor("service"))
+    ray.shutdown()
+
+@pytest.mark.ray
+@pytest.mark.parametrize("n", range(2))
+def test_uses_a_service(service, n):
+    import ray
+    assert ray.get(ray.get_actor(service).here.remote())
+"""
+
+
+def test_what_a_test_left_in_ray_is_ended_and_named(project: Project) -> None:
+    """A detached actor would hold the devices that the next test waits for."""
+    project.write(test_left=LEAVING)
+
+    ran = project.run("-p", "no:randomly", "-W", "error")
+
+    assert ran.code == 1, ran.out  # by the process that was killed alone
+    outcomes = {name: outcome for name, outcome in ran.cases().items() if "killed" not in name}
+    assert len(ran.cases()) == 6
+    assert len(outcomes) == 5
+    assert set(outcomes.values()) == {"passed"}
+    assert "'detached' (leave.<locals>.Left), 2 GPUs; placement group 'bundle'" in ran.out
+    assert "'elsewhere' (leave.<locals>.Left), 2 GPUs" in ran.out
+    assert ran.out.count("left in Ray") == 2  # the service of a fixture is none
+
+
+@pytest.mark.slow  # Serve starts four actors
+def test_an_application_that_is_still_served_is_ended_and_named(project: Project) -> None:
+    """Serve's own actors are detached, and hold what their deployments hold."""
+    project.write(test_serve=SERVING)
+
+    ran = project.run()
+
+    assert ran.code == 0, ran.out
+    assert "Serve with the application echo" in ran.out
+
+
+SERVING = """
+import pytest
+
+@pytest.mark.ray(gpus=1)
+@pytest.mark.parametrize("n", range(2))
+def test_serves(n):
+    import ray
+    from ray import serve
+    ray.init()
+    @serve.deployment(ray_actor_options={"num_gpus": 1})
+    class Echo:
+        def __call__(self, word):
+            return word
+    handle = serve.run(Echo.bind(), name="echo", route_prefix=None)
+    assert handle.remote(n).result() == n
+"""
+
+
+def test_nothing_of_a_local_cluster_listens_beyond_loopback(project: Project) -> None:
+    """Ray runs whatever it is sent: on a laptop in a café nobody else may send it something."""
+    project.write(test_a="def test_a():\n    pass\n")
+    ran = project.run()
+    assert ran.code == 0, ran.out
+
+    listening = {
+        (process.name(), connection.laddr.ip)
+        for process in processes_below(keeper_of(ran.cluster))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+    assert any(name == "raylet" for name, _ in listening), listening
+    beyond = {each for each in listening if each[1].removeprefix("::ffff:") != "127.0.0.1"}
+    assert beyond == set()
+
+
+def test_no_process_of_ray_runs_that_nobody_asks(project: Project) -> None:
+    """Ray's dashboard, client and autoscaler are 290 MB of a laptop, and a part of its start."""
+    project.write(test_a="def test_a():\n    pass\n")
+    ran = project.run()
+    assert ran.code == 0, ran.out
+
+    commands = [" ".join(process.cmdline()) for process in processes_below(keeper_of(ran.cluster))]
+
+    assert any("gcs_server" in command for command in commands)
+    for unasked in ("dashboard/dashboard.py", "ray.util.client.server", "monitor.py"):
+        assert not [command for command in commands if unasked in command]
+
+
+def processes_below(pid: int) -> list[psutil.Process]:
+    below: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+    return below
 
 
 TWO_NODES = """

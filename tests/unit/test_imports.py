@@ -33,14 +33,15 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "settings_keys": (),
     "environment": (),
     "fixtures": ("contract",),
+    "ray_remains": ("contract",),
     # These four travel with every session and know nothing of the client.
     "contract": (),
     "node": ("contract",),
-    "agent": ("node.lease", "contract"),
-    "worker": ("fixtures", "contract"),
+    "agent": ("node.lease", "ray_remains", "contract"),
+    "worker": ("fixtures", "ray_remains", "contract"),
 }
 EVERYBODY = "contract.errors"
-SHIPPED = ("contract", "node", "agent", "worker", "fixtures")
+SHIPPED = ("contract", "node", "agent", "worker", "fixtures", "ray_remains")
 # Never on the client: heavy, or a vendor's. A provider may import its own vendor's SDK.
 HEAVY = (
     *("ray", "torch", "boto3", "botocore", "pydantic", "rich", "numpy"),

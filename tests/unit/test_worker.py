@@ -29,7 +29,7 @@ from pytest_gpu_cluster.contract.specs import ClusterFacts, RayAccess, Role, Tre
 from pytest_gpu_cluster.worker import prepare
 from pytest_gpu_cluster.worker.orders import OrderQueue, Supply
 from pytest_gpu_cluster.worker.quarantine import Quarantine
-from pytest_gpu_cluster.worker.ray_use import ray_environment
+from pytest_gpu_cluster.worker.ray_use import access_variables, environment
 from pytest_gpu_cluster.worker.streams import Channel, Texts
 
 SPEC = WorkerSpec(
@@ -43,7 +43,7 @@ SPEC = WorkerSpec(
     testrun="run1",
     scratch="/far/gw0",
     gpus=(Gpu(id="0", name="L4", memory_gib=22.5, simulated=False),),
-    ray=RayAccess(address="10.0.0.1:6379", token="t0k3n"),
+    ray=RayAccess(address="10.0.0.1:6379", token="t0k3n", logs="/far/ray"),
     cluster=ClusterFacts(id="c", session="s", nodes=1, store="file:///s", prefix="sessions/s"),
     crashed_files={},
     quarantined=(("tests", "test_a", "test_x"),),
@@ -244,7 +244,8 @@ def test_the_cluster_is_visible_to_one_test_alone(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RAY_ADDRESS", "before")
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
 
-    with ray_environment(RayAccess(address="10.0.0.1:6379", token="t0k3n")):
+    access = RayAccess(address="10.0.0.1:6379", token="t0k3n", logs="/far/ray")
+    with environment(access_variables(access)):
         inside = {name: os.environ[name] for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
 
     assert inside == {"RAY_ADDRESS": "10.0.0.1:6379", "RAY_AUTH_TOKEN": "t0k3n"}

@@ -21,7 +21,6 @@ from pytest_gpu_cluster.contract.specs import (
     TEMPORARY,
     AgentSpec,
     ClusterFacts,
-    RayAccess,
     Role,
     TreePlaces,
     WorkerSpec,
@@ -60,7 +59,9 @@ class Launcher:
     def _start(self, worker: Worker) -> None:
         reservations = self._cluster.reservations
         try:
-            reservation, gpus = reservations.acquire(worker.home, worker.demand)
+            reservation, gpus = reservations.acquire(
+                worker.home, worker.demand, process=worker.name
+            )
             worker.reservation = reservation
             drives = worker.demand.drives
             specification = self._specification(Role.RUN, worker.name, gpus, drives=drives)
@@ -96,7 +97,7 @@ class Launcher:
     ) -> WorkerSpec:
         spec, state = self._spec, self._state
         request = spec.request
-        ray = RayAccess(address=self._cluster.address, token=spec.ray_token) if drives else None
+        ray = self._cluster.access() if drives else None
         return WorkerSpec(
             role=role,
             tree=TreePlaces(

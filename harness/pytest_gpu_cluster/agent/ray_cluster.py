@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import Enum, auto
-from pathlib import Path
 
 from pytest_gpu_cluster.agent import plan
 from pytest_gpu_cluster.agent.arrivals import Arrivals, ClusterFailed, ClusterReady, NodeLost
 from pytest_gpu_cluster.agent.plan import Demand
 from pytest_gpu_cluster.agent.reservations import NAMESPACE, Reservation, Reservations, the_ray
 from pytest_gpu_cluster.contract.frozen import dataclass
-from pytest_gpu_cluster.contract.specs import AgentSpec
+from pytest_gpu_cluster.contract.loopback import follow_address
+from pytest_gpu_cluster.contract.specs import AgentSpec, RayAccess
+from pytest_gpu_cluster.ray_remains import Books
 
 READY_LIMIT_S = 180.0
 RELEASE_LIMIT_S = 10.0
@@ -46,6 +46,7 @@ class Cluster:
         self._spec, self._arrivals = spec, arrivals
         self.reservations = Reservations(spec, arrivals, trees)
         self.address = ""
+        self._books: Books  # of Ray, once it was joined
         self._joining = Joining.WAITING
         self._total: dict[str, float] = {}  # devices by node
         self._lock = threading.Lock()  # guards the next
@@ -83,12 +84,14 @@ class Cluster:
                 raise TimeoutError(f"Ray was not up after {READY_LIMIT_S:.0f} s")
             time.sleep(0.02)
         self.address = json.loads(path.read_text())["address"]
+        follow_address(self.address)
         ray.init(
             address=self.address,
             namespace=NAMESPACE,
             log_to_driver=False,
             configure_logging=False,
         )
+        self._books = Books(self.address)
         expected = self._spec.nodes
         while len(alive := [node for node in ray.nodes() if node["Alive"]]) < expected:
             if time.monotonic() > deadline:
@@ -98,7 +101,9 @@ class Cluster:
             time.sleep(0.1)
         for node in alive:
             self._total[node["NodeID"]] = float(node["Resources"].get("GPU", 0.0))
-        self.reservations.join(ray.get_runtime_context().get_node_id())
+        self.reservations.join(
+            ray.get_runtime_context().get_node_id(), self.address, list(self._total)
+        )
         self._free = dict(self._total)
 
     def _watch_nodes(self) -> None:
@@ -115,6 +120,11 @@ class Cluster:
                 with self._lock:
                     self._free.pop(node, None)
                 self._arrivals.put(NodeLost(node=node))
+
+    def access(self) -> RayAccess:
+        """Return how a test finds the cluster that was joined."""
+        logs: str = the_ray()._private.worker._global_node.get_logs_dir_path()
+        return RayAccess(address=self.address, token=self._spec.ray_token, logs=logs)
 
     # -- the books ---------------------------------------------------------------------------------
 
@@ -178,7 +188,7 @@ class Cluster:
             return Cleanup(clean=False, message="Ray was never joined")
         self.reservations.end(idle_gpus=idle_gpus)
         deadline = time.monotonic() + RELEASE_LIMIT_S
-        while remains := _end_remains(self.reservations.idle_ids()):
+        while remains := self._end_remains(self.reservations.idle_ids()):
             if time.monotonic() > deadline:
                 return Cleanup(clean=False, message=f"left in Ray: {remains}")
             time.sleep(0.02)
@@ -186,47 +196,9 @@ class Cluster:
         the_ray().shutdown()
         return Cleanup(clean=True)
 
-
-def _end_remains(idle: set[str]) -> list[str]:
-    """End living actors, but those of the ids `idle`, and placement groups; return what was alive.
-
-    Actors with a name are killed, nameless ones of this machine by their process: Ray Train leaves
-    one behind a job that was killed, which waits for ever where Ray has no dashboard.
-    """
-    from ray._private import state
-
-    ray = the_ray()
-    for named in ray.util.list_named_actors(all_namespaces=True):
-        try:
-            actor = ray.get_actor(named["name"], namespace=named["namespace"])
-        except ValueError:
-            continue
-        if actor._actor_id.hex() not in idle:
-            ray.kill(actor)
-    groups = _remove_placement_groups()
-    actors = [
-        each
-        for each in state.actors().values()
-        if each["State"] != "DEAD" and each["ActorID"] not in idle
-    ]
-    address = ray.util.get_node_ip_address()
-    for pid in [int(a.get("Pid") or 0) for a in actors if a["Address"]["IPAddress"] == address]:
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
-                os.kill(pid, signal.SIGKILL)
-    return [f"actor {a.get('ActorClassName') or a['ActorID']}" for a in actors] + [
-        f"placement group {name}" for name in groups
-    ]
-
-
-def _remove_placement_groups() -> list[str]:
-    """Remove all placement groups and return the ids of those that were alive."""
-    from ray._raylet import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup  # there is a function of that name, too
-
-    ray = the_ray()
-    table = ray.util.placement_group_table()
-    groups = [name for name, group in table.items() if group["state"] != "REMOVED"]
-    for name in groups:
-        ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
-    return groups
+    def _end_remains(self, idle: set[str]) -> list[str]:
+        """End living actors, but those of the ids `idle`, and placement groups; return them."""
+        found = self._books.remains()
+        remains = replace(found, actors=tuple(a for a in found.actors if a.id not in idle))
+        remains.end()
+        return remains.lines()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pytest_gpu_cluster.agent.arrivals import Arrivals, NodeJoined
@@ -20,6 +20,7 @@ from pytest_gpu_cluster.contract.messages import Exit, encode
 from pytest_gpu_cluster.contract.specs import AgentSpec, WorkerSpec
 from pytest_gpu_cluster.contract.trees import code_directory
 from pytest_gpu_cluster.node import lease as leases
+from pytest_gpu_cluster.ray_remains import end_remains_of
 
 ENTRY = "pytest_gpu_cluster.worker.main:main"
 NAMESPACE = "gpu-cluster"
@@ -78,7 +79,9 @@ class Reservation:
     actor: Any
     home: str  # Ray's node id
     gpus: float
-    lasting: bool = True  # the next session may find it
+    driver: str = (
+        ""  # the process, where its tests drive the cluster; the next session finds others
+    )
 
 
 class Reservations:
@@ -88,16 +91,19 @@ class Reservations:
         self._spec, self._arrivals, self._trees = spec, arrivals, dict(trees)
         self._name = f"idle-{code_directory(spec.request.code)}"
         self._head = ""  # Ray's id of this node
+        self._address = ""  # of Ray
+        self._nodes: Sequence[str] = ()  # Ray's ids of all nodes
+        self._ended_drivers: set[str] = set()  # whose processes are gone
         self._devices: dict[str, tuple[Gpu, ...]] = {}  # by node
         self._lock = threading.Lock()  # guards the two below
         self._idle: dict[tuple[str, float], list[Reservation]] = {}  # by node and devices
         self._prestarted: leases.Lease | None = None
         self._active: list[Reservation] = []  # whose processes live
 
-    def join(self, head: str) -> None:
+    def join(self, head: str, address: str, nodes: Sequence[str]) -> None:
         """Take over the idle reservations of the last session; other named actors are killed."""
         ray = the_ray()
-        self._head = head
+        self._head, self._address, self._nodes = head, address, nodes
         self._devices[head] = self._spec.gpus
         for named in ray.util.list_named_actors(all_namespaces=True):
             actor = ray.get_actor(named["name"], namespace=named["namespace"])
@@ -118,25 +124,29 @@ class Reservations:
 
     # -- one reservation ---------------------------------------------------------------------------
 
-    def acquire(self, home: str, demand: Demand) -> tuple[Reservation, tuple[Gpu, ...]]:
-        """Return a reservation on node `home` for one test process, and exactly its devices."""
+    def acquire(
+        self, home: str, demand: Demand, *, process: str
+    ) -> tuple[Reservation, tuple[Gpu, ...]]:
+        """Return a reservation on node `home` for a test process, and exactly its devices."""
         with self._lock:
             idle = self._idle.get((home, demand.gpus)) if not demand.drives else None
             reservation = idle.pop() if idle else None
         if reservation is None:
             if demand.gpus or demand.drives:
                 self.drop_idle()
+                self._end_remains()
             # A driving test is to find no actor that is not its own.
-            reservation = self._create(home, demand.gpus, lasting=not demand.drives)
+            reservation = self._create(home, demand.gpus, process if demand.drives else "")
         self._active.append(reservation)
         facts = the_ray().get(reservation.actor.facts.remote(), timeout=60)
-        if home != self._head:
-            self._prepare(reservation)
+        self._prepare(reservation)
+        if demand.drives:
+            self._prepare_nodes()
         ids = set(facts["gpu_ids"]) if demand.gpus else set()
         return reservation, tuple(gpu for gpu in self._devices[home] if gpu.id in ids)
 
-    def _create(self, home: str, gpus: float, *, lasting: bool = True) -> Reservation:
-        """Return a new reservation. A session of the same code finds a lasting one by name."""
+    def _create(self, home: str, gpus: float, driver: str = "") -> Reservation:
+        """Return a new reservation. A session of the same code finds it by name, but a driver's."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         ray = the_ray()
@@ -146,19 +156,35 @@ class Reservations:
             leases.Slot
         )
         name = f"{self._name}:{home}:{gpus:g}:{secrets.token_hex(4)}"
-        options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached"} if lasting else {}
+        lasting = {"name": name, "namespace": NAMESPACE, "lifetime": "detached"}
+        options = lasting if not driver else {}
         strategy = NodeAffinitySchedulingStrategy(home, soft=False)
         actor = kind.options(scheduling_strategy=strategy, **options).remote()
-        return Reservation(actor=actor, home=home, gpus=gpus, lasting=lasting)
+        return Reservation(actor=actor, home=home, gpus=gpus, driver=driver)
+
+    def _prepare_nodes(self) -> None:
+        """Have the trees on every node: the tasks of a driving test may run on any."""
+        for home in self._nodes:
+            if home not in self._devices:
+                visitor = self._create(home, 0.0, "visitor")
+                try:
+                    self._prepare(visitor)
+                finally:
+                    the_ray().kill(visitor.actor)
+
+    def _end_remains(self) -> None:
+        """End what processes left in Ray that could not do so themselves: they were killed."""
+        if ended := frozenset(self._ended_drivers):
+            end_remains_of(self._address, lambda job: job.process in ended)
 
     def _prepare(self, reservation: Reservation) -> None:
         """Have the trees unpacked on another node, which thereby joins. Raises RuntimeError."""
         home = reservation.home
+        if home in self._devices:
+            return
         answer = NodeAnswer.parse(
             the_ray().get(reservation.actor.prepare.remote(self._trees), timeout=300)
         )
-        if home in self._devices:
-            return
         self._devices[home] = answer.gpus
         node = NodeReady(
             node=home[:SHOWN_ID],
@@ -209,7 +235,9 @@ class Reservations:
     def release(self, reservation: Reservation, *, reusable: bool) -> None:
         """Release a reservation whose process is gone. A reusable one becomes idle."""
         self._active.remove(reservation)
-        if reusable and reservation.lasting and self._give_back(reservation):
+        if reservation.driver:
+            self._ended_drivers.add(reservation.driver)
+        if reusable and not reservation.driver and self._give_back(reservation):
             with self._lock:
                 idle = self._idle.setdefault((reservation.home, reservation.gpus), [])
                 idle.append(reservation)

@@ -87,6 +87,7 @@ class RayAccess(Noun):
 
     address: str
     token: str = field(repr=False)
+    logs: str  # Ray's directory of logs, where tasks print
 
 
 @dataclass(frozen=True, kw_only=True)

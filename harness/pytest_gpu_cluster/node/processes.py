@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from pathlib import Path
 
+from pytest_gpu_cluster.contract import loopback
 from pytest_gpu_cluster.contract.errors import InfrastructureError
 from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
 from pytest_gpu_cluster.contract.trees import code_directory
@@ -73,7 +74,7 @@ class NodeProcess(ABC):
             return (self.node.directory / f"{self.name}.log").read_text(errors="replace")
         return ""
 
-    def spawn(self, argv: list[str]) -> None:
+    def spawn(self, argv: list[str], variables: Mapping[str, str]) -> None:
         """Start the process with a death signal, so that it does not outlive the keeper."""
 
         def die_with_keeper() -> None:
@@ -82,7 +83,7 @@ class NodeProcess(ABC):
         with open(self.node.directory / f"{self.name}.log", "ab") as log:
             process = subprocess.Popen(
                 argv,
-                env=environment(self.node, os.environ),
+                env={**environment(self.node, os.environ), **variables},
                 cwd=self.node.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -104,7 +105,7 @@ class ForkServer(NodeProcess):
         package = Path(__file__).parents[2]  # the import root that the keeper runs from
         name = code_directory(self.node.boot.code)
         self.spawn(
-            [sys.executable, str(script), str(self.socket_path), str(package), name, *PRELOADED]
+            [sys.executable, str(script), str(self.socket_path), str(package), name, *PRELOADED], {}
         )
 
     @property
@@ -123,25 +124,26 @@ class Ray(NodeProcess):
 
     def start(self, head_address: str | None = None) -> None:
         """Start Ray as the head of a cluster, or join one. Raises InfrastructureError."""
-        ports = free_ports(6)
+        ports = free_ports(4)
         self.address = head_address or f"{self.node.spec.ip}:{ports[0]}"
-        self.spawn(self._command(ports, head_address))
+        on_loopback = loopback.is_loopback(self.node.spec.ip)
+        self.spawn(self._command(ports, head_address), loopback.VARIABLES if on_loopback else {})
 
     def answers(self) -> bool:
         return RAY_IS_UP in self.log()
 
     def _command(self, ports: list[int], head_address: str | None) -> list[str]:
-        port, client, dashboard, agent, grpc, runtime = ports
+        port, agent, grpc, runtime = ports
+        script = Path(__file__).with_name("ray_start.py")
         of_head = [
             "--head",
             f"--port={port}",
             "--include-dashboard=false",
-            f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={client}",
             f"--temp-dir={self.node.spec.ray_directory}",
         ]
         return [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+            *(sys.executable, "-P", str(script), "start", "--block"),
+            "--no-monitor",
             "--disable-usage-stats",
             "--log-color=false",
             f"--node-ip-address={self.node.spec.ip}",

@@ -73,7 +73,7 @@ class RunningSession(RemoteSession):
     def pytest_configure(self, config: pytest.Config) -> None:
         self.stepwise_limit = stepwise_limit(self.options.typed)
         config.pluginmanager.register(self.items, "gpu_cluster_items")
-        config.pluginmanager.register(RayUse(self.spec.ray), "gpu_cluster_ray")
+        config.pluginmanager.register(RayUse(self.spec), "gpu_cluster_ray")
         self.recorder.configure(config)
         self.log_file = (
             LogFile(self.spec.scratch) if getattr(config.option, "log_file", None) else None
