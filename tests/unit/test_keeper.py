@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from pytest_gpu_cluster.contract.waits import Waits
 
 T = TypeVar("T")
 
-# In the working directory of the node, where `python -m ray.scripts.scripts` looks first.
+# In the place of the script that starts Ray.
 RAY = """
 import time
 print("Ray runtime started", flush=True)
@@ -136,7 +137,10 @@ def boot(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator
         session, cluster = SessionRecord(store, "s1"), ClusterRecord(store, "c1")
         session.put_request(replace(REQUEST, agent=f"agent:{agent}"))
         cluster.offer("s1")
-        guard = start_guard(spec, repository / "harness", base / "keeper.log")
+        package = base / "code"
+        shutil.copytree(repository / "harness", package, ignore=shutil.ignore_patterns("*.pyc"))
+        (package / "pytest_gpu_cluster/node/ray_start.py").write_text(RAY)
+        guard = start_guard(spec, package, base / "keeper.log")
         nodes.append(Booted(guard, directory, session, cluster))
         return nodes[-1]
 
@@ -151,9 +155,6 @@ def start_guard(spec: KeeperSpec, package: Path, log: Path) -> subprocess.Popen[
     """Do what a provider does: files in place, then the guard."""
     files = {
         "spec.json": json.dumps(spec.to_json()),
-        "ray/__init__.py": "",
-        "ray/scripts/__init__.py": "",
-        "ray/scripts/scripts.py": RAY,
         f"code/{CODE[:16]}/agent.py": AGENT,
         f"code/{CODE[:16]}.tree": CODE,
         "handoff/s1": json.dumps({"PASSED": "1"}),
