@@ -84,8 +84,8 @@ class Reservation:
 class Reservations:
     """All reservations of this session, and the idle ones that the next may use."""
 
-    def __init__(self, spec: AgentSpec, arrivals: Arrivals, trees: Mapping[str, str]) -> None:
-        self._spec, self._arrivals, self._trees = spec, arrivals, dict(trees)
+    def __init__(self, spec: AgentSpec, arrivals: Arrivals) -> None:
+        self._spec, self._arrivals = spec, arrivals
         self._name = f"idle-{code_directory(spec.request.code)}"
         self._head = ""  # Ray's id of this node
         self._devices: dict[str, tuple[Gpu, ...]] = {}  # by node
@@ -153,9 +153,11 @@ class Reservations:
 
     def _prepare(self, reservation: Reservation) -> None:
         """Have the trees unpacked on another node, which thereby joins. Raises RuntimeError."""
-        home = reservation.home
+        home, spec = reservation.home, self._spec
+        trees = {str(spec.tree_root): spec.request.tree}
+        code = {str(spec.code): spec.request.code}
         answer = NodeAnswer.parse(
-            the_ray().get(reservation.actor.prepare.remote(self._trees), timeout=300)
+            the_ray().get(reservation.actor.prepare.remote(trees, code), timeout=300)
         )
         if home in self._devices:
             return

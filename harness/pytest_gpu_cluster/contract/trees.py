@@ -84,10 +84,14 @@ class StoredTree:
     files: tuple[FileEntry, ...]
     links: tuple[LinkEntry, ...] = ()
 
+    @property
+    def entries(self) -> list[FileEntry | LinkEntry]:
+        """The files, then the links."""
+        return [*self.files, *self.links]
+
     def to_bytes(self) -> bytes:
         """Return the canonical JSON: equal trees have equal bytes."""
-        entries: list[FileEntry | LinkEntry] = [*self.files, *self.links]
-        entries.sort(key=lambda entry: entry.path)
+        entries = sorted(self.entries, key=lambda entry: entry.path)
         tree = {"v": _VERSION, "root": self.root, "entries": [entry.to_json() for entry in entries]}
         return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
 
