@@ -126,7 +126,7 @@ class Parts:
         journal = self.record.writer("agent")
         self.state = SessionState(self.record, journal, self.spec.request.limits, {})
         arrivals: Arrivals = queue.SimpleQueue()
-        cluster = Cluster(self.spec, arrivals, {})
+        cluster = Cluster(self.spec, arrivals)
         launcher = Launcher(self.spec, self.state, cluster, arrivals)
         self.workers = Workers(self.spec, self.state, cluster, launcher)
         self.selection = Selection(self.state, launcher)

@@ -19,6 +19,7 @@ from pytest_gpu_cluster.node.lease import NODE_VARIABLE
 from pytest_gpu_cluster.node.processes import environment
 from pytest_gpu_cluster.node.requests import NodeFacts, RequestFailed, RequestServer
 from pytest_gpu_cluster.node.session import append_lost_end
+from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 BOOT = BootSpec(
     cluster="c1",
@@ -95,7 +96,7 @@ def test_ray_gets_no_credential_and_no_ray_of_the_users(node: Node) -> None:
 
 def test_a_request_is_answered_by_facts_or_by_an_error_with_a_remedy(node: Node) -> None:
     """The agent on the other end of the socket has nothing else to go by."""
-    server = RequestServer(node)
+    server = RequestServer(node, WorkingTrees(node.store, node.directory, cache=node.cache))
     (node.directory / "log").write_text("text")
     upload = {"op": "upload", "sources": {"key": str(node.directory / "log")}}
 

@@ -30,7 +30,7 @@ from pytest_gpu_cluster.agent.cases import Resources
 from pytest_gpu_cluster.agent.limits import TimeLimits
 from pytest_gpu_cluster.agent.node_answer import NodeAnswer
 from pytest_gpu_cluster.agent.plan import Demand
-from pytest_gpu_cluster.agent.processes import SELECTING, Launcher, tree_root
+from pytest_gpu_cluster.agent.processes import SELECTING, Launcher
 from pytest_gpu_cluster.agent.ray_cluster import Cleanup, Cluster
 from pytest_gpu_cluster.agent.reservations import SHOWN_ID
 from pytest_gpu_cluster.agent.selection import Selection, SelectionStage
@@ -49,6 +49,7 @@ from pytest_gpu_cluster.node.lease import ask
 # The words that events are built of; a secret that is the same word is none.
 WORD = re.compile(r"[a-z_$]{1,24}")
 TICK_S = 0.05
+TOLD_S = 1.0  # a tree that takes longer to unpack has a line of its own
 
 
 class Agent:
@@ -63,8 +64,7 @@ class Agent:
         self._cpus = os.cpu_count() or 1  # read once: it costs 30 µs
         self.state = SessionState(record, journal, spec.request.limits, durations(store))
         self._arrivals: Arrivals = queue.SimpleQueue()
-        trees = {str(tree_root(spec)): spec.request.tree, str(spec.code): spec.request.code}
-        self._cluster = Cluster(spec, self._arrivals, trees)
+        self._cluster = Cluster(spec, self._arrivals)
         launcher = Launcher(spec, self.state, self._cluster, self._arrivals)
         self._selection = Selection(self.state, launcher)
         self._workers = Workers(spec, self.state, self._cluster, launcher)
@@ -107,8 +107,16 @@ class Agent:
     def _prepare(self) -> None:
         """Have the tree unpacked on this node. Raises RuntimeError."""
         spec = self.spec
-        trees = {str(tree_root(spec)): spec.request.tree}
+        began = time.monotonic()
+        trees = {str(spec.tree_root): spec.request.tree}
         NodeAnswer.parse(ask(str(spec.node), {"op": "unpack", "trees": trees}))
+        seconds = time.monotonic() - began
+        if seconds > TOLD_S:
+            self.state.journal.append(
+                events.PhaseFinished(
+                    name="unpack", detail=f"the tree on {spec.host}", seconds=seconds
+                )
+            )
         self.state.journal.append(
             events.NodeReady(
                 node="head",

@@ -6,7 +6,6 @@ import json
 import os
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 from pytest_gpu_cluster.agent.arrivals import Arrivals, ReservationLost
 from pytest_gpu_cluster.agent.ray_cluster import Cluster
@@ -41,7 +40,7 @@ class Launcher:
         self, spec: AgentSpec, state: SessionState, cluster: Cluster, arrivals: Arrivals
     ) -> None:
         self._spec, self._state, self._cluster, self._arrivals = spec, state, cluster, arrivals
-        self._root = tree_root(spec)
+        self._root = spec.tree_root
 
     def start_selection(self) -> Lease:
         """Start the selecting process on this node. It sees all devices of the node."""
@@ -144,11 +143,6 @@ class Launcher:
             "CUDA_VISIBLE_DEVICES": ",".join(gpu.id for gpu in gpus),
             "TMPDIR": str(temporary),
         }
-
-
-def tree_root(spec: AgentSpec) -> Path:
-    """Return the place of the shipped tree on every node."""
-    return spec.scratch / "tree" / spec.request.root_name
 
 
 def _decoded(line: bytes, root: bytes, transport: Transport) -> Message:

@@ -42,9 +42,9 @@ class Cleanup:
 class Cluster:
     """Ray's nodes and the ledger of their devices. Each change arrives in the agent's queue."""
 
-    def __init__(self, spec: AgentSpec, arrivals: Arrivals, trees: Mapping[str, str]) -> None:
+    def __init__(self, spec: AgentSpec, arrivals: Arrivals) -> None:
         self._spec, self._arrivals = spec, arrivals
-        self.reservations = Reservations(spec, arrivals, trees)
+        self.reservations = Reservations(spec, arrivals)
         self.address = ""
         self._books: Books  # of Ray, once it was joined
         self._joining = Joining.WAITING

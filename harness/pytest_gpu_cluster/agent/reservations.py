@@ -87,8 +87,8 @@ class Reservation:
 class Reservations:
     """All reservations of this session, and the idle ones that the next may use."""
 
-    def __init__(self, spec: AgentSpec, arrivals: Arrivals, trees: Mapping[str, str]) -> None:
-        self._spec, self._arrivals, self._trees = spec, arrivals, dict(trees)
+    def __init__(self, spec: AgentSpec, arrivals: Arrivals) -> None:
+        self._spec, self._arrivals = spec, arrivals
         self._name = f"idle-{code_directory(spec.request.code)}"
         self._head = ""  # Ray's id of this node
         self._address = ""  # of Ray
@@ -179,11 +179,13 @@ class Reservations:
 
     def _prepare(self, reservation: Reservation) -> None:
         """Have the trees unpacked on another node, which thereby joins. Raises RuntimeError."""
-        home = reservation.home
+        home, spec = reservation.home, self._spec
         if home in self._devices:
             return
+        trees = {str(spec.tree_root): spec.request.tree}
+        code = {str(spec.code): spec.request.code}
         answer = NodeAnswer.parse(
-            the_ray().get(reservation.actor.prepare.remote(self._trees), timeout=300)
+            the_ray().get(reservation.actor.prepare.remote(trees, code), timeout=300)
         )
         self._devices[home] = answer.gpus
         node = NodeReady(

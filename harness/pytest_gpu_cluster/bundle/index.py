@@ -1,6 +1,7 @@
 """Files of a working tree by their stat, and the index that remembers their digests.
 
-The index lies outside the tree. An unchanged file is not read again.
+The index lies outside the tree. An unchanged file is not read again, and of an unchanged tree no
+more than the first line of the index.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from pytest_gpu_cluster.bundle import secret_scan
 from pytest_gpu_cluster.contract.errors import RequestError
+from pytest_gpu_cluster.contract.fields import Noun
+from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.store import DISK_THREADS, Store
+from pytest_gpu_cluster.contract.trees import LinkEntry
 
 # A younger file may change again under the same timestamp (git's racy-git). FAT ticks in 2 s.
 RACY_NS = 2_000_000_000
-_VERSION = 1  # of the index, and of the rules in secret_scan
+_VERSION = 2  # of the index, and of the rules in secret_scan
 
 
 class SourceFile(NamedTuple):
@@ -38,6 +44,17 @@ class Scan(NamedTuple):
 
     digest: str
     suspicion: str  # the reason why it looks like a credential, or ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastTree(Noun):
+    """The tree last shipped. Equal surveys are of equal trees."""
+
+    v: int = 0
+    survey: str = ""  # "" where a file may still change under its stamp
+    tree: str = ""  # digest
+    files: int = 0  # with links
+    bytes: int = 0
 
 
 class FileChangedError(Exception):
@@ -65,14 +82,24 @@ class StatIndex:
     """The scan of each file by its stamp, and the tree last shipped. Losing it costs time only."""
 
     def __init__(self, store: Store, root: Path) -> None:
-        self.tree = ""
+        self.last = LastTree()
         self._path = _index_path(store, root)
         self._began_ns = time.time_ns()
-        self._rows: dict[str, list[object]] = {}  # by path: the stamp, the digest, the suspicion
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            index = json.loads(self._path.read_bytes())
-            if index["v"] == _VERSION:
-                self._rows, self.tree = index["files"], index["tree"]
+        self._content = b"{}"
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            line, _, content = self._path.read_bytes().partition(b"\n")
+            last = LastTree.from_json(json.loads(line))
+            if last.v == _VERSION:
+                self.last, self._content = last, content
+
+    @cached_property
+    def _rows(self) -> dict[str, list[object]]:
+        """By path: the stamp, the digest, the suspicion."""
+        with contextlib.suppress(ValueError):
+            rows = json.loads(self._content)
+            if isinstance(rows, dict):
+                return rows
+        return {}
 
     def scan(self, files: Iterable[SourceFile]) -> dict[SourceFile, Scan]:
         """Return the scan of each file that still exists. Raises FileChangedError, RequestError."""
@@ -95,7 +122,7 @@ class StatIndex:
         """Have the file read again by the next scan."""
         self._rows.pop(path, None)
 
-    def save(self, scans: Mapping[SourceFile, Scan], tree: str) -> None:
+    def save(self, scans: Mapping[SourceFile, Scan], last: LastTree) -> None:
         """Write the index: files that may still change under their stamp are left out."""
         racy_from = self._began_ns - RACY_NS
         rows = {
@@ -103,12 +130,24 @@ class StatIndex:
             for file, scan in scans.items()
             if max(file.stamp[1], file.stamp[3]) < racy_from
         }
-        content = json.dumps({"v": _VERSION, "tree": tree, "files": rows})
+        settled = len(rows) == len(scans)
+        last = replace(last, v=_VERSION, survey=last.survey if settled else "")
+        content = f"{json.dumps(last.to_json())}\n{json.dumps(rows)}"
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(content)
             temporary.replace(self._path)
+
+
+def survey_of(
+    files: Sequence[SourceFile], links: Sequence[LinkEntry], allow_files: Sequence[str]
+) -> str:
+    """Return a digest of all that a tree is made of; `allow_files` decides if it may be shipped."""
+    lines = [f"{file.path}\0{file.stamp}" for file in files]
+    lines += [f"{link.path}\0{link.link}" for link in links]
+    text = "\n".join((repr(allow_files), str(len(links)), *lines))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def _index_path(store: Store, root: Path) -> Path:

@@ -27,7 +27,7 @@ LITTER = frozenset(
     }
 )
 _VENV_MARK = "pyvenv.cfg"
-_GITLINK = b"160000"  # the mode under which git records a submodule
+_GITLINK = "160000"  # the mode under which git records a submodule
 # A git hook has these set for its repository; `git rev-parse --local-env-vars` lists them.
 _GIT_VARIABLES = (
     "GIT_DIR",
@@ -52,6 +52,8 @@ def listing(root: Path, *, include: Sequence[str], exclude: Sequence[str]) -> li
     for pattern in include:
         is_included = matcher([pattern])
         paths.update(path for path in _walk(root, _fixed_part(pattern)) if is_included(path))
+    if not exclude:
+        return sorted(paths)
     is_excluded = matcher(exclude)
     return sorted(path for path in paths if not is_excluded(path))
 
@@ -127,13 +129,13 @@ def _git_paths(top: Path) -> set[str]:
     tracked: set[str] = set()
     untracked: set[str] = set()
     inner: set[str] = set()
-    for record in _git_ls_files(top).split(b"\0"):
-        tag, _, rest = record.partition(b" ")
-        if tag == b"?":
-            (inner if rest.endswith(b"/") else untracked).add(os.fsdecode(rest).rstrip("/"))
+    for record in os.fsdecode(_git_ls_files(top)).split("\0"):
+        tag, _, rest = record.partition(" ")
+        if tag == "?":
+            (inner if rest.endswith("/") else untracked).add(rest.rstrip("/"))
         elif tag:
-            fields, _, path = rest.partition(b"\t")
-            (inner if fields.startswith(_GITLINK) else tracked).add(os.fsdecode(path))
+            fields, _, path = rest.partition("\t")
+            (inner if fields.startswith(_GITLINK) else tracked).add(path)
     paths = tracked | _without_litter(untracked)
     for name in inner:
         if (top / name / ".git").exists():  # else a submodule that was never checked out

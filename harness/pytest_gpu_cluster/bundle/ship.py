@@ -20,10 +20,12 @@ from pathlib import Path
 from pytest_gpu_cluster.bundle import listing
 from pytest_gpu_cluster.bundle.index import (
     FileChangedError,
+    LastTree,
     Scan,
     SourceFile,
     StatIndex,
     stamp_of,
+    survey_of,
     unreadable,
 )
 from pytest_gpu_cluster.contract.errors import RequestError
@@ -35,6 +37,7 @@ from pytest_gpu_cluster.contract.trees import (
     LinkEntry,
     StoredTree,
     blob_key,
+    blobs_in,
     pack_blob,
     tree_key,
 )
@@ -80,19 +83,28 @@ def ship(
         paths = listing.listing(root, include=include, exclude=exclude)
         files, links = _survey(root, _outside(store.root, root, paths))
         _refuse_size(files, limit_bytes)
+        survey = survey_of(files, links, allow_files)
+        if survey == index.last.survey and _renew(store, index.last.tree):
+            last = index.last
+            return Tree(
+                digest=last.tree, files=last.files, bytes=last.bytes, sent_blobs=0, sent_bytes=0
+            )
         try:
             scans = index.scan(files)
             _refuse_credentials(
                 [(f.path, s.suspicion) for f, s in scans.items() if s.suspicion], is_allowed
             )
             stored = StoredTree(root=root.name, files=_entries(scans), links=tuple(links))
-            contents = {scan.digest: _reader(file, scan.digest) for file, scan in scans.items()}
-            tree = _send(store, stored, contents, previous=index.tree)
+            contents = {
+                scan.digest: partial(_read, file, scan.digest) for file, scan in scans.items()
+            }
+            tree = _send(store, stored, contents, previous=index.last.tree)
         except FileChangedError as change:
             unsettled = change.path
             index.forget(unsettled)
         else:
-            index.save(scans, tree.digest)
+            last = LastTree(survey=survey, tree=tree.digest, files=tree.files, bytes=tree.bytes)
+            index.save(scans, last)
             return tree
     raise RequestError(
         f"{unsettled!r} keeps changing while it is read",
@@ -129,8 +141,9 @@ def _survey(root: Path, paths: Iterable[str]) -> tuple[list[SourceFile], list[Li
     """Return the files and the links. What has vanished, and pipes and sockets, are left out."""
     files: list[SourceFile] = []
     links: list[LinkEntry] = []
+    top = str(root)
     for path in paths:
-        source = f"{root}/{path}"
+        source = f"{top}/{path}"
         try:
             status = os.lstat(source)
             if stat.S_ISLNK(status.st_mode):
@@ -223,15 +236,13 @@ def _refuse_credentials(
 # --- what is sent --------------------------------------------------------------------------------
 
 
-def _reader(file: SourceFile, digest: str) -> Callable[[], bytes]:
-    def read() -> bytes:
-        with contextlib.suppress(OSError):
-            content = Path(file.source).read_bytes()
-            if hashlib.sha256(content).hexdigest() == digest:
-                return content
-        raise FileChangedError(file.path)
-
-    return read
+def _read(file: SourceFile, digest: str) -> bytes:
+    """Return the bytes of a file that were scanned. Raises FileChangedError."""
+    with contextlib.suppress(OSError):
+        content = Path(file.source).read_bytes()
+        if hashlib.sha256(content).hexdigest() == digest:
+            return content
+    raise FileChangedError(file.path)
 
 
 def _send(store: Store, tree: StoredTree, contents: Contents, *, previous: str) -> Tree:
@@ -239,9 +250,9 @@ def _send(store: Store, tree: StoredTree, contents: Contents, *, previous: str) 
     document = tree.to_bytes()
     digest = hashlib.sha256(document).hexdigest()
     sent: list[int] = []
-    is_stored = _stored_blobs(store, digest) is not None
+    is_stored = _stored(store, digest) is not None
     if not is_stored:
-        missing = contents.keys() - (_stored_blobs(store, previous) or frozenset())
+        missing = contents.keys() - blobs_in(_stored(store, previous) or b"")
         if len(missing) > LIST_ABOVE:
             missing -= {key.rpartition("/")[2] for key in store.list(BLOBS)}
 
@@ -263,12 +274,17 @@ def _send(store: Store, tree: StoredTree, contents: Contents, *, previous: str) 
     )
 
 
-def _stored_blobs(store: Store, tree: str) -> frozenset[str] | None:
-    """Return the blobs of a tree, or None when the store does not hold just this tree."""
+def _renew(store: Store, tree: str) -> bool:
+    """Return True when the store holds this tree. Pruning a local store spares what is new."""
+    document = _stored(store, tree)
+    if document is not None and store.is_local:
+        store.put(tree_key(tree), document)
+    return document is not None
+
+
+def _stored(store: Store, tree: str) -> bytes | None:
+    """Return a tree as the store holds it, or None when it does not hold just this tree."""
     content = store.get(tree_key(tree)) if tree else None
-    if content is None:
+    if content is None or hashlib.sha256(content).hexdigest() != tree:
         return None
-    try:
-        return frozenset(file.blob for file in StoredTree.from_bytes(content, tree).files)
-    except ValueError:
-        return None
+    return content

@@ -73,6 +73,11 @@ class AgentSpec(Noun):
     host: str
     driver: str | None
 
+    @property
+    def tree_root(self) -> Path:
+        """The place of the shipped tree on every node."""
+        return self.scratch / "tree" / self.request.root_name
+
 
 class Role(StrEnum):
     """The two kinds of test process."""

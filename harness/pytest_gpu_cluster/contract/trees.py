@@ -23,6 +23,7 @@ _VERSION = 1
 _MODES = {"644": 0o644, "755": 0o755}
 _SAMPLE_BYTES = 1 << 16  # enough to tell if a file can be compressed
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_BLOB = re.compile(rb'"blob":"([0-9a-f]{64})"')
 _UNSAFE_PATH = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)|\0")  # an empty part, "." or "..", or a NUL
 
 
@@ -84,10 +85,14 @@ class StoredTree:
     files: tuple[FileEntry, ...]
     links: tuple[LinkEntry, ...] = ()
 
+    @property
+    def entries(self) -> list[FileEntry | LinkEntry]:
+        """The files, then the links."""
+        return [*self.files, *self.links]
+
     def to_bytes(self) -> bytes:
         """Return the canonical JSON: equal trees have equal bytes."""
-        entries: list[FileEntry | LinkEntry] = [*self.files, *self.links]
-        entries.sort(key=lambda entry: entry.path)
+        entries = sorted(self.entries, key=lambda entry: entry.path)
         tree = {"v": _VERSION, "root": self.root, "entries": [entry.to_json() for entry in entries]}
         return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
 
@@ -110,6 +115,11 @@ class StoredTree:
             files=tuple(FileEntry.from_json(entry) for entry in entries if "link" not in entry),
             links=tuple(LinkEntry.from_json(entry) for entry in entries if "link" in entry),
         )
+
+
+def blobs_in(tree: bytes) -> set[str]:
+    """Return the digests of the blobs of a stored tree, without the seconds of parsing it."""
+    return {blob.decode() for blob in _BLOB.findall(tree)}  # within a text, quotes are escaped
 
 
 def tree_key(digest: str) -> str:

@@ -26,6 +26,7 @@ from pytest_gpu_cluster.node.session import (
     append_lost_end,
     start_session,
 )
+from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 END_LIMIT_S = 10.0  # for a session to end when the node closes
 
@@ -33,8 +34,15 @@ END_LIMIT_S = 10.0  # for a session to end when the node closes
 class Head:
     """Serves sessions, one after the other, and announces what the cluster does."""
 
-    def __init__(self, node: Node, ray: Ray, fork_server: ForkServer, shutdown: Shutdown) -> None:
-        self.node, self.cluster = node, node.cluster
+    def __init__(
+        self,
+        node: Node,
+        trees: WorkingTrees,
+        ray: Ray,
+        fork_server: ForkServer,
+        shutdown: Shutdown,
+    ) -> None:
+        self.node, self.cluster, self.trees = node, node.cluster, trees
         self.ray, self.fork_server, self.shutdown = ray, fork_server, shutdown
         self.session: ActiveSession | None = None
         self.served = False  # a session has been taken
@@ -101,7 +109,7 @@ class Head:
             request = record.request()
             if request is None:
                 return
-            self.session = start_session(self.node, request)
+            self.session = start_session(self.node, request, self.trees)
         except Exception as problem:
             message = f"the keeper could not begin it: {problem}"
             self._record_lost(record, Stop(kind=KeeperStop.NOT_BEGUN, message=message))
@@ -120,6 +128,7 @@ class Head:
 
     def _release(self, session: ActiveSession) -> None:
         """Be idle again, or request the end of a cluster that may not be lent again."""
+        self.trees.keep()
         for directory in (session.scratch, self.node.directory / TEMPORARY):
             shutil.rmtree(directory, ignore_errors=True)
         limits = session.request.limits

@@ -37,6 +37,7 @@ from pytest_gpu_cluster.node.forkserver import (
 from pytest_gpu_cluster.node.head import Head, supervisors
 from pytest_gpu_cluster.node.processes import ForkServer, NodeProcess, Ray, State
 from pytest_gpu_cluster.node.requests import RequestServer
+from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 BUSY_TICK_S = 0.1
 ORPHANS_S = 1.0  # between two looks for orphans
@@ -78,8 +79,9 @@ class Keeper:
         self.node = node
         self.shutdown = Shutdown()
         self.ray, self.fork_server = Ray(node), ForkServer(node)
+        self.trees = WorkingTrees(node.store, node.directory, cache=node.cache)
         self.duty: Duty = (
-            Head(node, self.ray, self.fork_server, self.shutdown)
+            Head(node, self.trees, self.ray, self.fork_server, self.shutdown)
             if node.spec.head
             else Follower(node, self.ray, self.shutdown)
         )
@@ -99,7 +101,7 @@ class Keeper:
         """Keep the node until there is a reason to close it; return the reason."""
         signal.signal(signal.SIGTERM, lambda *_: self.shutdown.request("asked to close"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        RequestServer(self.node).start()
+        RequestServer(self.node, self.trees).start()
         self.fork_server.start()
         self.duty.begin()
         idle_tick_s = 0.015 if self.node.store.is_local else 0.5

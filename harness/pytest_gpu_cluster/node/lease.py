@@ -301,9 +301,9 @@ class Slot:
             "visible": ",".join(ids),
         }
 
-    def prepare(self, trees: dict[str, str]) -> KeeperAnswer:
-        """Have the trees (digest by directory) unpacked on this node."""
-        return ask(self.node, {"op": "unpack", "trees": trees})
+    def prepare(self, trees: dict[str, str], code: dict[str, str]) -> KeeperAnswer:
+        """Have a session's tree and code (digest by directory) unpacked on this node."""
+        return ask(self.node, {"op": "unpack", "trees": trees, "code": code})
 
     def upload(self, sources: dict[str, str]) -> KeeperAnswer:
         """Have files of this node put into the store."""

@@ -1,7 +1,8 @@
 """The server of a keeper's socket. Processes of the node ask it to use the store for them.
 
-A request is one line of JSON: `{"op": "unpack", "trees": {directory: digest}}` or `{"op": "upload",
-"sources": {key: path}}`. Its answer is one JSON object: NodeFacts, or RequestFailed.
+A request is one line of JSON: `{"op": "unpack", "trees": {directory: digest}, "code": {directory:
+digest}}` or `{"op": "upload", "sources": {key: path}}`. Its answer is one JSON object: NodeFacts,
+or RequestFailed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import socket
 import threading
 from collections.abc import Mapping
+from dataclasses import field
 from pathlib import Path
 
 from pytest_gpu_cluster.contract.errors import HarnessError
@@ -19,6 +21,7 @@ from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.node.context import Node
 from pytest_gpu_cluster.node.unpack import unpack
+from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +43,10 @@ class RequestFailed(Noun):
 
 @dataclass(frozen=True, kw_only=True)
 class Unpack(Noun):
-    """Have trees of the store on this node."""
+    """Have trees of the store on this node: digests by directory."""
 
-    trees: Mapping[str, str]  # digest by directory
+    trees: Mapping[str, str]  # of the session that is served, which may change them
+    code: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +59,8 @@ class Upload(Noun):
 class RequestServer:
     """Answers each connection to `keeper.sock` in a thread of its own."""
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
+    def __init__(self, node: Node, trees: WorkingTrees) -> None:
+        self.node, self.trees = node, trees
 
     def start(self) -> None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -89,7 +93,10 @@ class RequestServer:
         body = json.loads(line)
         match body.pop("op"):
             case "unpack":
-                for target, digest in Unpack.from_json(body).trees.items():
+                request = Unpack.from_json(body)
+                for target, digest in request.trees.items():
+                    self.trees.unpack(digest, Path(target))
+                for target, digest in request.code.items():
                     unpack(self.node.store, digest, Path(target), cache=self.node.cache)
             case "upload":
                 for prefix, source in Upload.from_json(body).sources.items():

@@ -19,6 +19,7 @@ from pytest_gpu_cluster.contract.trees import code_directory
 from pytest_gpu_cluster.node.context import HeartbeatMonitor, Node, Shutdown, Stop
 from pytest_gpu_cluster.node.lease import Lease
 from pytest_gpu_cluster.node.unpack import unpack
+from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 SESSION_FILE = "session"  # in the node's directory, while a session is served: its id
 OVERTIME_S = 60.0  # an agent has this long to end a session whose deadline has passed
@@ -109,7 +110,7 @@ def scratch_of(node: Node, session: str) -> Path:
     return node.directory / "s" / session
 
 
-def start_session(node: Node, request: SessionRequest) -> ActiveSession:
+def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> ActiveSession:
     """Start the agent of a session. Raises StoreError: its code is not in the store."""
     scratch = scratch_of(node, request.session)
     scratch.mkdir(parents=True, mode=0o700)
@@ -132,6 +133,7 @@ def start_session(node: Node, request: SessionRequest) -> ActiveSession:
         host=node.host,
         driver=node.driver,
     )
+    trees.begin(request.tree, spec.tree_root)  # while the agent starts
     lease = Lease(node.directory, code=str(code), entry=request.agent, specification=spec.to_json())
     return ActiveSession(node, request, lease)
 

@@ -7,19 +7,23 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from pytest_gpu_cluster.contract.errors import StoreError
 from pytest_gpu_cluster.contract.store import DISK_THREADS, REMOTE_THREADS, Store
 from pytest_gpu_cluster.contract.trees import (
     FileEntry,
+    LinkEntry,
     StoredTree,
     blob_key,
     tree_key,
     unpack_blob,
 )
+
+T = TypeVar("T")
 
 
 class _BrokenBlobError(Exception):
@@ -37,15 +41,27 @@ def unpack(store: Store, digest: str, target: Path, *, cache: Path | None = None
     this node; its content is verified as well. Raises StoreError naming the tree or blob that is
     missing or wrong.
     """
+
+    def make(fresh: Path) -> None:
+        tree = read_tree(store, digest)
+        write_entries(store, tree.entries, fresh, cache)
+
+    install(store, digest, target, make)
+
+
+def install(store: Store, digest: str, target: Path, make: Callable[[Path], T]) -> T | None:
+    """Have `make` turn an empty directory into the tree `digest`, which then becomes `target`.
+
+    Return its result, or None where `target` is that tree already. Raises StoreError.
+    """
     mark = target.with_name(f"{target.name}.tree")
     if _is_complete(target, mark, digest):
-        return
-    tree = _read_tree(store, digest)
+        return None
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     fresh.mkdir()
     try:
-        _write_tree(store, tree, fresh, None if store.is_local else cache)
+        made = make(fresh)
         new_mark = fresh.with_name(f"{fresh.name}.tree")
         new_mark.write_text(digest)
         os.replace(new_mark, mark)  # atomic: another process may be reading it
@@ -63,8 +79,10 @@ def unpack(store: Store, digest: str, target: Path, *, cache: Path | None = None
                 f"tree {digest[:12]} cannot be unpacked into {target}: {error}",
                 remedy="look at the disk of the node",
             ) from error
+        return None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+    return made
 
 
 def _is_complete(target: Path, mark: Path, digest: str) -> bool:
@@ -79,7 +97,8 @@ def _is_complete(target: Path, mark: Path, digest: str) -> bool:
     return True
 
 
-def _read_tree(store: Store, digest: str) -> StoredTree:
+def read_tree(store: Store, digest: str) -> StoredTree:
+    """Return a tree of the store. Raises StoreError when it is missing or wrong."""
     content = store.get(tree_key(digest))
     try:
         if content is None:
@@ -92,14 +111,19 @@ def _read_tree(store: Store, digest: str) -> StoredTree:
         ) from error
 
 
-def _write_tree(store: Store, tree: StoredTree, top: Path, cache: Path | None) -> None:
-    """Write files before links, so that no file is written through a link."""
+def write_entries(
+    store: Store, entries: Sequence[FileEntry | LinkEntry], top: Path, cache: Path | None
+) -> None:
+    """Write files and links, none of which is there, below `top`. Raises StoreError, OSError.
+
+    Files come before links, so that no file is written through a link.
+    """
+    cache = None if store.is_local else cache
     files_of: dict[str, list[FileEntry]] = {}
-    for file in tree.files:
-        files_of.setdefault(file.blob, []).append(file)
-    folders = {file.path.rpartition("/")[0] for file in tree.files}
-    folders |= {link.path.rpartition("/")[0] for link in tree.links}
-    for folder in sorted(folders):
+    for entry in entries:
+        if isinstance(entry, FileEntry):
+            files_of.setdefault(entry.blob, []).append(entry)
+    for folder in sorted(folders_of(entry.path for entry in entries)):
         os.makedirs(top / folder, exist_ok=True)
 
     def write_files(batch: Sequence[str]) -> None:
@@ -119,8 +143,19 @@ def _write_tree(store: Store, tree: StoredTree, top: Path, cache: Path | None) -
     batches = [blobs[start : start + share] for start in range(0, len(blobs), share)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(write_files, batches))
-    for link in tree.links:
-        os.symlink(link.link, f"{top}/{link.path}")
+    for entry in entries:
+        if isinstance(entry, LinkEntry):
+            os.symlink(entry.link, f"{top}/{entry.path}")
+
+
+def folders_of(paths: Iterable[str]) -> set[str]:
+    """Return the directories that hold these paths, with those above them; the top is ""."""
+    folders = {""}
+    unvisited = {path.rpartition("/")[0] for path in paths} - folders
+    while unvisited:
+        folders |= unvisited
+        unvisited = {folder.rpartition("/")[0] for folder in unvisited} - folders
+    return folders
 
 
 def _write_file(path: str, content: bytes, mode: int) -> None:

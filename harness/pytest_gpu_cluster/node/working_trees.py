@@ -1,0 +1,204 @@
+"""The working tree of one session after the other: the last one is mended for the next.
+
+A session may change whatever is in its tree. What it has changed, and what is different in the next
+session's tree, is written anew; the rest stays. What the tree was is in the keeper's memory alone,
+out of a test's reach, and ends with the node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+from pytest_gpu_cluster.contract.frozen import dataclass
+from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.trees import FileEntry, LinkEntry, StoredTree
+from pytest_gpu_cluster.node.snapshot import (
+    Snapshot,
+    folder_stamp,
+    settle,
+    snapshot,
+    stat_tells_all,
+)
+from pytest_gpu_cluster.node.unpack import folders_of, install, read_tree, write_entries
+
+KEPT, DISCARDED, PROBE = "kept-tree", "discarded-tree", "probe"  # names in the node's directory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unpacked:
+    """A working tree on this node, as it was before a session ran in it."""
+
+    digest: str
+    tree: StoredTree
+    place: Path  # without links
+    snapshot: Snapshot
+
+    def is_there(self) -> bool:
+        """Return True where its place still leads to its directory.
+
+        A test may have put another there, or a link out of this node's directory above it.
+        """
+        try:
+            if os.path.realpath(self.place) != str(self.place):
+                return False
+            return folder_stamp(self.place, os.lstat(self.place)) == self.snapshot.get("")
+        except OSError:
+            return False
+
+
+class WorkingTrees:
+    """Makes the trees of sessions on this node, of which it keeps the last one.
+
+    A cluster serves one session at a time: who asks for the tree of another has seen the end of it.
+    """
+
+    def __init__(self, store: Store, directory: Path, *, cache: Path) -> None:
+        self._store, self._cache = store, cache
+        self._directory = Path(os.path.realpath(directory))
+        self._lock = threading.Lock()  # guards the next
+        self._last: Unpacked | None = None  # None also while it is mended: it may not succeed
+        self._stat_tells_all: bool | None = None  # None: not tried yet
+
+    def unpack(self, digest: str, target: Path) -> None:
+        """Make `target` the tree `digest`. Do nothing if it is that tree already.
+
+        Raises StoreError as `node.unpack.unpack` does.
+        """
+        with self._lock:
+            made = install(self._store, digest, target, lambda fresh: self._make(digest, fresh))
+            if made is not None:
+                self._last = replace(made, place=Path(os.path.realpath(target)))
+
+    def begin(self, digest: str, target: Path) -> None:
+        """Begin to make a tree in the background: whoever asks for it then waits less."""
+
+        def run() -> None:
+            with contextlib.suppress(Exception):  # who asks for it tries again, and is told
+                self.unpack(digest, target)
+
+        threading.Thread(target=run, name="unpack", daemon=True).start()
+
+    def keep(self) -> None:
+        """Move the last tree out of the directory of its session, which is over and will go."""
+        if not self._lock.acquire(blocking=False):
+            return  # the session has ended before its tree was made
+        try:
+            last, self._last = self._last, None
+            if last is not None and last.is_there():
+                kept = self._directory / KEPT
+                os.rename(last.place, kept)
+                self._last = replace(last, place=kept)
+        except OSError:
+            return  # the next tree is made from nothing
+        finally:
+            self._lock.release()
+
+    def _make(self, digest: str, fresh: Path) -> Unpacked:
+        """Make the empty directory `fresh` the tree."""
+        last, self._last = self._last, None
+        tree = last.tree if last and last.digest == digest else read_tree(self._store, digest)
+        stamps = None
+        if last is not None and last.is_there():
+            if _shares_most(last.tree, tree):
+                stamps = self._mend(last, tree, fresh)
+            else:
+                with contextlib.suppress(OSError):
+                    self._discard(last.place)
+        if stamps is None:
+            write_entries(self._store, tree.entries, fresh, self._cache)
+            stamps = self._settled(fresh)
+        return Unpacked(digest=digest, tree=tree, place=fresh, snapshot=stamps)
+
+    def _mend(self, last: Unpacked, tree: StoredTree, fresh: Path) -> Snapshot | None:
+        """Make the last tree the next one, at `fresh`. Leave that empty if it cannot be done."""
+        try:
+            os.rename(last.place, fresh)
+            now = snapshot(fresh, known=last.snapshot)
+            intact = {path for path, stamp in now.items() if last.snapshot.get(path) == stamp}
+            if not self._can_trust_stat():
+                intact -= _differing(fresh, [f for f in last.tree.files if f.path in intact])
+            if tree is last.tree and len(intact) == len(now) == len(last.snapshot):
+                return last.snapshot
+            kept = _still_wanted(intact, last.tree, tree)
+            for path in sorted(now.keys() - kept):  # a directory comes before what is in it
+                _remove(fresh / path)
+            missing = [entry for entry in tree.entries if entry.path not in kept]
+            write_entries(self._store, missing, fresh, self._cache)
+            return self._settled(fresh)
+        except OSError:  # such as a directory without permissions
+            self._discard(fresh)
+            fresh.mkdir(exist_ok=True)
+            return None
+
+    def _settled(self, top: Path) -> Snapshot:
+        """Return the snapshot of a tree as soon as no change can go unnoticed; {} if one could."""
+        stamps = snapshot(top)
+        return stamps if settle(stamps, self._directory / PROBE) else {}
+
+    def _can_trust_stat(self) -> bool:
+        if self._stat_tells_all is None:
+            self._stat_tells_all = stat_tells_all(self._directory / PROBE)
+        return self._stat_tells_all
+
+    def _discard(self, place: Path) -> None:
+        """Remove a tree in the background: it may be big, and its successor small."""
+        discarded = self._directory / f"{DISCARDED}-{secrets.token_hex(4)}"
+        os.rename(place, discarded)
+        threading.Thread(
+            target=shutil.rmtree, args=(discarded, True), name="discard", daemon=True
+        ).start()
+
+
+def _shares_most(last: StoredTree, tree: StoredTree) -> bool:
+    """Return True where less of the last tree must be removed than stays."""
+    if last is tree:
+        return True
+    before = set(last.entries)
+    return 2 * len(before.intersection(tree.entries)) >= len(before)
+
+
+def _still_wanted(intact: set[str], last: StoredTree, tree: StoredTree) -> set[str]:
+    """Return the paths of what is intact and has the same entry in the next tree.
+
+    Directories have no entry of their own. Nothing that is to be a directory stays what it is
+    otherwise: no file is written through a link.
+    """
+    before = _by_path(last)
+    wanted = before if tree is last else _by_path(tree)
+    folders = folders_of(wanted)
+
+    def is_wanted(path: str) -> bool:
+        if path in folders:
+            return path not in before
+        return path in before and wanted.get(path) == before[path]
+
+    return set(filter(is_wanted, intact))
+
+
+def _by_path(tree: StoredTree) -> dict[str, FileEntry | LinkEntry]:
+    return {entry.path: entry for entry in tree.entries}
+
+
+def _differing(top: Path, files: list[FileEntry]) -> set[str]:
+    """Return the paths of files whose content is another."""
+    paths = set()
+    for file in files:
+        with open(top / file.path, "rb") as content:
+            if hashlib.file_digest(content, "sha256").hexdigest() != file.blob:
+                paths.add(file.path)
+    return paths
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link, or a directory with everything in it; quiet when it is gone."""
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        shutil.rmtree(path)
