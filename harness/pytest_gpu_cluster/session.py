@@ -67,7 +67,7 @@ class Run:
         self.settings: Settings = request.settings
         # Before the store, which a refused request must not create.
         self.provider: Provider = load_provider(self.settings.provider, self.settings, os.environ)
-        self.store = Store.open(self.settings.store, base=request.root)
+        self.store = Store.open(self.settings.store, base=request.project)
         self.record = SessionRecord(self.store, self.id)
         self.request = self._session_request(local, report)
         self.stage = Stage.NEW
@@ -115,9 +115,8 @@ class Run:
             idle_s = self.settings.limits.idle_minutes * 60
             until = time.strftime("%H:%M:%S", time.localtime(time.time() + idle_s))
             name = self.cluster.ref.id
-            lines.append(
-                f"cluster {name} stays warm until {until}; to end it now: gpu-cluster down {name}"
-            )
+            down = f"{self._asked.command} down {name}"
+            lines.append(f"cluster {name} stays warm until {until}; to end it now: {down}")
         return lines
 
     # -- stages ------------------------------------------------------------------------------------
@@ -143,10 +142,12 @@ class Run:
 
     def ship(self) -> tuple[Tree, Tree]:
         """Put the working tree, and this package's own code for the cluster, into the store."""
-        files = self.settings.files
+        asked = self._asked.tree
+        files = asked.files
         tree = ship(
             self.store,
-            self._asked.root,
+            asked.top,
+            start=asked.start,
             include=files.include,
             exclude=files.exclude,
             allow_files=files.allow_files,
@@ -280,9 +281,10 @@ class Run:
             asked_at=time.time(),
             provider=s.provider,
             agent=AGENT,
-            root_name=tree_name(request.root, request.invocation_dir),
-            origin=str(request.root),
-            cwd=os.path.relpath(request.invocation_dir, request.root),
+            root_name=tree_name(request.tree.top, request.invocation_dir),
+            origin=str(request.tree.top),
+            rootdir=os.path.relpath(request.root, request.tree.top),
+            cwd=os.path.relpath(request.invocation_dir, request.tree.top),
             args=request.pytest_args,
             passed=tuple(sorted(request.passed_env)),
             limits=limits,
@@ -311,7 +313,7 @@ def phase(name: str, detail: str, began: float) -> Event:
     return PhaseFinished(writer="client", name=name, detail=detail, seconds=seconds)
 
 
-def tree_name(root: Path, invocation_dir: Path) -> str:
+def tree_name(top: Path, invocation_dir: Path) -> str:
     """Return the path of a tree on a node, relative to the directory that holds it.
 
     The tree's place relative to the invocation directory stays the same.
@@ -321,5 +323,5 @@ def tree_name(root: Path, invocation_dir: Path) -> str:
     >>> tree_name(Path("/a/b/c"), Path("/a"))
     'a/b/c'
     """
-    common = Path(os.path.commonpath([root, invocation_dir]))
-    return str(Path(common.name, root.relative_to(common)))
+    common = Path(os.path.commonpath([top, invocation_dir]))
+    return str(Path(common.name, top.relative_to(common)))

@@ -102,6 +102,7 @@ class Launcher:
             tree=TreePlaces(
                 root=str(self._root),
                 origin=request.origin,
+                rootdir=str(self._root / request.rootdir),
                 cwd=str(self._root / request.cwd),
             ),
             client=PytestFacts(

@@ -23,6 +23,7 @@ LITTER = frozenset(
             ".tox",
             ".nox",
             ".ipynb_checkpoints",
+            ".gpu-cluster",  # a store of this package
         ),
     }
 )
@@ -39,16 +40,21 @@ _GIT_VARIABLES = (
 )
 
 
-def listing(root: Path, *, include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+def listing(
+    root: Path, *, start: str = "", include: Sequence[str], exclude: Sequence[str]
+) -> list[str]:
     """Return paths relative to `root`, sorted, with `/` between parts, decoded by `os.fsdecode`.
 
-    By now a path may have vanished, or be a directory or a pipe. Raises RequestError when the root
-    is in a git repository and git fails.
+    They lie below the directory `start`, or match `include`. By now a path may have vanished, or be
+    a directory or a pipe. Raises RequestError when `start` is in a git repository and git fails.
     """
-    in_repository = any((folder / ".git").exists() for folder in (root, *root.parents))
-    paths = _git_paths(root) if in_repository else set()
+    top = root / start
+    in_repository = any((folder / ".git").exists() for folder in (top, *top.parents))
+    paths = _git_paths(top) if in_repository else set()
+    if start:
+        paths = {f"{start}/{path}" for path in paths}
     # A project below a versioned home directory may be ignored there altogether: then walk it.
-    paths = paths or set(_walk(root, ""))
+    paths = paths or set(_walk(root, start))
     for pattern in include:
         is_included = matcher([pattern])
         paths.update(path for path in _walk(root, _fixed_part(pattern)) if is_included(path))

@@ -61,6 +61,7 @@ def ship(
     store: Store,
     root: Path,
     *,
+    start: str = "",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow_files: Sequence[str] = (),
@@ -68,16 +69,16 @@ def ship(
 ) -> Tree:
     """Put the working tree at `root` into the store.
 
-    The tree is what git tracks or would add, and `include`, without `exclude`. Links that lead
-    inside the tree stay links. Raises RequestError, before anything is sent, for a tree over
-    `limit_bytes`, for a file that looks like a credential and is not in `allow_files`, and for what
-    cannot be read or shipped.
+    The tree is what git tracks or would add below its directory `start`, and `include`, without
+    `exclude`. Links that lead inside the tree stay links. Raises RequestError, before anything is
+    sent, for a tree over `limit_bytes`, for a file that looks like a credential and is not in
+    `allow_files`, and for what cannot be read or shipped.
     """
     index = StatIndex(store, root)
     is_allowed = listing.matcher(allow_files)
     unsettled = ""
     for _ in range(ATTEMPTS):
-        paths = listing.listing(root, include=include, exclude=exclude)
+        paths = listing.listing(root, start=start, include=include, exclude=exclude)
         files, links = _survey(root, _outside(store.root, root, paths))
         _refuse_size(files, limit_bytes)
         try:
@@ -119,9 +120,12 @@ def ship_files(store: Store, files: Mapping[str, bytes | Path], *, name: str = "
 
 def _outside(directory: Path | None, root: Path, paths: Iterable[str]) -> Iterable[str]:
     """Return the paths that are not below `directory`: a store does not ship itself."""
-    if directory is None or not directory.is_relative_to(root):
+    top = next(
+        (top for top in (root, root.resolve()) if directory and directory.is_relative_to(top)), None
+    )
+    if directory is None or top is None:
         return paths
-    inside = f"{directory.relative_to(root).as_posix()}/"
+    inside = f"{directory.relative_to(top).as_posix()}/"
     return (path for path in paths if not path.startswith(inside))
 
 

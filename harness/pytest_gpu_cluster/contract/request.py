@@ -84,7 +84,7 @@ class ReportFacts:
     ci: CI | None = None
     suite: str = ""
     public_url: str = ""
-    prefix: str = ""  # leads from the repository to the tree
+    prefix: str = ""  # leads from the repository to pytest's rootdir
     quarantined: tuple[tuple[str, str, str], ...] = ()  # package, class, name
     quiet: bool = False  # nobody wants to be told of it
 
@@ -105,6 +105,7 @@ class SessionRequest(PytestFacts, ReportFacts, Noun):
     # The tree's place below a directory of the node, so that its place relative to `cwd` is kept
     root_name: str
     origin: str  # the tree's place on the client
+    rootdir: str = "."  # of pytest, relative to the tree
     cwd: str  # relative to the tree
     args: tuple[str, ...]  # of pytest, as typed, without this plugin's own options
     passed: tuple[str, ...]

@@ -106,6 +106,7 @@ class TreePlaces(Noun):
 
     root: str  # on the node
     origin: str  # the same on the client
+    rootdir: str  # of pytest, on the node: the tree or a directory of it
     cwd: str  # on the node; it may lie beside the tree
 
 

@@ -47,8 +47,8 @@ class PytestHost:
         self._quiet = bool(config.option.collectonly)  # a list of tests is no result
         self._ci = publish.detect(os.environ)
         facts = publish.facts(request, self._ci, os.environ, quiet=self._quiet)
-        self._root = request.root
-        self.run = Run(request, pytest.__version__, local_facts(config), facts)
+        self._request = request
+        self.run = Run(request, pytest.__version__, local_facts(config, request.tree.top), facts)
         self._events: Generator[Event, None, None] | None = None  # None: nothing is collected
         self._sinks: Sinks | None = None
         self._failure: Failure | None = None  # beside the tests
@@ -69,8 +69,11 @@ class PytestHost:
         self._session = session
         self._sinks = Sinks(self._sink_context(), self.run.request)
 
-    def pytest_report_header(self) -> str:
-        return f"gpu-cluster: session {self.run.id}  {self.run.record.url}"
+    def pytest_report_header(self) -> list[str]:
+        lines = [f"gpu-cluster: session {self.run.id}  {self.run.record.url}"]
+        if self._request.settings_note:
+            lines.append(f"gpu-cluster: {self._request.settings_note}")
+        return lines
 
     # -- the run -----------------------------------------------------------------------------------
 
@@ -89,7 +92,7 @@ class PytestHost:
         return SinkContext(
             settings=replace(settings, reports=reports),
             environ=os.environ,
-            root=self._root,
+            root=self._request.project,
             record=self.run.record,
             report=ReportContext(
                 suite=reports.suite,

@@ -147,7 +147,7 @@ def pytest_arguments(spec: WorkerSpec) -> list[str]:
     paths = path_map(spec)
     return [
         *("-p", "no:xdist", "-p", "no:xdist.looponfail", "-p", "no:gpu_cluster"),
-        f"--rootdir={spec.tree.root}",
+        f"--rootdir={spec.tree.rootdir}",
         *("-o", f"cache_dir={spec.scratch}/cache"),
         *_allowed([paths.text(argument) for argument in spec.args]),
     ]
