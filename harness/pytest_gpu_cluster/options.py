@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_gpu_cluster.contract.errors import RequestError
+from pytest_gpu_cluster.contract.request import GIT_VARIABLES
 from pytest_gpu_cluster.contract.settings import GROUP_OF, GROUPS, RunRequest, Settings
 from pytest_gpu_cluster.project import (
     PYPROJECT,
@@ -97,6 +98,7 @@ def build_request(config: pytest.Config, environ: Mapping[str, str]) -> RunReque
         pytest_args=strip_own_options(args),
         passed_env=_passed_variables(environ, settings.pass_env),
         ci=_is_ci(environ),
+        newest_first=bool(config.getoption("newfirst", default=False)),
         settings_note=unread_note(project, invocation_dir),
         command=command(project.root, invocation_dir),
     )
@@ -211,7 +213,7 @@ def _read_environ(
     values: dict[str, object] = {}
     variables = keys.variables
     for name in sorted(environ):
-        if not name.startswith(PREFIX) or name.startswith(_INTERNAL):
+        if not name.startswith(PREFIX) or name.startswith(_INTERNAL) or name in GIT_VARIABLES:
             continue
         if name not in variables and keys.add_if_provider(provider):
             variables = keys.variables

@@ -16,6 +16,8 @@ from enum import Enum, auto
 from pathlib import Path
 
 from pytest_gpu_cluster import clusters, environment
+from pytest_gpu_cluster.bundle.minimal_git import repository_of
+from pytest_gpu_cluster.bundle.repository import GitQuery, modification_times
 from pytest_gpu_cluster.bundle.retention import prune
 from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files
 from pytest_gpu_cluster.clusters import HeldCluster, Hold
@@ -33,7 +35,13 @@ from pytest_gpu_cluster.contract.events import (
 )
 from pytest_gpu_cluster.contract.failures import Closer, StopReason
 from pytest_gpu_cluster.contract.record import Ending, EventReader, SessionRecord
-from pytest_gpu_cluster.contract.request import Limits, PytestFacts, ReportFacts, SessionRequest
+from pytest_gpu_cluster.contract.request import (
+    GitFacts,
+    Limits,
+    PytestFacts,
+    ReportFacts,
+    SessionRequest,
+)
 from pytest_gpu_cluster.contract.selection import Distribution
 from pytest_gpu_cluster.contract.settings import RunRequest, Settings
 from pytest_gpu_cluster.contract.store import Store
@@ -90,11 +98,18 @@ class Run:
             yield phase("environment", f"{installed.python} ({installed.digest})", began)
 
             began = time.monotonic()
-            tree, code = self.ship()
+            tree, code, git = self.ship()
             yield phase("tree", f"{tree.files} files, {tree.sent_blobs} sent", began)
 
             began = time.monotonic()
-            self.request = replace(self.request, tree=tree.digest, code=code.digest)
+            times = (
+                modification_times(self.store, tree.digest, self._asked.tree.top)
+                if self._asked.newest_first
+                else {}
+            )
+            self.request = replace(
+                self.request, tree=tree.digest, code=code.digest, git=git, mtimes=times
+            )
             spec = self.cluster_spec(installed)
             self.request = replace(self.request, shape=spec.shape())
             self.put_request()
@@ -140,19 +155,25 @@ class Run:
         """
         return self.provider.environment(pytest_version=self._pytest_version)
 
-    def ship(self) -> tuple[Tree, Tree]:
-        """Put the working tree, and this package's own code for the cluster, into the store."""
-        asked = self._asked.tree
+    def ship(self) -> tuple[Tree, Tree, GitFacts]:
+        """Put the working tree, and this package's own code for the cluster, into the store.
+
+        Return both, and what git says of the working tree.
+        """
+        asked, ci = self._asked.tree, self.request.ci
         files = asked.files
-        tree = ship(
-            self.store,
-            asked.top,
-            start=asked.start,
-            include=files.include,
-            exclude=files.exclude,
-            allow_files=files.allow_files,
-        )
-        return tree, ship_files(self.store, environment.own_code())
+        with GitQuery(asked.top / asked.start) as git:
+            tree = ship(
+                self.store,
+                asked.top,
+                start=asked.start,
+                include=files.include,
+                exclude=files.exclude,
+                allow_files=files.allow_files,
+                extra=repository_of(asked) if self.settings.git else {},
+            )
+            code = ship_files(self.store, environment.own_code())
+            return tree, code, git.facts(ci.branch if ci is not None else "")
 
     @contextlib.contextmanager
     def hold(self, spec: ClusterSpec) -> Iterator[HeldCluster]:

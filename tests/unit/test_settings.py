@@ -300,6 +300,8 @@ def test_a_bad_variable_is_told_by_its_own_name(tmp_path: Path) -> None:
 def test_internal_variables_are_left_alone(tmp_path: Path) -> None:
     """Our own processes talk through them."""
     assert settings(tmp_path, environ={"GPU_CLUSTER_INTERNAL_TOKEN": "x"}).nodes == 1
+    in_a_test = {"GPU_CLUSTER_GIT_COMMIT": "c" * 40, "GPU_CLUSTER_GIT_DIRTY": "false"}
+    assert settings(tmp_path, environ=in_a_test) == Settings()
 
 
 def test_an_unknown_profile_lists_the_known(tmp_path: Path) -> None:

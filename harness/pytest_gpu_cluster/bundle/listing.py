@@ -30,7 +30,7 @@ LITTER = frozenset(
 _VENV_MARK = "pyvenv.cfg"
 _GITLINK = b"160000"  # the mode under which git records a submodule
 # A git hook has these set for its repository; `git rev-parse --local-env-vars` lists them.
-_GIT_VARIABLES = (
+GIT_VARIABLES = (
     "GIT_DIR",
     "GIT_WORK_TREE",
     "GIT_INDEX_FILE",
@@ -151,7 +151,7 @@ def _git_ls_files(top: Path) -> bytes:
     # With -t and -s, one call distinguishes tracked files ("H 100644 <object> 0\t<path>") from
     # others ("? <path>").
     command = ["git", "ls-files", "-z", "-t", "-s", "--cached", "--others", "--exclude-standard"]
-    environ = {name: value for name, value in os.environ.items() if name not in _GIT_VARIABLES}
+    environ = {name: value for name, value in os.environ.items() if name not in GIT_VARIABLES}
     try:
         return subprocess.run(command, cwd=top, env=environ, capture_output=True, check=True).stdout
     except FileNotFoundError as error:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from pytest_gpu_cluster.bundle import listing
 from pytest_gpu_cluster.bundle.index import (
@@ -65,14 +66,15 @@ def ship(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow_files: Sequence[str] = (),
+    extra: Mapping[str, bytes] = MappingProxyType({}),
     limit_bytes: int = LIMIT_BYTES,
 ) -> Tree:
     """Put the working tree at `root` into the store.
 
     The tree is what git tracks or would add below its directory `start`, and `include`, without
-    `exclude`. Links that lead inside the tree stay links. Raises RequestError, before anything is
-    sent, for a tree over `limit_bytes`, for a file that looks like a credential and is not in
-    `allow_files`, and for what cannot be read or shipped.
+    `exclude`; and the files `extra` by their paths. Links that lead inside the tree stay links.
+    Raises RequestError, before anything is sent, for a tree over `limit_bytes`, for a file that
+    looks like a credential and is not in `allow_files`, and for what cannot be read or shipped.
     """
     index = StatIndex(store, root)
     is_allowed = listing.matcher(allow_files)
@@ -86,8 +88,11 @@ def ship(
             _refuse_credentials(
                 [(f.path, s.suspicion) for f, s in scans.items() if s.suspicion], is_allowed
             )
-            stored = StoredTree(root=root.name, files=_entries(scans), links=tuple(links))
-            contents = {scan.digest: _reader(file, scan.digest) for file, scan in scans.items()}
+            entries, contents = _made(extra)
+            stored = StoredTree(
+                root=root.name, files=(*_entries(scans), *entries), links=tuple(links)
+            )
+            contents |= {scan.digest: _reader(file, scan.digest) for file, scan in scans.items()}
             tree = _send(store, stored, contents, previous=index.tree)
         except FileChangedError as change:
             unsettled = change.path
@@ -104,6 +109,14 @@ def ship(
 
 def ship_files(store: Store, files: Mapping[str, bytes | Path], *, name: str = "files") -> Tree:
     """Put a tree of just `files`, by their path in it. Nothing is refused: they are our own."""
+    entries, contents = _made(files)
+    return _send(store, StoredTree(root=name, files=tuple(entries)), contents, previous="")
+
+
+def _made(
+    files: Mapping[str, bytes | Path] | Mapping[str, bytes],
+) -> tuple[list[FileEntry], dict[str, Callable[[], bytes]]]:
+    """Return the entries of files by their path, and their contents by digest."""
     entries: list[FileEntry] = []
     contents: dict[str, Callable[[], bytes]] = {}
     for path, source in files.items():
@@ -112,7 +125,7 @@ def ship_files(store: Store, files: Mapping[str, bytes | Path], *, name: str = "
         digest = hashlib.sha256(content).hexdigest()
         entries.append(FileEntry(path, _mode(executable), digest, len(content)))
         contents[digest] = partial(bytes, content)
-    return _send(store, StoredTree(root=name, files=tuple(entries)), contents, previous="")
+    return entries, contents
 
 
 # --- the files and links of the tree -------------------------------------------------------------

@@ -70,6 +70,7 @@ class Settings:
     pass_env: tuple[str, ...] = ("PYTEST_*", "CI", "GPU_TESTS_*")
     tree: Literal["project", "git"] = "project"
     files: FileSettings = FileSettings()
+    git: bool = False
     keep_sessions: int = 20
     reports: ReportSettings = ReportSettings()
     # The values of [tool.gpu-cluster.<provider>] by provider and key; only what is set.
@@ -100,5 +101,6 @@ class RunRequest:
     pytest_args: tuple[str, ...]  # as typed, without this plugin's own options
     passed_env: dict[str, str] = field(repr=False)
     ci: bool = False
+    newest_first: bool = False  # pytest's --nf
     settings_note: str = ""  # says which [tool.gpu-cluster] was not read
     command: str = "gpu-cluster"  # the beginning of a command about this project, to be pasted

@@ -98,6 +98,9 @@ class ClusterFacts(Noun):
     nodes: int
     store: str  # URL
     prefix: str  # of this session's keys in it
+    commit: str = ""  # of the tree that was sent, as git names it
+    branch: str = ""
+    dirty: bool = False  # a tracked file differed from the commit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def local_facts(config: pytest.Config, tree: Path) -> PytestFacts:
     inside = [path for path in sys.path if Path(path or ".").resolve().is_relative_to(tree)]
     return PytestFacts(
         plugins=tuple(name for name, plugin in manager.list_name_plugin() if plugin is not None),
+        program=os.path.basename(sys.argv[0]),
         sys_path=tuple(
             str(Path(path or ".").resolve()) for path in inside if not path.startswith(sys.prefix)
         ),
