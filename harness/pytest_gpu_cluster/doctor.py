@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -117,6 +118,10 @@ class Examination:
 
 
 def _can_be_made(path: Path) -> bool:
-    """Return whether the first directory above that exists can be written to."""
+    """Try it in the nearest directory that exists, and leave nothing there."""
     above = next(parent for parent in path.parents if parent.exists())
-    return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".gpu-cluster-", dir=above))
+    except OSError:
+        return False
+    return True
