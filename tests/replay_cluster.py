@@ -132,6 +132,7 @@ class Cluster:
             tree=TreePlaces(
                 root=str(root),
                 origin=str(origin),
+                rootdir=str(root),
                 cwd=str(root / os.path.relpath(config.invocation_params.dir, origin)),
             ),
             client=facts,

@@ -193,7 +193,9 @@ class Host:
         self.replay = Replay(config)
         if "RIG_ALONE" in os.environ:
             print(f"RIG_PID={os.getpid()}")
-        self.events: Iterator[Event] = Cluster(config, local_facts(config)).events()
+        self.events: Iterator[Event] = Cluster(
+            config, local_facts(config, config.rootpath)
+        ).events()
 
     def stream(self) -> Iterator[Event]:
         """The events, without the first of the kind that RIG_CUT names; each is a line of the file

@@ -7,8 +7,8 @@
     gpu-cluster sweep            end clusters and close records that nothing manages any longer
     gpu-cluster doctor           what would go wrong, before anything is spent
 
-Each takes --json. The store is that of [tool.gpu-cluster] in the nearest pyproject.toml, or
-GPU_CLUSTER_STORE.
+Each takes --json. The store is that of the nearest pyproject.toml upwards with [tool.gpu-cluster],
+or GPU_CLUSTER_STORE; `gpu-cluster -C DIR …` looks from another directory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from pytest_gpu_cluster.contract.fields import JsonObject
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
 from pytest_gpu_cluster.contract.settings import Settings
-from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.store import Store, local_path
+from pytest_gpu_cluster.project import PYPROJECT, find_project
 from pytest_gpu_cluster.providers import ClusterRef, load_provider
 
 LISTED = 20  # sessions of `ls`
@@ -61,6 +62,14 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     top = argparse.ArgumentParser(
         prog="gpu-cluster", description="Sessions and clusters of pytest --gpu-cluster."
+    )
+    top.add_argument(
+        "-C",
+        dest="directory",
+        metavar="DIR",
+        default=Path.cwd(),
+        type=_directory,
+        help="look for the project from DIR upwards, not from the working directory",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     each = {
@@ -115,30 +124,33 @@ class NoStoreError(RequestError):
     """Nothing has run here yet."""
 
 
-def project_root() -> Path:
-    """Return the directory of the nearest pyproject.toml upwards; without one, this directory."""
-    here = Path.cwd()
-    return next(
-        (path for path in (here, *here.parents) if (path / "pyproject.toml").exists()), here
-    )
+def _directory(text: str) -> Path:
+    path = Path(os.path.normpath(Path.cwd() / text))
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no directory")
+    return path
 
 
 def project(chosen: argparse.Namespace) -> Project:
     """Return the project that the command was given in. Raises RequestError, StoreError."""
-    root = project_root()
+    root = find_project(chosen.directory).root
     settings = options.read_settings(
-        root / "pyproject.toml", profile=chosen.gpu_profile, environ=os.environ
+        root / PYPROJECT, profile=chosen.gpu_profile, environ=os.environ
     )
-    if "://" not in settings.store and not (root / settings.store).exists():
+    store = local_path(settings.store, base=root)
+    if store is not None and not store.exists():
         raise NoStoreError(
-            f"there is no store at {root / settings.store}",
-            remedy="run pytest --gpu-cluster once, or set GPU_CLUSTER_STORE",
+            f"there is no store at {store}",
+            remedy="run pytest --gpu-cluster once, name the project with gpu-cluster -C DIR,"
+            " or set GPU_CLUSTER_STORE",
         )
     return Project(root=root, settings=settings, store=Store.open(settings.store, base=root))
 
 
 def find_session(sessions: list[str], pattern: str) -> str:
     """Return the session of this id, or of its beginning, or the last one. Raises RequestError."""
+    if not sessions:
+        raise RequestError("there is no session yet", remedy="run pytest --gpu-cluster once")
     matches = [name for name in sessions if pattern and name.startswith(pattern)]
     if pattern == "last":
         matches = sessions[-1:]
@@ -283,7 +295,7 @@ def sweep(chosen: argparse.Namespace) -> Answer:
 def doctor(chosen: argparse.Namespace) -> Answer:
     from pytest_gpu_cluster.doctor import examine
 
-    checks = list(examine(project_root(), chosen.gpu_profile, os.environ))
+    checks = list(examine(find_project(chosen.directory), chosen.gpu_profile, os.environ))
     passed = all(check.ok for check in checks)
     return Answer(
         document=[vars(check) for check in checks],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import by_nvml
 from pytest_gpu_cluster.contract.settings import Settings
-from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.store import Store, local_path
+from pytest_gpu_cluster.project import PYPROJECT, ProjectDirectory
 from pytest_gpu_cluster.providers import load_provider
 
 
@@ -30,9 +33,11 @@ class Check:
         return lines if self.ok else f"{lines}\n     remedy: {self.remedy}"
 
 
-def examine(root: Path, profile: str | None, environ: Mapping[str, str]) -> Iterator[Check]:
+def examine(
+    project: ProjectDirectory, profile: str | None, environ: Mapping[str, str]
+) -> Iterator[Check]:
     """Yield each check on its own, so that one failure hides no other."""
-    examination = Examination(root, profile, environ)
+    examination = Examination(project, profile, environ)
     for name, look in (
         ("settings", examination.read_settings),
         ("store", examination.write_to_store),
@@ -56,17 +61,24 @@ class Examination:
     Without settings the defaults are examined.
     """
 
-    def __init__(self, root: Path, profile: str | None, environ: Mapping[str, str]) -> None:
-        self._root, self._profile, self._environ = root, profile, environ
+    def __init__(
+        self, project: ProjectDirectory, profile: str | None, environ: Mapping[str, str]
+    ) -> None:
+        self._project, self._profile, self._environ = project, profile, environ
         self._settings = Settings()
 
     def read_settings(self) -> str:
-        path = self._root / "pyproject.toml"
+        path = self._project.root / PYPROJECT
         self._settings = options.read_settings(path, profile=self._profile, environ=self._environ)
+        if not self._project.configured:
+            return f"no [tool.gpu-cluster] here or above; the defaults hold in {path.parent}"
         return str(path)
 
     def write_to_store(self) -> str:
-        store = Store.open(self._settings.store, base=self._root)
+        path = local_path(self._settings.store, base=self._project.root)
+        if path is not None and not path.exists() and _can_be_made(path):
+            return f"{path} will be made by the first run"
+        store = Store.open(self._settings.store, base=self._project.root)
         store.check_writable()
         return store.url
 
@@ -103,3 +115,13 @@ class Examination:
                 remedy="correct that variable; the tests themselves do not need it",
             )
         return "; ".join([f"{host.name}, {ci.repository} at {ci.commit[:12]}", *host.notes])
+
+
+def _can_be_made(path: Path) -> bool:
+    """Try it in the nearest directory that exists, and leave nothing there."""
+    above = next(parent for parent in path.parents if parent.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".gpu-cluster-", dir=above))
+    except OSError:
+        return False
+    return True

@@ -75,9 +75,10 @@ def artifacts(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def cluster(pytestconfig: pytest.Config) -> ClusterFacts:
-    """Facts of the cluster: `id`, `session`, `nodes`, `store` and `prefix`.
+    """Facts of the cluster and of the tree: `id`, `session`, `nodes`, `store` and `prefix`.
 
-    `store` is its URL, `prefix` that of this session's keys in it.
+    `store` is its URL, `prefix` that of this session's keys in it. `commit`, `branch` and `dirty`
+    are git's word on the tree that was sent; empty outside of a repository.
     """
     spec = pytestconfig.stash.get(SPEC, None)
     if spec is None:

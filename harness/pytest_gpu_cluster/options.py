@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_gpu_cluster.contract.errors import RequestError
+from pytest_gpu_cluster.contract.request import GIT_VARIABLES
 from pytest_gpu_cluster.contract.settings import GROUP_OF, GROUPS, RunRequest, Settings
+from pytest_gpu_cluster.project import (
+    PYPROJECT,
+    ProjectDirectory,
+    command,
+    project_of_run,
+    read_toml,
+    sent_tree,
+    unread_note,
+)
 from pytest_gpu_cluster.settings_keys import PREFIX, Key, suggest
 
 if TYPE_CHECKING:
@@ -73,19 +83,40 @@ def strip_own_options(args: Iterable[str]) -> tuple[str, ...]:
 def build_request(config: pytest.Config, environ: Mapping[str, str]) -> RunRequest:
     """Return the request that this pytest invocation makes. Raises RequestError."""
     _refuse_debugger(config)
-    invocation_dir = config.invocation_params.dir
+    invocation_dir, rootdir = config.invocation_params.dir, config.rootpath
     args = _expand_files([os.fspath(arg) for arg in config.invocation_params.args], invocation_dir)
+    project = project_directory(config)
     settings = read_settings(
-        config.rootpath / "pyproject.toml", profile=config.getoption("gpu_profile"), environ=environ
+        project.root / PYPROJECT, profile=config.getoption("gpu_profile"), environ=environ
     )
     return RunRequest(
         settings=settings,
-        root=config.rootpath,
+        project=project.root,
+        root=rootdir,
+        tree=sent_tree(rootdir, project, tree=settings.tree, files=settings.files),
         invocation_dir=invocation_dir,
         pytest_args=strip_own_options(args),
         passed_env=_passed_variables(environ, settings.pass_env),
         ci=_is_ci(environ),
+        newest_first=bool(config.getoption("newfirst", default=False)),
+        settings_note=unread_note(project, invocation_dir),
+        command=command(project.root, invocation_dir),
     )
+
+
+def project_directory(config: pytest.Config) -> ProjectDirectory:
+    """Return the project of this pytest invocation. Raises RequestError."""
+    here = config.invocation_params.dir
+    named = [here / str(arg).partition("::")[0] for arg in config.option.file_or_dir]
+    return project_of_run(config.rootpath, here, named)
+
+
+def results_root(config: pytest.Config) -> Path:
+    """Return where results go though the settings may be unreadable."""
+    try:
+        return project_directory(config).root
+    except RequestError:
+        return config.rootpath
 
 
 def read_settings(pyproject: Path, *, profile: str | None, environ: Mapping[str, str]) -> Settings:
@@ -133,7 +164,7 @@ def _read_pyproject(pyproject: Path, profile: str | None, keys: KeyTable) -> dic
 
     Every profile is checked, so that a typo for CI shows on the laptop.
     """
-    tool = _table(_read_toml(pyproject).get("tool", {}), "tool", pyproject)
+    tool = _table(read_toml(pyproject).get("tool", {}), "tool", pyproject)
     base = dict(_table(tool.get("gpu-cluster", {}), "tool.gpu-cluster", pyproject))
     tables = _table(base.pop("profile", {}), "tool.gpu-cluster.profile", pyproject)
     values = _read_table(base, "tool.gpu-cluster", pyproject, keys)
@@ -151,17 +182,6 @@ def _read_pyproject(pyproject: Path, profile: str | None, keys: KeyTable) -> dic
             remedy=suggest(profile, profiles) or f"add the table, or name one of: {names}",
         )
     return values | profiles[profile]
-
-
-def _read_toml(path: Path) -> dict[str, object]:
-    import tomllib  # 1.5 ms that a pytest without this plugin's flag need not pay
-
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path} cannot be read: {error}", remedy=f"mend {path}") from error
 
 
 def _read_table(
@@ -193,7 +213,7 @@ def _read_environ(
     values: dict[str, object] = {}
     variables = keys.variables
     for name in sorted(environ):
-        if not name.startswith(PREFIX) or name.startswith(_INTERNAL):
+        if not name.startswith(PREFIX) or name.startswith(_INTERNAL) or name in GIT_VARIABLES:
             continue
         if name not in variables and keys.add_if_provider(provider):
             variables = keys.variables

@@ -64,6 +64,6 @@ def pytest_configure(config: pytest.Config) -> None:
             request = options.build_request(config, os.environ)
             host = pytest_host.PytestHost(config, request)
         except HarnessError as problem:
-            pytest_host.report_refusal(config.rootpath, os.environ, problem)
+            pytest_host.report_refusal(options.results_root(config), os.environ, problem)
             raise pytest.UsageError(str(problem)) from problem
         config.pluginmanager.register(host, "gpu_cluster_host")

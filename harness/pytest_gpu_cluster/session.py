@@ -16,6 +16,8 @@ from enum import Enum, auto
 from pathlib import Path
 
 from pytest_gpu_cluster import clusters, environment
+from pytest_gpu_cluster.bundle.minimal_git import repository_of
+from pytest_gpu_cluster.bundle.repository import GitQuery, modification_times
 from pytest_gpu_cluster.bundle.retention import prune
 from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files
 from pytest_gpu_cluster.clusters import HeldCluster, Hold
@@ -33,7 +35,13 @@ from pytest_gpu_cluster.contract.events import (
 )
 from pytest_gpu_cluster.contract.failures import Closer, StopReason
 from pytest_gpu_cluster.contract.record import Ending, EventReader, SessionRecord
-from pytest_gpu_cluster.contract.request import Limits, PytestFacts, ReportFacts, SessionRequest
+from pytest_gpu_cluster.contract.request import (
+    GitFacts,
+    Limits,
+    PytestFacts,
+    ReportFacts,
+    SessionRequest,
+)
 from pytest_gpu_cluster.contract.selection import Distribution
 from pytest_gpu_cluster.contract.settings import RunRequest, Settings
 from pytest_gpu_cluster.contract.store import Store
@@ -67,7 +75,7 @@ class Run:
         self.settings: Settings = request.settings
         # Before the store, which a refused request must not create.
         self.provider: Provider = load_provider(self.settings.provider, self.settings, os.environ)
-        self.store = Store.open(self.settings.store, base=request.root)
+        self.store = Store.open(self.settings.store, base=request.project)
         self.record = SessionRecord(self.store, self.id)
         self.request = self._session_request(local, report)
         self.stage = Stage.NEW
@@ -90,11 +98,18 @@ class Run:
             yield phase("environment", f"{installed.python} ({installed.digest})", began)
 
             began = time.monotonic()
-            tree, code = self.ship()
+            tree, code, git = self.ship()
             yield phase("tree", f"{tree.files} files, {tree.sent_blobs} sent", began)
 
             began = time.monotonic()
-            self.request = replace(self.request, tree=tree.digest, code=code.digest)
+            times = (
+                modification_times(self.store, tree.digest, self._asked.tree.top)
+                if self._asked.newest_first
+                else {}
+            )
+            self.request = replace(
+                self.request, tree=tree.digest, code=code.digest, git=git, mtimes=times
+            )
             spec = self.cluster_spec(installed)
             self.request = replace(self.request, shape=spec.shape())
             self.put_request()
@@ -115,9 +130,8 @@ class Run:
             idle_s = self.settings.limits.idle_minutes * 60
             until = time.strftime("%H:%M:%S", time.localtime(time.time() + idle_s))
             name = self.cluster.ref.id
-            lines.append(
-                f"cluster {name} stays warm until {until}; to end it now: gpu-cluster down {name}"
-            )
+            down = f"{self._asked.command} down {name}"
+            lines.append(f"cluster {name} stays warm until {until}; to end it now: {down}")
         return lines
 
     # -- stages ------------------------------------------------------------------------------------
@@ -141,17 +155,25 @@ class Run:
         """
         return self.provider.environment(pytest_version=self._pytest_version)
 
-    def ship(self) -> tuple[Tree, Tree]:
-        """Put the working tree, and this package's own code for the cluster, into the store."""
-        files = self.settings.files
-        tree = ship(
-            self.store,
-            self._asked.root,
-            include=files.include,
-            exclude=files.exclude,
-            allow_files=files.allow_files,
-        )
-        return tree, ship_files(self.store, environment.own_code())
+    def ship(self) -> tuple[Tree, Tree, GitFacts]:
+        """Put the working tree, and this package's own code for the cluster, into the store.
+
+        Return both, and what git says of the working tree.
+        """
+        asked, ci = self._asked.tree, self.request.ci
+        files = asked.files
+        with GitQuery(asked.top / asked.start) as git:
+            tree = ship(
+                self.store,
+                asked.top,
+                start=asked.start,
+                include=files.include,
+                exclude=files.exclude,
+                allow_files=files.allow_files,
+                extra=repository_of(asked) if self.settings.git else {},
+            )
+            code = ship_files(self.store, environment.own_code())
+            return tree, code, git.facts(ci.branch if ci is not None else "")
 
     @contextlib.contextmanager
     def hold(self, spec: ClusterSpec) -> Iterator[HeldCluster]:
@@ -280,9 +302,10 @@ class Run:
             asked_at=time.time(),
             provider=s.provider,
             agent=AGENT,
-            root_name=tree_name(request.root, request.invocation_dir),
-            origin=str(request.root),
-            cwd=os.path.relpath(request.invocation_dir, request.root),
+            root_name=tree_name(request.tree.top, request.invocation_dir),
+            origin=str(request.tree.top),
+            rootdir=os.path.relpath(request.root, request.tree.top),
+            cwd=os.path.relpath(request.invocation_dir, request.tree.top),
             args=request.pytest_args,
             passed=tuple(sorted(request.passed_env)),
             limits=limits,
@@ -311,7 +334,7 @@ def phase(name: str, detail: str, began: float) -> Event:
     return PhaseFinished(writer="client", name=name, detail=detail, seconds=seconds)
 
 
-def tree_name(root: Path, invocation_dir: Path) -> str:
+def tree_name(top: Path, invocation_dir: Path) -> str:
     """Return the path of a tree on a node, relative to the directory that holds it.
 
     The tree's place relative to the invocation directory stays the same.
@@ -321,5 +344,5 @@ def tree_name(root: Path, invocation_dir: Path) -> str:
     >>> tree_name(Path("/a/b/c"), Path("/a"))
     'a/b/c'
     """
-    common = Path(os.path.commonpath([root, invocation_dir]))
-    return str(Path(common.name, root.relative_to(common)))
+    common = Path(os.path.commonpath([top, invocation_dir]))
+    return str(Path(common.name, top.relative_to(common)))

@@ -17,7 +17,7 @@ class Key:
 
     `read` checks a value of a TOML file and raises ValueError, whose text is a hint or empty.
     `from_text` parses an environment variable; `read` checks its result. `resolve` completes the
-    value that holds in the end, from pytest's rootdir and the environment; it raises RequestError.
+    value that holds in the end, from the project and the environment; it raises RequestError.
     """
 
     expected: str
@@ -91,12 +91,12 @@ def flag() -> Key:
 
 
 def strings(expected: str, *, relative: bool = False) -> Key:
-    """Return a key for a list of strings; with `relative`, of paths inside the rootdir."""
+    """Return a key for a list of strings; with `relative`, of paths that may begin with ../."""
 
     def read(value: object) -> tuple[str, ...]:
         if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
             raise ValueError
-        if relative and not all(map(is_inside, value)):
+        if relative and not all(is_inside(re.sub(r"\A(?:\.\./)+", "", item)) for item in value):
             raise ValueError
         return tuple(value)
 

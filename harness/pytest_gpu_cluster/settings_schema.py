@@ -59,7 +59,7 @@ class KeyTable(dict[str, Key]):
 
 
 def _base_keys() -> dict[str, Key]:
-    globs = "a list of globs relative to pytest's rootdir and inside it"
+    globs = "a list of globs relative to this file, which may begin with ../"
     named = " or ".join(f'"{name}"' for name in REGISTRY)
     return {
         "provider": Key(expected=f'{named} or "package.module:Class"', read=_read_provider),
@@ -88,9 +88,11 @@ def _base_keys() -> dict[str, Key]:
         "infra-retries": whole(0),
         "require-gpu": flag(),
         "pass-env": strings("a list of names or patterns of environment variables"),
+        "tree": one_of("project", "git"),
         "include": strings(globs, relative=True),
         "exclude": strings(globs, relative=True),
         "allow-files": strings(globs, relative=True),
+        "git": flag(),
         "keep-sessions": whole(1),
         "publish": flag(),
         "suite": matching(
@@ -102,7 +104,7 @@ def _base_keys() -> dict[str, Key]:
         "comment": one_of("always", "changes", "failures", "off"),
         "check-run": flag(),
         "results-dir": Key(
-            expected="a directory relative to pytest's rootdir and inside it",
+            expected="a directory relative to the project and inside it",
             read=_read_results_dir,
         ),
         "junit-strict": flag(),
@@ -132,6 +134,8 @@ def _read_provider(value: object) -> object:
 
 def _read_store(value: object) -> object:
     scheme, is_url, rest = read_text(value).partition("://")
+    if slip := re.match(rf"({'|'.join(_SCHEMES)}):/*", scheme):
+        raise ValueError(f"did you mean {slip[1]}://{scheme[slip.end() :]}?")
     if is_url and scheme not in _SCHEMES:
         raise ValueError(suggest(scheme, _SCHEMES))
     if is_url and (not rest.startswith("/") if scheme == "file" else not rest.partition("/")[0]):

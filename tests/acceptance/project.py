@@ -119,6 +119,7 @@ class Project:
         self.root, self.store = root, store
         self.runs = 0
         self.within: tuple[str, ...] = ()  # a command that runs what follows it
+        self.pytest: tuple[str, ...] = (sys.executable, "-m", "pytest")
         root.mkdir(exist_ok=True)
         self.environ = {
             k: v
@@ -145,9 +146,7 @@ class Project:
     def argv(self, *args: str) -> list[str]:
         return [
             *self.within,
-            sys.executable,
-            "-m",
-            "pytest",
+            *self.pytest,
             *WITHOUT,
             *("-p", "no:pytest_order"),  # its fixture would be in the goldens
             f"--junitxml={self.root / 'junit.xml'}",

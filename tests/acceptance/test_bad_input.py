@@ -219,6 +219,28 @@ def test_a_path_or_node_id_that_does_not_exist_is_a_usage_error(
     assert message in ran.out
 
 
+def test_a_typo_on_the_command_line_costs_no_cluster(lone: Project) -> None:
+    """A cluster takes seconds here and money elsewhere, and the answer is certain before.
+
+    Plain pytest's words and exit code are the same. An option of a conftest.py still works.
+    """
+    lone.write(test_a=PASSING)
+
+    path, option = lone.run("absent.py"), lone.run("--nosuchoption")
+    plain_path, plain_option = lone.plain("absent.py"), lone.plain("--nosuchoption")
+
+    for ran, plain, words in (
+        (path, plain_path, "ERROR: file or directory not found: absent.py"),
+        (option, plain_option, "unrecognized arguments: --nosuchoption"),
+    ):
+        assert ran.code == plain.code == 4, ran.out
+        assert words in plain.out
+        assert words in ran.out
+        assert "remedy: correct it" in ran.out
+        assert "gpu-cluster: tree" not in ran.out
+    assert lone.keys("") == []
+
+
 GREEDY = """
 import pytest
 

@@ -78,6 +78,30 @@ def test_without_a_store_each_command_says_what_to_do(lone: Project) -> None:
     assert not Path(lone.store).exists()
 
 
+def test_a_project_without_settings_or_runs_is_told_so(lone: Project, tmp_path: Path) -> None:
+    """Somebody tries the commands in a directory that is not the one, and it stays as it was."""
+    del lone.environ["GPU_CLUSTER_STORE"]
+    (lone.root / "pyproject.toml").unlink()
+
+    doctor = lone.command("doctor")
+    left = sorted(lone.root.iterdir())
+    absent = lone.command("-C", "nowhere", "ls")
+    store = tmp_path / "empty"
+    store.mkdir(mode=0o700)
+    logs = lone.command("-C", "..", "logs", "last", GPU_CLUSTER_STORE="project/../empty")
+    listed = lone.command("ls", "--json", GPU_CLUSTER_STORE="../empty")
+
+    assert doctor.returncode == 0, doctor.stdout
+    assert f"settings: no [tool.gpu-cluster] here or above; the defaults hold in {lone.root}" in (
+        doctor.stdout
+    )
+    assert f"store: {lone.root}/.gpu-cluster will be made by the first run" in doctor.stdout
+    assert left == []
+    assert (absent.returncode, "'nowhere' is no directory" in absent.stderr) == (2, True)
+    assert (logs.returncode, "there is no session yet" in logs.stderr) == (4, True)
+    assert json.loads(listed.stdout)["store"] == f"file://{store}"
+
+
 def test_the_doctor_says_what_would_go_wrong_before_anything_is_spent(lone: Project) -> None:
     """Each check on its own: one failure must not hide the next."""
     well = lone.command("doctor")

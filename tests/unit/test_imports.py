@@ -17,8 +17,8 @@ PACKAGE = "pytest_gpu_cluster"
 # is in one room may import each other. The package itself and `contract.errors` are everybody's.
 ARROWS: dict[str, tuple[str, ...]] = {
     "plugin": ("options", "fixtures", "host", "contract"),
-    "cli": ("options", "clusters", "providers", "report_command", "doctor", "contract"),
-    "doctor": ("options", "providers", "publish", "contract"),
+    "cli": ("options", "project", "clusters", "providers", "report_command", "doctor", "contract"),
+    "doctor": ("options", "project", "providers", "publish", "contract"),
     "report_command": ("liveness", "report", "publish", "contract"),
     "host": ("session", "providers", "report", "publish", "contract"),
     "session": ("bundle", "clusters", "environment", "liveness", "providers", "contract"),
@@ -27,10 +27,11 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "publish": ("report", "contract"),
     "report": ("contract",),
     "bundle": ("contract",),
-    "options": ("settings_keys", "settings_schema", "contract"),
+    "options": ("project", "settings_keys", "settings_schema", "contract"),
     "settings_schema": ("providers", "settings_keys", "contract"),
     "providers": ("environment", "settings_keys", "contract"),
     "settings_keys": (),
+    "project": ("contract",),
     "environment": (),
     "fixtures": ("contract",),
     "ray_remains": ("contract",),

@@ -203,13 +203,18 @@ def test_a_cluster_stays_warm_for_people_not_for_ci(
         ("require-gpu = 1", "true or false"),
         ('pass-env = "CI"', "a list of names or patterns of environment variables"),
         ("pass-env = [1]", "a list of names or patterns of environment variables"),
-        ('include = ["/data"]', "a list of globs relative to pytest's rootdir and inside it"),
-        ('include = ["../data"]', "a list of globs relative to pytest's rootdir and inside it"),
+        ('include = ["/data"]', "a list of globs relative to this file, which may begin with ../"),
+        (
+            'include = ["data/../../x"]',
+            "a list of globs relative to this file, which may begin with ../",
+        ),
         ("keep-sessions = 0", "a whole number, 1 or more"),
         ("provider = 3", '"local" or "package.module:Class"'),
         ('provider = "ec2:"', '"local" or "package.module:Class"'),
         ('store = ""', "a path, file:///path, s3://bucket/prefix"),
         ('store = "s3://"', "a path, file:///path, s3://bucket/prefix"),
+        ('store = "s3:/bucket"', "a path, file:///path, s3://bucket/prefix"),
+        ('tree = "rootdir"', '"project" or "git"'),
         ('store = "file://here"', "a path, file:///path, s3://bucket/prefix"),
         ("local = 3", "a table"),
         ("profile = 3", "a table"),
@@ -295,6 +300,8 @@ def test_a_bad_variable_is_told_by_its_own_name(tmp_path: Path) -> None:
 def test_internal_variables_are_left_alone(tmp_path: Path) -> None:
     """Our own processes talk through them."""
     assert settings(tmp_path, environ={"GPU_CLUSTER_INTERNAL_TOKEN": "x"}).nodes == 1
+    in_a_test = {"GPU_CLUSTER_GIT_COMMIT": "c" * 40, "GPU_CLUSTER_GIT_DIRTY": "false"}
+    assert settings(tmp_path, environ=in_a_test) == Settings()
 
 
 def test_an_unknown_profile_lists_the_known(tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ from pytest_gpu_cluster.worker.streams import Channel, Texts
 
 SPEC = WorkerSpec(
     role=Role.RUN,
-    tree=TreePlaces(root="/far/tree", origin="/home/me/project", cwd="/far/tree"),
+    tree=TreePlaces(
+        root="/far/tree", origin="/home/me/project", rootdir="/far/tree", cwd="/far/tree"
+    ),
     client=PytestFacts(plugins=("html",), cache={"lastfailed": {"a.py::t": True}}),
     args=("-x", "tests"),
     env={"SECRET": "s3cr3t"},
@@ -104,7 +106,7 @@ def test_imports_lead_into_the_shipped_tree(
     monkeypatch.setattr(sys, "path", [str(near / "src"), str(near / ".venv"), "/usr/lib"])
     monkeypatch.setenv("PYTHONPATH", "/opt/extra")
 
-    tree = TreePlaces(root=str(far), origin=str(near), cwd=str(far))
+    tree = TreePlaces(root=str(far), origin=str(near), rootdir=str(far), cwd=str(far))
     spec = replace(SPEC, tree=tree)
     prepare.relocate_imports(prepare.path_map(spec), [str(near / "src")])
 

@@ -102,15 +102,18 @@ class Launcher:
             tree=TreePlaces(
                 root=str(self._root),
                 origin=request.origin,
+                rootdir=str(self._root / request.rootdir),
                 cwd=str(self._root / request.cwd),
             ),
             client=PytestFacts(
                 plugins=request.plugins,
+                program=request.program,
                 sys_path=request.sys_path,
                 color=request.color,
                 columns=request.columns,
                 seed=state.options.randomly_seed or request.seed,
                 cache=request.cache,
+                mtimes=request.mtimes,
             ),
             args=request.args,
             distribute=request.distribute,
@@ -127,6 +130,9 @@ class Launcher:
                 nodes=spec.nodes,
                 store=spec.store,
                 prefix=state.record.prefix,
+                commit=request.git.commit,
+                branch=request.git.branch,
+                dirty=request.git.dirty,
             ),
             crashed_files=state.crashed_files,
             quarantined=request.quarantined,
@@ -140,6 +146,7 @@ class Launcher:
         return {
             **plain,
             **self._spec.env,
+            **self._spec.request.git.variables(),
             "CUDA_VISIBLE_DEVICES": ",".join(gpu.id for gpu in gpus),
             "TMPDIR": str(temporary),
         }

@@ -23,7 +23,7 @@ from pytest_gpu_cluster.contract.errors import RequestError
 from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.store import DISK_THREADS, Store
-from pytest_gpu_cluster.contract.trees import LinkEntry
+from pytest_gpu_cluster.contract.trees import FileEntry, LinkEntry
 
 # A younger file may change again under the same timestamp (git's racy-git). FAT ticks in 2 s.
 RACY_NS = 2_000_000_000
@@ -141,12 +141,16 @@ class StatIndex:
 
 
 def survey_of(
-    files: Sequence[SourceFile], links: Sequence[LinkEntry], allow_files: Sequence[str]
+    files: Sequence[SourceFile],
+    links: Sequence[LinkEntry],
+    made: Sequence[FileEntry],
+    allow_files: Sequence[str],
 ) -> str:
     """Return a digest of all that a tree is made of; `allow_files` decides if it may be shipped."""
     lines = [f"{file.path}\0{file.stamp}" for file in files]
     lines += [f"{link.path}\0{link.link}" for link in links]
-    text = "\n".join((repr(allow_files), str(len(links)), *lines))
+    lines += [f"{entry.path}\0{entry.blob}" for entry in made]
+    text = "\n".join((repr(allow_files), str(len(links)), str(len(made)), *lines))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 

@@ -23,13 +23,14 @@ LITTER = frozenset(
             ".tox",
             ".nox",
             ".ipynb_checkpoints",
+            ".gpu-cluster",  # a store of this package
         ),
     }
 )
 _VENV_MARK = "pyvenv.cfg"
 _GITLINK = "160000"  # the mode under which git records a submodule
 # A git hook has these set for its repository; `git rev-parse --local-env-vars` lists them.
-_GIT_VARIABLES = (
+GIT_VARIABLES = (
     "GIT_DIR",
     "GIT_WORK_TREE",
     "GIT_INDEX_FILE",
@@ -39,16 +40,21 @@ _GIT_VARIABLES = (
 )
 
 
-def listing(root: Path, *, include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+def listing(
+    root: Path, *, start: str = "", include: Sequence[str], exclude: Sequence[str]
+) -> list[str]:
     """Return paths relative to `root`, sorted, with `/` between parts, decoded by `os.fsdecode`.
 
-    By now a path may have vanished, or be a directory or a pipe. Raises RequestError when the root
-    is in a git repository and git fails.
+    They lie below the directory `start`, or match `include`. By now a path may have vanished, or be
+    a directory or a pipe. Raises RequestError when `start` is in a git repository and git fails.
     """
-    in_repository = any((folder / ".git").exists() for folder in (root, *root.parents))
-    paths = _git_paths(root) if in_repository else set()
+    top = root / start
+    in_repository = any((folder / ".git").exists() for folder in (top, *top.parents))
+    paths = _git_paths(top) if in_repository else set()
+    if start:
+        paths = {f"{start}/{path}" for path in paths}
     # A project below a versioned home directory may be ignored there altogether: then walk it.
-    paths = paths or set(_walk(root, ""))
+    paths = paths or set(_walk(root, start))
     for pattern in include:
         is_included = matcher([pattern])
         paths.update(path for path in _walk(root, _fixed_part(pattern)) if is_included(path))
@@ -147,7 +153,7 @@ def _git_ls_files(top: Path) -> bytes:
     # With -t and -s, one call distinguishes tracked files ("H 100644 <object> 0\t<path>") from
     # others ("? <path>").
     command = ["git", "ls-files", "-z", "-t", "-s", "--cached", "--others", "--exclude-standard"]
-    environ = {name: value for name, value in os.environ.items() if name not in _GIT_VARIABLES}
+    environ = {name: value for name, value in os.environ.items() if name not in GIT_VARIABLES}
     try:
         return subprocess.run(command, cwd=top, env=environ, capture_output=True, check=True).stdout
     except FileNotFoundError as error:

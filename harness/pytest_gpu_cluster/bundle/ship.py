@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from pytest_gpu_cluster.bundle import listing
 from pytest_gpu_cluster.bundle.index import (
@@ -64,26 +65,29 @@ def ship(
     store: Store,
     root: Path,
     *,
+    start: str = "",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow_files: Sequence[str] = (),
+    extra: Mapping[str, bytes] = MappingProxyType({}),
     limit_bytes: int = LIMIT_BYTES,
 ) -> Tree:
     """Put the working tree at `root` into the store.
 
-    The tree is what git tracks or would add, and `include`, without `exclude`. Links that lead
-    inside the tree stay links. Raises RequestError, before anything is sent, for a tree over
-    `limit_bytes`, for a file that looks like a credential and is not in `allow_files`, and for what
-    cannot be read or shipped.
+    The tree is what git tracks or would add below its directory `start`, and `include`, without
+    `exclude`; and the files `extra` by their paths. Links that lead inside the tree stay links.
+    Raises RequestError, before anything is sent, for a tree over `limit_bytes`, for a file that
+    looks like a credential and is not in `allow_files`, and for what cannot be read or shipped.
     """
     index = StatIndex(store, root)
     is_allowed = listing.matcher(allow_files)
+    made, made_contents = _made(extra)
     unsettled = ""
     for _ in range(ATTEMPTS):
-        paths = listing.listing(root, include=include, exclude=exclude)
+        paths = listing.listing(root, start=start, include=include, exclude=exclude)
         files, links = _survey(root, _outside(store.root, root, paths))
         _refuse_size(files, limit_bytes)
-        survey = survey_of(files, links, allow_files)
+        survey = survey_of(files, links, made, allow_files)
         if survey == index.last.survey and _renew(store, index.last.tree):
             last = index.last
             return Tree(
@@ -94,8 +98,8 @@ def ship(
             _refuse_credentials(
                 [(f.path, s.suspicion) for f, s in scans.items() if s.suspicion], is_allowed
             )
-            stored = StoredTree(root=root.name, files=_entries(scans), links=tuple(links))
-            contents = {
+            stored = StoredTree(root=root.name, files=(*_entries(scans), *made), links=tuple(links))
+            contents = made_contents | {
                 scan.digest: partial(_read, file, scan.digest) for file, scan in scans.items()
             }
             tree = _send(store, stored, contents, previous=index.last.tree)
@@ -115,6 +119,14 @@ def ship(
 
 def ship_files(store: Store, files: Mapping[str, bytes | Path], *, name: str = "files") -> Tree:
     """Put a tree of just `files`, by their path in it. Nothing is refused: they are our own."""
+    entries, contents = _made(files)
+    return _send(store, StoredTree(root=name, files=tuple(entries)), contents, previous="")
+
+
+def _made(
+    files: Mapping[str, bytes | Path] | Mapping[str, bytes],
+) -> tuple[list[FileEntry], dict[str, Callable[[], bytes]]]:
+    """Return the entries of files by their path, and their contents by digest."""
     entries: list[FileEntry] = []
     contents: dict[str, Callable[[], bytes]] = {}
     for path, source in files.items():
@@ -123,7 +135,7 @@ def ship_files(store: Store, files: Mapping[str, bytes | Path], *, name: str = "
         digest = hashlib.sha256(content).hexdigest()
         entries.append(FileEntry(path, _mode(executable), digest, len(content)))
         contents[digest] = partial(bytes, content)
-    return _send(store, StoredTree(root=name, files=tuple(entries)), contents, previous="")
+    return entries, contents
 
 
 # --- the files and links of the tree -------------------------------------------------------------
@@ -131,9 +143,12 @@ def ship_files(store: Store, files: Mapping[str, bytes | Path], *, name: str = "
 
 def _outside(directory: Path | None, root: Path, paths: Iterable[str]) -> Iterable[str]:
     """Return the paths that are not below `directory`: a store does not ship itself."""
-    if directory is None or not directory.is_relative_to(root):
+    top = next(
+        (top for top in (root, root.resolve()) if directory and directory.is_relative_to(top)), None
+    )
+    if directory is None or top is None:
         return paths
-    inside = f"{directory.relative_to(root).as_posix()}/"
+    inside = f"{directory.relative_to(top).as_posix()}/"
     return (path for path in paths if not path.startswith(inside))
 
 

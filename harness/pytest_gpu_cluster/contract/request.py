@@ -36,6 +36,25 @@ class CI(Noun):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GitFacts(Noun):
+    """What git says of the working tree that is sent; empty outside of a repository."""
+
+    commit: str = ""
+    branch: str = ""  # of the CI host where none is checked out; "" where nobody knows it
+    dirty: bool = False  # a tracked file differs from the commit
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables of a test; none outside of a repository."""
+        if not self.commit:
+            return {}
+        values = (self.commit, self.branch, str(self.dirty).lower())
+        return dict(zip(GIT_VARIABLES, values, strict=True))
+
+
+GIT_VARIABLES = ("GPU_CLUSTER_GIT_COMMIT", "GPU_CLUSTER_GIT_BRANCH", "GPU_CLUSTER_GIT_DIRTY")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Limits(Noun):
     """What a session may use.
 
@@ -67,11 +86,14 @@ class PytestFacts(Noun):
     """The local pytest, for the remote one to follow."""
 
     plugins: tuple[str, ...] = ()  # by their names; they answer for themselves here
+    program: str = ""  # the name of the file that was run: pytest, or __main__.py
     sys_path: tuple[str, ...] = ()  # directories of the tree that only the local sys.path has
     color: str = "no"  # pytest's --color
     columns: int = 80
     seed: int | str | None = None  # of pytest-randomly
     cache: Mapping[str, JsonValue] = field(default_factory=dict)  # of pytest's cache, by key
+    # Of files in the tree, in nanoseconds since 1970; with --nf alone
+    mtimes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +106,7 @@ class ReportFacts:
     ci: CI | None = None
     suite: str = ""
     public_url: str = ""
-    prefix: str = ""  # leads from the repository to the tree
+    prefix: str = ""  # leads from the repository to pytest's rootdir
     quarantined: tuple[tuple[str, str, str], ...] = ()  # package, class, name
     quiet: bool = False  # nobody wants to be told of it
 
@@ -105,11 +127,13 @@ class SessionRequest(PytestFacts, ReportFacts, Noun):
     # The tree's place below a directory of the node, so that its place relative to `cwd` is kept
     root_name: str
     origin: str  # the tree's place on the client
+    rootdir: str = "."  # of pytest, relative to the tree
     cwd: str  # relative to the tree
     args: tuple[str, ...]  # of pytest, as typed, without this plugin's own options
     passed: tuple[str, ...]
     limits: Limits
     distribute: Distribution = Distribution.AUTO
+    git: GitFacts = GitFacts()
     # Known once the tree is in the store.
     tree: str = ""  # digest
     code: str = ""  # digest

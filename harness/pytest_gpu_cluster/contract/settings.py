@@ -68,11 +68,22 @@ class Settings:
     limits: LimitSettings = LimitSettings()
     require_gpu: bool = False
     pass_env: tuple[str, ...] = ("PYTEST_*", "CI", "GPU_TESTS_*")
+    tree: Literal["project", "git"] = "project"
     files: FileSettings = FileSettings()
+    git: bool = False
     keep_sessions: int = 20
     reports: ReportSettings = ReportSettings()
     # The values of [tool.gpu-cluster.<provider>] by provider and key; only what is set.
     provider_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentTree:
+    """The directory that is sent, and what of it."""
+
+    top: Path  # absolute; pytest's rootdir, or a directory above it
+    start: str = ""  # the directory below `top` whose files are sent; others where `files` says so
+    files: FileSettings = FileSettings()  # relative to `top`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +94,13 @@ class RunRequest:
     """
 
     settings: Settings
-    root: Path  # pytest's rootdir, absolute: the tree that is shipped
+    project: Path  # absolute; relative paths of the settings begin here
+    root: Path  # pytest's rootdir, absolute
+    tree: SentTree
     invocation_dir: Path  # absolute; where pytest was started
     pytest_args: tuple[str, ...]  # as typed, without this plugin's own options
     passed_env: dict[str, str] = field(repr=False)
     ci: bool = False
+    newest_first: bool = False  # pytest's --nf
+    settings_note: str = ""  # says which [tool.gpu-cluster] was not read
+    command: str = "gpu-cluster"  # the beginning of a command about this project, to be pasted

@@ -104,6 +104,9 @@ class ClusterFacts(Noun):
     nodes: int
     store: str  # URL
     prefix: str  # of this session's keys in it
+    commit: str = ""  # of the tree that was sent, as git names it
+    branch: str = ""
+    dirty: bool = False  # a tracked file differed from the commit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,7 @@ class TreePlaces(Noun):
 
     root: str  # on the node
     origin: str  # the same on the client
+    rootdir: str  # of pytest, on the node: the tree or a directory of it
     cwd: str  # on the node; it may lie beside the tree
 
 

@@ -38,6 +38,17 @@ DISK_THREADS = 4  # more only wait for each other
 REMOTE_THREADS = 32  # nearly all of a request's time is waiting
 
 
+def local_path(url: str, *, base: Path) -> Path | None:
+    """Return the absolute path of a store on this disk, without `..`; None for one elsewhere."""
+    if "://" not in url:
+        path = (base / Path(url).expanduser()).absolute()
+    elif urlsplit(url).scheme == "file":
+        path = Path(unquote(urlsplit(url).path))
+    else:
+        return None
+    return path.resolve() if ".." in path.parts else path
+
+
 class Store:
     """One object store. `url` is absolute and safe to print; a key has `/` between its parts."""
 
@@ -63,12 +74,9 @@ class Store:
         may write is refused, since whoever writes to it runs code on this machine. No request is
         sent to a remote one: see `check_writable`.
         """
-        scheme = urlsplit(url).scheme if "://" in url else "file"
-        if scheme == "file":
-            path = (
-                Path(unquote(urlsplit(url).path)) if "://" in url else base / Path(url).expanduser()
-            )
-            return _open_local(path.absolute())
+        path = local_path(url, base=base)
+        if path is not None:
+            return _open_local(path)
         return _open_remote(url, request_timeout_s, patience_s)
 
     def put(self, key: str, data: bytes) -> None:

@@ -6,6 +6,8 @@ import random
 
 import pytest
 
+from pytest_gpu_cluster.host.arguments import ARGUMENTS, read
+
 # Options that need the tests themselves, by pytest's name for them.
 UNSUPPORTED = {"showfixtures": "--fixtures", "show_fixtures_per_test": "--fixtures-per-test"}
 
@@ -20,8 +22,8 @@ def ignore_user_code(early_config: pytest.Config, parser: pytest.Parser, args: l
     if getattr(namespace, "randomly_seed", None) == "default":
         # The header on this machine and the tests on the cluster need the same seed.
         args.insert(0, f"--randomly-seed={random.getrandbits(32)}")
-    _, unknown_args = parser.parse_known_and_unknown_args(args)
-    for arg in unknown_args:
+    early_config.stash[ARGUMENTS] = arguments = read(parser, args)
+    for arg in arguments.unknown:
         if arg in args:
             args.remove(arg)
     for key in sorted(early_config._get_unknown_ini_keys()):  # private

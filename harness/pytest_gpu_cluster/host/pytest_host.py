@@ -19,8 +19,10 @@ from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
 from pytest_gpu_cluster.contract.record import Ending
 from pytest_gpu_cluster.contract.request import PytestFacts, ReportFacts
 from pytest_gpu_cluster.contract.settings import RunRequest
+from pytest_gpu_cluster.host.arguments import refuse_wrong
 from pytest_gpu_cluster.host.ending import Failure, decide
 from pytest_gpu_cluster.host.local_facts import local_facts
+from pytest_gpu_cluster.host.not_sent import NotSent
 from pytest_gpu_cluster.host.replay import Replay, Stage
 from pytest_gpu_cluster.providers import LaunchPlan
 from pytest_gpu_cluster.publish.links import link
@@ -47,8 +49,9 @@ class PytestHost:
         self._quiet = bool(config.option.collectonly)  # a list of tests is no result
         self._ci = publish.detect(os.environ)
         facts = publish.facts(request, self._ci, os.environ, quiet=self._quiet)
-        self._root = request.root
-        self.run = Run(request, pytest.__version__, local_facts(config), facts)
+        self._request = request
+        self.run = Run(request, pytest.__version__, local_facts(config, request.tree.top), facts)
+        self._not_sent = NotSent(config, request)
         self._events: Generator[Event, None, None] | None = None  # None: nothing is collected
         self._sinks: Sinks | None = None
         self._failure: Failure | None = None  # beside the tests
@@ -69,16 +72,23 @@ class PytestHost:
         self._session = session
         self._sinks = Sinks(self._sink_context(), self.run.request)
 
-    def pytest_report_header(self) -> str:
-        return f"gpu-cluster: session {self.run.id}  {self.run.record.url}"
+    def pytest_report_header(self) -> list[str]:
+        lines = [f"gpu-cluster: session {self.run.id}  {self.run.record.url}"]
+        if self._request.settings_note:
+            lines.append(f"gpu-cluster: {self._request.settings_note}")
+        return lines
 
     # -- the run -----------------------------------------------------------------------------------
 
     def pytest_collection(self, session: pytest.Session) -> bool:
-        self._events = self.run.events()
+        self._events = self._run_events()
         self.replay.begin(session)
         self._follow_safely(Stage.RUNNING)
         return True
+
+    def _run_events(self) -> Generator[Event, None, None]:
+        refuse_wrong(self.config, self._request)
+        yield from self.run.events()
 
     def _sink_context(self) -> SinkContext:
         settings, ci = self.run.settings, self._ci
@@ -89,7 +99,7 @@ class PytestHost:
         return SinkContext(
             settings=replace(settings, reports=reports),
             environ=os.environ,
-            root=self._root,
+            root=self._request.project,
             record=self.run.record,
             report=ReportContext(
                 suite=reports.suite,
@@ -118,6 +128,7 @@ class PytestHost:
         assert self._sinks is not None
         while self.replay.stage < stage and (event := next(self._events, None)) is not None:
             self._sinks.event(event)
+            self._not_sent.note(event)
             if isinstance(event, SessionFinished):
                 self._failure = Failure.of_event(event)
             self.replay.event(event)
@@ -231,7 +242,7 @@ class PytestHost:
         """Write the last lines: failures of machines, the record, a cluster that stays."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        lines = [*self._failure_lines()]
+        lines = [*self._failure_lines(), *self._not_sent_lines()]
         sinks = self._sinks if self._events is not None else None
         if self.run.stage is not RunStage.NEW and sinks is not None:
             lines += self.run.closing_lines(simulated=sinks.facts.simulated)
@@ -245,6 +256,12 @@ class PytestHost:
             self.write(line)
         for line in sinks.last_output() if sinks is not None else ():
             print(line)
+
+    def _not_sent_lines(self) -> list[str]:
+        try:
+            return self._not_sent.lines(self.run.store, self.run.request.tree)
+        except (HarnessError, ValueError):  # a hint is not worth an error
+            return []
 
     def _failure_lines(self) -> list[str]:
         lines = []

@@ -186,7 +186,7 @@ class Replay:
         match event:
             case Hello():
                 self.terminal.workers = event.workers
-                self.terminal.paths = PathMap([(event.root, str(self.config.rootpath))])
+                self.terminal.paths = PathMap([(event.root, event.origin)])
             case Header():
                 self.terminal.show_header(event.parts)
             case WarningRaised():

@@ -19,7 +19,7 @@ import pytest_gpu_cluster
 from pytest_gpu_cluster import fixtures
 from pytest_gpu_cluster.contract.fields import JsonObject
 from pytest_gpu_cluster.contract.specs import Role, WorkerSpec
-from pytest_gpu_cluster.worker import prepare
+from pytest_gpu_cluster.worker import prepare, program
 from pytest_gpu_cluster.worker.role import RemoteSession
 from pytest_gpu_cluster.worker.run import RunningSession
 from pytest_gpu_cluster.worker.select import SelectingSession
@@ -35,12 +35,14 @@ def main(specification: JsonObject, connection: socket.socket) -> int:
     """
     faulthandler.register(STACKS_SIGNAL, file=os.dup(2), all_threads=True)
     spec = WorkerSpec.from_json(specification)
+    program.order_imports(spec.client.program, code=sys.path[0])
     prepare.set_environment(spec)
+    prepare.refresh_repository(spec)
     prepare.write_cache(spec)
     options = prepare.Options(spec)
     session = remote_session(spec, Channel(connection), options)
     arguments = prepare.pytest_arguments(spec)
-    sys.argv = ["pytest", *spec.args]
+    program.show(spec.client.program, spec.args)
     # Else pytest warns that this plugin of its was imported before it.
     pytest_gpu_cluster.__doc__ = "PYTEST_DONT_REWRITE"
     sys.stdout = standard_stream(1, lambda text: session.texts.write("out", text))

@@ -6,7 +6,9 @@ import contextlib
 import importlib
 import json
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pytest_gpu_cluster.contract.codec import PathMap
 from pytest_gpu_cluster.contract.specs import Role, WorkerSpec
 from pytest_gpu_cluster.fixtures import SPEC
 
+REFRESH_S = 30.0
 # Options that write files or draw conclusions, by their `dest`, with the value that switches each
 # off: the client does both.
 OUTPUTS: Mapping[str, object] = {
@@ -77,6 +80,27 @@ def set_environment(spec: WorkerSpec) -> None:
     Path(spec.tree.cwd).mkdir(parents=True, exist_ok=True)  # it may lie beside the tree
     os.chdir(spec.tree.cwd)
     relocate_imports(path_map(spec), spec.client.sys_path)
+
+
+def refresh_repository(spec: WorkerSpec) -> None:
+    """Have git take note of the times of the files, where a `.git` came with the tree.
+
+    Until then it would take each for changed. Another process on the node may be doing the same.
+    """
+    root = Path(spec.tree.root)
+    above = (Path(spec.tree.rootdir), *Path(spec.tree.rootdir).parents)
+    inside = (path for path in above if path.is_relative_to(root))
+    top = next((path for path in inside if (path / ".git").is_dir()), None)
+    deadline = time.monotonic() + REFRESH_S
+    while top is not None and time.monotonic() < deadline:
+        command = ["git", "update-index", "-q", "--refresh"]
+        try:
+            done = subprocess.run(command, cwd=top, check=False, capture_output=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired):
+            return  # without git, nobody asks it
+        if b"index.lock" not in done.stderr:
+            return
+        time.sleep(0.05)
 
 
 def path_map(spec: WorkerSpec) -> PathMap:
@@ -147,7 +171,7 @@ def pytest_arguments(spec: WorkerSpec) -> list[str]:
     paths = path_map(spec)
     return [
         *("-p", "no:xdist", "-p", "no:xdist.looponfail", "-p", "no:gpu_cluster"),
-        f"--rootdir={spec.tree.root}",
+        f"--rootdir={spec.tree.rootdir}",
         *("-o", f"cache_dir={spec.scratch}/cache"),
         *_allowed([paths.text(argument) for argument in spec.args]),
     ]

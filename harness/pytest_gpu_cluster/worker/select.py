@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -101,6 +102,22 @@ class SelectingSession(RemoteSession):
 
     def on_xml(self, record: XmlRecord) -> None:
         pass
+
+    def configure(self, config: pytest.Config) -> None:
+        """Have --nf sort by the client's times: here all files are as new as the session."""
+        super().configure(config)
+        plugin = config.pluginmanager.get_plugin("nfplugin")
+        if plugin is not None and self.spec.client.mtimes:
+            plugin._get_increasing_order = self.newest_first  # private
+
+    def newest_first(self, items: Iterable[pytest.Item]) -> list[pytest.Item]:
+        """Return the tests of the files that were changed last on the client before the others."""
+
+        def time_of(item: pytest.Item) -> int:
+            path = os.path.relpath(item.path, self.spec.tree.root)
+            return self.spec.client.mtimes.get(path, 0)
+
+        return sorted(items, key=time_of, reverse=True)
 
     # -- collecting --------------------------------------------------------------------------------
 
