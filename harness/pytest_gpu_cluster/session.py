@@ -39,6 +39,7 @@ from pytest_gpu_cluster.contract.settings import RunRequest, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import WAITS
 from pytest_gpu_cluster.liveness import heartbeat
+from pytest_gpu_cluster.outputs import Homecoming, bring_home
 from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, load_provider
 
 AGENT = "pytest_gpu_cluster.agent.main:main"  # in the code that is shipped with the session
@@ -147,7 +148,7 @@ class Run:
         tree = ship(
             self.store,
             self._asked.root,
-            include=files.include,
+            include=(*files.include, *self._asked.option_inputs),
             exclude=files.exclude,
             allow_files=files.allow_files,
         )
@@ -237,6 +238,17 @@ class Run:
         """True while the cluster is being closed: a further Ctrl-C hurries it."""
         return self.cluster is not None and self.cluster.stage is Hold.CLOSING
 
+    def bring_home(self) -> Homecoming:
+        """Write what the tests wrote below `outputs` into the working tree. Raises StoreError."""
+        return bring_home(
+            self.record,
+            self._asked.root,
+            tree=self.request.tree,
+            outputs=self.settings.files.outputs,
+            of_options=self._asked.option_outputs,
+            began=self.request.asked_at,
+        )
+
     def write_result(self, ending: Ending) -> None:
         """Make the record final, once; forget the oldest sessions of a local store.
 
@@ -287,6 +299,7 @@ class Run:
             passed=tuple(sorted(request.passed_env)),
             limits=limits,
             distribute=Distribution(s.distribute),
+            outputs=(*s.files.outputs, *request.option_outputs),
             **vars(local),
             **vars(report),
         )

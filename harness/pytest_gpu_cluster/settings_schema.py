@@ -91,6 +91,7 @@ def _base_keys() -> dict[str, Key]:
         "include": strings(globs, relative=True),
         "exclude": strings(globs, relative=True),
         "allow-files": strings(globs, relative=True),
+        "outputs": strings(globs, relative=True),
         "keep-sessions": whole(1),
         "publish": flag(),
         "suite": matching(

@@ -27,6 +27,7 @@ from pytest_gpu_cluster.contract.specs import (
     WorkerSpec,
 )
 from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
+from pytest_gpu_cluster.contract.trees import tree_directory
 from pytest_gpu_cluster.node.lease import Lease
 
 # The beginnings of variables that no test process inherits. Importing Ray sets PYTHONBREAKPOINT.
@@ -147,7 +148,7 @@ class Launcher:
 
 def tree_root(spec: AgentSpec) -> Path:
     """Return the place of the shipped tree on every node."""
-    return spec.scratch / "tree" / spec.request.root_name
+    return tree_directory(spec.scratch, spec.request.root_name)
 
 
 def _decoded(line: bytes, root: bytes, transport: Transport) -> Message:

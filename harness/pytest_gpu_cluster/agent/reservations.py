@@ -154,9 +154,8 @@ class Reservations:
     def _prepare(self, reservation: Reservation) -> None:
         """Have the trees unpacked on another node, which thereby joins. Raises RuntimeError."""
         home = reservation.home
-        answer = NodeAnswer.parse(
-            the_ray().get(reservation.actor.prepare.remote(self._trees), timeout=300)
-        )
+        request = {"op": "unpack", "trees": self._trees}
+        answer = NodeAnswer.parse(the_ray().get(reservation.actor.ask.remote(request), timeout=300))
         if home in self._devices:
             return
         self._devices[home] = answer.gpus
@@ -183,12 +182,29 @@ class Reservations:
         the_ray().get(reservation.actor.open.remote(code, ENTRY, body), timeout=60)
         return Relay(reservation.actor)
 
-    def upload(self, reservation: Reservation, sources: Mapping[str, str]) -> None:
-        """Have files or directories of the node stored by its keeper, each below its key prefix."""
+    def ask(self, reservation: Reservation, request: Mapping[str, object]) -> None:
+        """Send a request to the keeper of a reservation's node. Raises RuntimeError."""
         if reservation.home == self._head:
-            leases.ask(str(self._spec.node), {"op": "upload", "sources": dict(sources)})
+            answer = leases.ask(str(self._spec.node), request)
         else:
-            the_ray().get(reservation.actor.upload.remote(dict(sources)), timeout=120)
+            call = reservation.actor.ask.remote(dict(request))
+            answer = the_ray().get(call, timeout=120)
+        NodeAnswer.parse(answer)
+
+    def other_nodes(self) -> list[str]:
+        """Return the nodes beside this one that have the session's tree."""
+        return [home for home in self._devices if home != self._head]
+
+    def ask_node(self, home: str, request: Mapping[str, object]) -> None:
+        """Send a request to the keeper of a node when no process runs. Raises RuntimeError."""
+        with self._lock:
+            idle = [each for (at, _), group in self._idle.items() if at == home for each in group]
+        reservation = idle[0] if idle else self._create(home, 0.0, lasting=False)
+        try:
+            self.ask(reservation, request)
+        finally:
+            if not idle:
+                the_ray().kill(reservation.actor)
 
     def watch(self, reservation: Reservation, on_loss: Callable[[str], None]) -> None:
         """Call `on_loss` with a message when the actor dies before it is released."""

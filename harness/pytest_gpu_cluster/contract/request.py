@@ -110,6 +110,7 @@ class SessionRequest(PytestFacts, ReportFacts, Noun):
     passed: tuple[str, ...]
     limits: Limits
     distribute: Distribution = Distribution.AUTO
+    outputs: tuple[str, ...] = ()  # globs of what the tests write and is to come home
     # Known once the tree is in the store.
     tree: str = ""  # digest
     code: str = ""  # digest

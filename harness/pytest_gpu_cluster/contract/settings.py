@@ -25,11 +25,12 @@ class LimitSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FileSettings:
-    """The globs that decide which files are shipped."""
+    """The globs that decide which files are shipped, and which come home."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     allow_files: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +89,6 @@ class RunRequest:
     pytest_args: tuple[str, ...]  # as typed, without this plugin's own options
     passed_env: dict[str, str] = field(repr=False)
     ci: bool = False
+    # Globs relative to the root, of the options of known plugins
+    option_outputs: tuple[str, ...] = ()  # what they write
+    option_inputs: tuple[str, ...] = ()  # what they read of the last run

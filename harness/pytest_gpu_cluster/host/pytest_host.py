@@ -21,6 +21,7 @@ from pytest_gpu_cluster.contract.request import PytestFacts, ReportFacts
 from pytest_gpu_cluster.contract.settings import RunRequest
 from pytest_gpu_cluster.host.ending import Failure, decide
 from pytest_gpu_cluster.host.local_facts import local_facts
+from pytest_gpu_cluster.host.outputs import artifact_lines, output_lines
 from pytest_gpu_cluster.host.replay import Replay, Stage
 from pytest_gpu_cluster.providers import LaunchPlan
 from pytest_gpu_cluster.publish.links import link
@@ -231,7 +232,7 @@ class PytestHost:
         """Write the last lines: failures of machines, the record, a cluster that stays."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        lines = [*self._failure_lines()]
+        lines = [*self._failure_lines(), *self._file_lines()]
         sinks = self._sinks if self._events is not None else None
         if self.run.stage is not RunStage.NEW and sinks is not None:
             lines += self.run.closing_lines(simulated=sinks.facts.simulated)
@@ -245,6 +246,19 @@ class PytestHost:
             self.write(line)
         for line in sinks.last_output() if sinks is not None else ():
             print(line)
+
+    def _file_lines(self) -> list[str]:
+        """Bring home what the tests wrote, and return the lines about it, none with -qq."""
+        run = self.run
+        if self._events is None or run.cluster is None:
+            return []
+        try:
+            home, artifacts = run.bring_home(), run.record.artifacts()
+        except HarnessError as problem:
+            return [f"outputs: what the tests wrote could not be read: {problem}"]
+        quiet = self.config.get_verbosity() < -1
+        lines = [*output_lines(home, run.id), *artifact_lines(artifacts, run.id)]
+        return [] if quiet else lines
 
     def _failure_lines(self) -> list[str]:
         lines = []
