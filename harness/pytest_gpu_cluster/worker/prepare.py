@@ -225,10 +225,6 @@ class Options:
                 setattr(early_config.known_args_namespace, name, OUTPUTS[name])
         return (yield)
 
-    def show_hidden(self) -> None:
-        """Set the hidden variables again: all plugins are configured, and tests may read them."""
-        os.environ.update(self.hidden)
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_configure(self, config: pytest.Config) -> None:
         spec, option = self.spec, config.option
@@ -246,3 +242,8 @@ class Options:
             option.randomly_seed = spec.client.seed
         if hasattr(option, "log_file") and (option.log_file or config.getini("log_file")):
             option.log_file = f"{spec.scratch}/log-file"
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        """Set the hidden variables again: all plugins are configured, and tests may read them."""
+        os.environ.update(self.hidden)

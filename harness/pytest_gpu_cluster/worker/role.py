@@ -93,7 +93,6 @@ class RemoteSession(ABC):
     def configure(self, config: pytest.Config) -> None:
         """Mute the reporter. It exists now, after every other pytest_configure."""
         self.config = config
-        self.options.show_hidden()
         self.reporter = config.pluginmanager.get_plugin("terminalreporter")
         if self.reporter is not None:
             self._mute(self.reporter)
