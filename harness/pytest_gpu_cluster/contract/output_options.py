@@ -25,6 +25,7 @@ class OutputOption:
     words: tuple[str, ...] = ()  # it writes for these values only; (): for any
     sent: bool = False  # the plugin reads what the last run has written
     one_process: bool = False  # each process would write over what another has written
+    stays_away: str = ""  # a plugin that would write here too, of a run that was not here
     unlike_xdist: bool = False  # the plugin switches itself off where pytest-xdist seems to run
 
 
@@ -90,7 +91,12 @@ OPTIONS = (
     OutputOption(name="--snapshot-update", dest="snapshot_update", paths=("snapshots/",)),
     # pytest-testmon
     OutputOption(
-        name="--testmon", dest="testmon", paths=(".testmondata*",), sent=True, one_process=True
+        name="--testmon",
+        dest="testmon",
+        paths=(".testmondata*",),
+        sent=True,
+        one_process=True,
+        stays_away="pytest-testmon",
     ),
     # syrupy: all snapshots of a file in one
     *(

@@ -6,6 +6,8 @@ import random
 
 import pytest
 
+from pytest_gpu_cluster.contract.output_options import given
+
 # Options that need the tests themselves, by pytest's name for them.
 UNSUPPORTED = {"showfixtures": "--fixtures", "show_fixtures_per_test": "--fixtures-per-test"}
 
@@ -20,6 +22,9 @@ def ignore_user_code(early_config: pytest.Config, parser: pytest.Parser, args: l
     if getattr(namespace, "randomly_seed", None) == "default":
         # The header on this machine and the tests on the cluster need the same seed.
         args.insert(0, f"--randomly-seed={random.getrandbits(32)}")
+    for each in given(vars(namespace)):
+        if each.stays_away:
+            early_config.pluginmanager.unregister(name=each.stays_away)
     _, unknown_args = parser.parse_known_and_unknown_args(args)
     for arg in unknown_args:
         if arg in args:

@@ -105,25 +105,24 @@ def _walk(
     root: Path, folder: str, since_ns: int, is_litter: Callable[[str], bool]
 ) -> Iterator[FoundFile]:
     try:
-        entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
+        entries = list(os.scandir(root / folder))
     except OSError:  # a test has closed or removed it
         return
     if folder and any(entry.name == _VENV_MARK for entry in entries):
         return
     for entry in entries:
         path = f"{folder}/{entry.name}" if folder else entry.name
-        with contextlib.suppress(OSError):
+        try:
             if entry.is_dir(follow_symlinks=False):
                 if not is_litter(entry.name):
                     yield from _walk(root, path, since_ns, is_litter)
                 continue
             status = entry.stat(follow_symlinks=False)
-            if (
-                stat.S_ISREG(status.st_mode)
-                and status.st_ctime_ns >= since_ns
-                and not is_litter(entry.name)
-            ):
-                yield FoundFile(path, status)
+        except OSError:  # it has gone meanwhile
+            continue
+        changed = status.st_ctime_ns >= since_ns and stat.S_ISREG(status.st_mode)
+        if changed and not is_litter(entry.name):
+            yield FoundFile(path, status)
 
 
 def written(root: Path, found: Iterable[FoundFile], sent: dict[str, FileEntry]) -> list[FoundFile]:
