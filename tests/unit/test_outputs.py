@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,21 @@ def test_of_two_nodes_the_later_writer_wins_and_both_are_named() -> None:
     assert [(node, file.blob) for node, file in merged.earlier] == [("f00d", "2")]
     same = merge([head, listed("f00d", ("a", "1", 10))])
     assert same.conflicts == ()
+
+
+def test_what_is_beyond_the_limits_and_who_wrote_twice_is_said() -> None:
+    """A missing file is looked for in the record first, and a wrong one in the test."""
+    merged = merge([listed("head", ("a\n", "1", 2)), listed("f00d", ("a\n", "2", 1))])
+    home = Homecoming(written=("a\n",), merged=replace(merged, left=7))
+
+    assert [*output_lines(home, SESSION)] == [
+        "outputs: 1 file came home: 'a\\n'",
+        "outputs: 'a\\n' was written on f00d and on head, there later",
+        (
+            "outputs: 7 more that the tests wrote are not in the record, which takes 1,000 files of"
+            " 32 MiB together, and 1 GiB of what outputs names"
+        ),
+    ]
 
 
 # --- here -----------------------------------------------------------------------------------------
@@ -412,3 +428,15 @@ def test_storage_that_is_no_path_needs_no_way_home() -> None:
     values = {"benchmark_save": "x", "benchmark_storage": "elasticsearch+https://host/index"}
 
     assert option_globs(values, root=Path("/p"), cwd=Path("/p")) == ((), ())
+
+
+def test_the_table_speaks_of_the_options_that_the_plugins_have(pytester: pytest.Pytester) -> None:
+    """A plugin may rename where its option is kept; then its files would stay away in silence."""
+    typed = ("--snapshot-update", "--alluredir=allure", "--benchmark-json=b.json")
+    config = pytester.parseconfig(*typed, "--benchmark-autosave")
+
+    written_globs, _ = option_globs(vars(config.option), root=pytester.path, cwd=pytester.path)
+
+    assert set(written_globs) == {
+        *("./allure/**", "./b.json", "./.benchmarks/**", "__snapshots__/"),
+    }

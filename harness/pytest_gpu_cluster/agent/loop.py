@@ -218,7 +218,7 @@ class Agent:
         """Write the session's end, then leave the cluster."""
         self._put_durations()
         self._upload_coverage()
-        for notice in store_outputs(self.spec, self._cluster.reservations):
+        for notice in store_outputs(self.spec, self._cluster):
             self.state.journal.append(notice)
         state, result = self.state, self._selection.result
         state.journal.append(

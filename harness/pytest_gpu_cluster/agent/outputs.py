@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from pytest_gpu_cluster.agent.node_answer import NodeAnswer
 from pytest_gpu_cluster.agent.processes import tree_root
-from pytest_gpu_cluster.agent.reservations import SHOWN_ID, Reservations
+from pytest_gpu_cluster.agent.ray_cluster import Cluster
+from pytest_gpu_cluster.agent.reservations import SHOWN_ID
 from pytest_gpu_cluster.contract.events import Notice
 from pytest_gpu_cluster.contract.fields import JsonObject
 from pytest_gpu_cluster.contract.outputs import HEAD, OutputsOrder
@@ -14,13 +15,17 @@ from pytest_gpu_cluster.contract.specs import AgentSpec
 from pytest_gpu_cluster.node.lease import ask
 
 
-def store_outputs(spec: AgentSpec, reservations: Reservations) -> Iterator[Notice]:
+def store_outputs(spec: AgentSpec, cluster: Cluster) -> Iterator[Notice]:
     """Have each node store what the tests wrote there; yield what could not be.
 
     Results do not depend on these files, so nothing is raised.
     """
+    reservations, living = cluster.reservations, cluster.capacity()
     for home in (HEAD, *reservations.other_nodes()):
         node = home[:SHOWN_ID]
+        if home != HEAD and home not in living:
+            yield Notice(name="outputs", text=f"what the tests wrote on {node} is lost with it")
+            continue
         try:
             if home == HEAD:
                 NodeAnswer.parse(ask(str(spec.node), _request(spec, node)))

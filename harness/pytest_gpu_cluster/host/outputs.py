@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Collection, Iterator, Sequence
 
-from pytest_gpu_cluster.contract.outputs import REST_BYTES, REST_FILES
+from pytest_gpu_cluster.contract.outputs import REST_BYTES, REST_FILES, WANTED_BYTES
 from pytest_gpu_cluster.outputs import NAMED, Homecoming
 
 
@@ -17,9 +17,10 @@ def output_lines(home: Homecoming, session: str) -> Iterator[str]:
     for conflict in home.merged.conflicts:
         if conflict.path in home.written:
             first, last = conflict.nodes
-            yield f"outputs: {conflict.path} was written on {first} and on {last}, there later"
+            path = _shown(conflict.path)
+            yield f"outputs: {path} was written on {first} and on {last}, there later"
     for path, reason in [*home.kept.items()][:NAMED]:
-        yield f"outputs: {path} did not come home: it {reason}; to fetch it: {fetch}"
+        yield f"outputs: {_shown(path)} did not come home: it {reason}; to fetch it: {fetch}"
     if len(home.kept) > NAMED:
         yield f"outputs: {len(home.kept) - NAMED} more did not come home; to fetch them: {fetch}"
     if home.rest:
@@ -30,8 +31,10 @@ def output_lines(home: Homecoming, session: str) -> Iterator[str]:
             f" outputs = [{text}] brings such files, {fetch} these"
         )
     if home.merged.left:
-        limit = f"{REST_BYTES >> 20} MiB and {REST_FILES:,} files"
-        yield f"outputs: {home.merged.left:,} more are not in the record, which takes {limit}"
+        limit = f"{REST_FILES:,} files of {REST_BYTES >> 20} MiB together"
+        named = f"and {WANTED_BYTES >> 30} GiB of what outputs names"
+        more = f"{home.merged.left:,} more that the tests wrote are not in the record"
+        yield f"outputs: {more}, which takes {limit}, {named}"
 
 
 def artifact_lines(artifacts: Collection[str], session: str) -> Iterator[str]:
