@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 # Plugins that no scenario asks for. The second takes a third of the start of a pytest process, of
 # which a comparison has four.
-WITHOUT = ("-p", "no:randomly", "-p", "no:hypothesispytest")
+WITHOUT = tuple(
+    f"-pno:{name}"
+    for name in ("randomly", "hypothesispytest", "allure_pytest", "benchmark", "syrupy")
+)
 EPOCH = 1_700_000_000.0  # unix seconds; each event is written a second after the one before
 
 

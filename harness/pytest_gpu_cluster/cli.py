@@ -3,6 +3,7 @@
     gpu-cluster ls               sessions and clusters
     gpu-cluster logs SESSION     what happened in a session, a line per event
     gpu-cluster report [SESSION] what a session came to, also when its client was killed
+    gpu-cluster artifacts [SESSION] [DIR]   the files of a session's record, into a directory
     gpu-cluster down [CLUSTER …] close clusters of this store (all of them when none is named)
     gpu-cluster sweep            end clusters and close records that nothing manages any longer
     gpu-cluster doctor           what would go wrong, before anything is spent
@@ -29,6 +30,7 @@ from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
 from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.store import Store, local_path
+from pytest_gpu_cluster.outputs import files_line
 from pytest_gpu_cluster.project import PYPROJECT, find_project
 from pytest_gpu_cluster.providers import ClusterRef, load_provider
 
@@ -90,6 +92,16 @@ def parser() -> argparse.ArgumentParser:
     )
     each["report"].add_argument(
         "--publish", action="store_true", help="tell the CI host, unless it has been told already"
+    )
+    each["artifacts"].add_argument(
+        "session", nargs="?", default="last", help="a session's id, its beginning, or 'last'"
+    )
+    each["artifacts"].add_argument(
+        "directory",
+        nargs="?",
+        metavar="DIR",
+        help="an empty or new directory; none: gpu-cluster-<session> here,"
+        " and with --json nothing is fetched",
     )
     each["down"].add_argument(
         "cluster", nargs="*", help="cluster ids as ls shows them; none: every cluster of the store"
@@ -213,8 +225,10 @@ def _runs(settings: Settings, name: str, cluster: str) -> bool:
 def logs(chosen: argparse.Namespace) -> Answer:
     store = project(chosen).store
     session = find_session(session_ids(store), chosen.session)
-    entries = SessionRecord(store, session).journal().poll()
-    return Answer(document=entries, text="\n".join(map(_log_line, entries)))
+    record = SessionRecord(store, session)
+    entries = record.journal().poll()
+    lines = [*map(_log_line, entries), files_line(record)]
+    return Answer(document=entries, text="\n".join(filter(None, lines)))
 
 
 def _log_line(entry: JsonObject) -> str:
@@ -251,6 +265,17 @@ def report(chosen: argparse.Namespace) -> Answer:
     )
     text = "\n".join(text for _, text in reports) or "nothing to report"
     return Answer(document=[document for document, _ in reports], text=text)
+
+
+def artifacts(chosen: argparse.Namespace) -> Answer:
+    from pytest_gpu_cluster.artifacts_command import fetch_artifacts
+
+    store = project(chosen).store
+    session = find_session(session_ids(store), chosen.session)
+    document, text = fetch_artifacts(
+        SessionRecord(store, session), chosen.directory, only_list=chosen.json
+    )
+    return Answer(document=document, text=text, exit_code=1 if document["not_written"] else 0)
 
 
 def down(chosen: argparse.Namespace) -> Answer:
@@ -313,6 +338,10 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], Answer]]] = {
             " finish the report of a client that was killed."
         ),
         report,
+    ),
+    "artifacts": (
+        "Fetch the artifacts of a session, and what its tests wrote into the tree.",
+        artifacts,
     ),
     "down": ("Close clusters of the store, idle or busy.", down),
     "sweep": ("End clusters and close records that nothing manages any longer.", sweep),

@@ -60,7 +60,7 @@ def gpus(pytestconfig: pytest.Config) -> list[Gpu]:
 def artifacts(request: pytest.FixtureRequest) -> Path:
     """A directory of this test.
 
-    On the cluster its files land in the store and on the session's page.
+    On the cluster its files land in the session's record: `gpu-cluster artifacts` fetches them.
     """
     spec = request.config.stash.get(SPEC, None)
     if spec is None:

@@ -6,6 +6,7 @@ default. A refusal is a RequestError that names the place, the value and what wa
 
 from __future__ import annotations
 
+import glob
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,12 +90,16 @@ def build_request(config: pytest.Config, environ: Mapping[str, str]) -> RunReque
     settings = read_settings(
         project.root / PYPROJECT, profile=config.getoption("gpu_profile"), environ=environ
     )
+    tree = sent_tree(rootdir, project, tree=settings.tree, files=settings.files)
+    written, read = option_globs(vars(config.option), root=tree.top, cwd=invocation_dir)
     return RunRequest(
         settings=settings,
         project=project.root,
         root=rootdir,
-        tree=sent_tree(rootdir, project, tree=settings.tree, files=settings.files),
+        tree=tree,
         invocation_dir=invocation_dir,
+        option_outputs=written,
+        option_inputs=read,
         pytest_args=strip_own_options(args),
         passed_env=_passed_variables(environ, settings.pass_env),
         ci=_is_ci(environ),
@@ -280,6 +285,43 @@ def _expand_files(args: Iterable[str], base: Path) -> list[str]:
         else:
             expanded.append(arg)
     return expanded
+
+
+def option_globs(
+    values: Mapping[str, object], *, root: Path, cwd: Path
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what the given options of known plugins write in the tree, and what they read there.
+
+    `values` are those of argparse by `dest`. Raises RequestError for a path outside the tree, whose
+    files could not come home.
+    """
+    from pytest_gpu_cluster.contract.output_options import expanded, given
+
+    written: list[str] = []
+    read: list[str] = []
+    for option in given(values):
+        for path in expanded(option, values):
+            pattern = _anchored(path, option.name, root, cwd) if path.startswith("./") else path
+            written.append(pattern)
+            if option.sent:
+                read.append(pattern)
+    return tuple(dict.fromkeys(written)), tuple(dict.fromkeys(read))
+
+
+def _anchored(path: str, option: str, root: Path, cwd: Path) -> str:
+    """Return the glob, relative to the tree, of a path that is relative to the directory `cwd`."""
+    folder, star, rest = path.removeprefix("./").partition("*")
+    place = Path(os.path.normpath(cwd / folder))
+    tops = [top for top in (root, Path(os.path.realpath(root))) if place.is_relative_to(top)]
+    if not tops:
+        raise RequestError(
+            f"{option} writes to {place}, which is outside the tree {root}: it would stay there on"
+            " the cluster",
+            remedy=f"name a place inside {root}",
+        )
+    inside = place.relative_to(tops[0]).as_posix()
+    fixed = "" if inside == "." else glob.escape(inside) + "/" * folder.endswith("/")
+    return f"./{fixed}{star}{rest}"
 
 
 def _refuse_debugger(config: pytest.Config) -> None:

@@ -170,6 +170,7 @@ def sent_tree(
             include=_moved("include", files.include, at, alone=f"{start}/**/" if start else ""),
             exclude=_moved("exclude", files.exclude, at),
             allow_files=_moved("allow-files", files.allow_files, at),
+            outputs=_moved("outputs", files.outputs, at),
         ),
     )
 

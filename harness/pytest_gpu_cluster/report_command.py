@@ -20,6 +20,7 @@ from pytest_gpu_cluster.contract.request import CI, SessionRequest
 from pytest_gpu_cluster.contract.settings import SUITE_NAME, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.liveness import close_when_client_gone
+from pytest_gpu_cluster.outputs import files_line
 from pytest_gpu_cluster.publish.links import link
 from pytest_gpu_cluster.report import junit, render
 from pytest_gpu_cluster.report.from_record import RecordedEvents, recorded_delta
@@ -65,6 +66,7 @@ def report_sessions(
             render.markdown(report, limit=1_000_000),
             *(f"gpu-cluster: {x}" for x in closing.lines),
         ]
+        text += [f"gpu-cluster: {line}"] if (line := files_line(SessionRecord(store, name))) else []
         reports.append((render.as_json(report), "\n".join(text)))
     return reports
 

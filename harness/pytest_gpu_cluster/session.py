@@ -47,6 +47,7 @@ from pytest_gpu_cluster.contract.settings import RunRequest, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import WAITS
 from pytest_gpu_cluster.liveness import heartbeat
+from pytest_gpu_cluster.outputs import Homecoming, bring_home
 from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, load_provider
 
 AGENT = "pytest_gpu_cluster.agent.main:main"  # in the code that is shipped with the session
@@ -167,7 +168,7 @@ class Run:
                 self.store,
                 asked.top,
                 start=asked.start,
-                include=files.include,
+                include=(*files.include, *self._asked.option_inputs),
                 exclude=files.exclude,
                 allow_files=files.allow_files,
                 extra=repository_of(asked) if self.settings.git else {},
@@ -259,6 +260,17 @@ class Run:
         """True while the cluster is being closed: a further Ctrl-C hurries it."""
         return self.cluster is not None and self.cluster.stage is Hold.CLOSING
 
+    def bring_home(self) -> Homecoming:
+        """Write what the tests wrote below `outputs` into the working tree. Raises StoreError."""
+        return bring_home(
+            self.record,
+            self._asked.tree.top,
+            tree=self.request.tree,
+            outputs=self._asked.tree.files.outputs,
+            of_options=self._asked.option_outputs,
+            began=self.request.asked_at,
+        )
+
     def write_result(self, ending: Ending) -> None:
         """Make the record final, once; forget the oldest sessions of a local store.
 
@@ -310,6 +322,7 @@ class Run:
             passed=tuple(sorted(request.passed_env)),
             limits=limits,
             distribute=Distribution(s.distribute),
+            outputs=(*request.tree.files.outputs, *request.option_outputs),
             **vars(local),
             **vars(report),
         )

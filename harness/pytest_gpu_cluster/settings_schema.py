@@ -93,6 +93,7 @@ def _base_keys() -> dict[str, Key]:
         "exclude": strings(globs, relative=True),
         "allow-files": strings(globs, relative=True),
         "git": flag(),
+        "outputs": strings(globs, relative=True),
         "keep-sessions": whole(1),
         "publish": flag(),
         "suite": matching(

@@ -16,6 +16,8 @@ import pytest
 
 def test_passes(artifacts):
     (artifacts / "note.txt").write_text("from the cluster")
+    with open("written.txt", "w") as file:
+        file.write("into the tree")
 
 def test_fails():
     assert 1 == 2, "as it should"
@@ -58,8 +60,13 @@ def test_a_session_is_the_same_on_every_store(
     project.write(test_a=SUITE)
 
     ran = project.run(GPU_CLUSTER_IDLE_MINUTES="0" if kind == "s3" else "5")
+    project.command("artifacts", ran.session, "fetched")
 
     assert ran.code == 1, ran.out
+    (note,) = (project.root / "fetched" / "artifacts").glob("*/note.txt")
+    assert note.read_text() == "from the cluster"
+    written = project.root / "fetched" / "outputs" / "written.txt"
+    assert written.read_text() == "into the tree"
     assert ran.cases() == {
         "test_passes": "passed",
         "test_fails": "failure",

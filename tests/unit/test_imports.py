@@ -17,11 +17,18 @@ PACKAGE = "pytest_gpu_cluster"
 # is in one room may import each other. The package itself and `contract.errors` are everybody's.
 ARROWS: dict[str, tuple[str, ...]] = {
     "plugin": ("options", "fixtures", "host", "contract"),
-    "cli": ("options", "project", "clusters", "providers", "report_command", "doctor", "contract"),
+    "cli": (
+        *("options", "project", "clusters", "providers", "report_command", "artifacts_command"),
+        *("doctor", "outputs", "contract"),
+    ),
+    "artifacts_command": ("outputs", "contract"),
     "doctor": ("options", "project", "providers", "publish", "contract"),
-    "report_command": ("liveness", "report", "publish", "contract"),
-    "host": ("session", "providers", "report", "publish", "contract"),
-    "session": ("bundle", "clusters", "environment", "liveness", "providers", "contract"),
+    "report_command": ("liveness", "outputs", "report", "publish", "contract"),
+    "host": ("session", "outputs", "providers", "report", "publish", "contract"),
+    "session": (
+        *("bundle", "clusters", "environment", "liveness", "outputs", "providers", "contract"),
+    ),
+    "outputs": ("bundle", "contract"),
     "clusters": ("environment", "liveness", "providers", "contract"),
     "liveness": ("contract",),
     "publish": ("report", "contract"),

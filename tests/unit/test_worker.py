@@ -192,7 +192,8 @@ def test_a_stop_is_seen_by_the_session(
     agent: socket.socket, channel: Channel, pytester: pytest.Pytester
 ) -> None:
     """The fixtures of the running test are torn down, as no next test needs them."""
-    session = pytester.getmodulecol("").session
+    # syrupy ends a session that never began with an error.
+    session = pytester.getmodulecol("", configargs=("-p", "no:syrupy")).session
     orders = OrderQueue(channel)
 
     agent.sendall(encode(StopRunning()))

@@ -29,6 +29,7 @@ from pytest_gpu_cluster.agent.arrivals import (
 from pytest_gpu_cluster.agent.cases import Resources
 from pytest_gpu_cluster.agent.limits import TimeLimits
 from pytest_gpu_cluster.agent.node_answer import NodeAnswer
+from pytest_gpu_cluster.agent.outputs import store_outputs
 from pytest_gpu_cluster.agent.plan import Demand
 from pytest_gpu_cluster.agent.processes import SELECTING, Launcher
 from pytest_gpu_cluster.agent.ray_cluster import Cleanup, Cluster
@@ -225,6 +226,8 @@ class Agent:
         """Write the session's end, then leave the cluster."""
         self._put_durations()
         self._upload_coverage()
+        for notice in store_outputs(self.spec, self._cluster):
+            self.state.journal.append(notice)
         state, result = self.state, self._selection.result
         state.journal.append(
             events.SessionFinished(

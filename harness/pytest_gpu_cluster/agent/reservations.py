@@ -5,9 +5,10 @@ An idle reservation waits for the next process, also for that of the next sessio
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_gpu_cluster.agent.arrivals import Arrivals, NodeJoined
@@ -166,11 +167,17 @@ class Reservations:
         """Have the trees on every node: the tasks of a driving test may run on any."""
         for home in self._nodes:
             if home not in self._devices:
-                visitor = self._create(home, 0.0, "visitor")
-                try:
+                with self._visitor(home) as visitor:
                     self._prepare(visitor)
-                finally:
-                    the_ray().kill(visitor.actor)
+
+    @contextlib.contextmanager
+    def _visitor(self, home: str) -> Iterator[Reservation]:
+        """Hold an actor without devices on a node, for requests to its keeper."""
+        visitor = self._create(home, 0.0, "visitor")
+        try:
+            yield visitor
+        finally:
+            the_ray().kill(visitor.actor)
 
     def _end_remains(self) -> None:
         """End what processes left in Ray that could not do so themselves: they were killed."""
@@ -184,9 +191,8 @@ class Reservations:
             return
         trees = {str(spec.tree_root): spec.request.tree}
         code = {str(spec.code): spec.request.code}
-        answer = NodeAnswer.parse(
-            the_ray().get(reservation.actor.prepare.remote(trees, code), timeout=300)
-        )
+        request = {"op": "unpack", "trees": trees, "code": code}
+        answer = NodeAnswer.parse(the_ray().get(reservation.actor.ask.remote(request), timeout=300))
         self._devices[home] = answer.gpus
         node = NodeReady(
             node=home[:SHOWN_ID],
@@ -211,12 +217,28 @@ class Reservations:
         the_ray().get(reservation.actor.open.remote(code, ENTRY, body), timeout=60)
         return Relay(reservation.actor)
 
-    def upload(self, reservation: Reservation, sources: Mapping[str, str]) -> None:
-        """Have files or directories of the node stored by its keeper, each below its key prefix."""
+    def ask(self, reservation: Reservation, request: Mapping[str, object]) -> None:
+        """Send a request to the keeper of a reservation's node. Raises RuntimeError."""
         if reservation.home == self._head:
-            leases.ask(str(self._spec.node), {"op": "upload", "sources": dict(sources)})
+            answer = leases.ask(str(self._spec.node), request)
         else:
-            the_ray().get(reservation.actor.upload.remote(dict(sources)), timeout=120)
+            call = reservation.actor.ask.remote(dict(request))
+            answer = the_ray().get(call, timeout=120)
+        NodeAnswer.parse(answer)
+
+    def other_nodes(self) -> list[str]:
+        """Return the nodes beside this one that have the session's tree."""
+        return [home for home in self._devices if home != self._head]
+
+    def ask_node(self, home: str, request: Mapping[str, object]) -> None:
+        """Send a request to the keeper of a node when no process runs. Raises RuntimeError."""
+        with self._lock:
+            idle = [each for (at, _), group in self._idle.items() if at == home for each in group]
+        if idle:
+            self.ask(idle[0], request)
+            return
+        with self._visitor(home) as visitor:
+            self.ask(visitor, request)
 
     def watch(self, reservation: Reservation, on_loss: Callable[[str], None]) -> None:
         """Call `on_loss` with a message when the actor dies before it is released."""

@@ -159,7 +159,7 @@ def notices(options: SelectionOptions, cases: Cases) -> Iterator[Notice]:
     if cases.ordering is Ordering.KEPT:
         yield Notice(name="order", text=f"handed out as collected, for {options.ordering_reason}")
     elif options.ordering is Ordering.SERIAL:
-        advice = "" if options.stepwise else '; distribute = "test" runs them side by side'
+        advice = "" if options.ordering_fixed else '; distribute = "test" runs them side by side'
         text = f"one test at a time, as collected, for {options.ordering_reason}{advice}"
         yield Notice(name="order", text=text)
     if cases.mixed:

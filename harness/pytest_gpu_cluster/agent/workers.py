@@ -158,7 +158,8 @@ class Workers:
         # A lost node takes its files with it; results do not depend on them.
         with contextlib.suppress(Exception):
             if worker.reservation is not None:
-                self._cluster.reservations.upload(worker.reservation, sources)
+                request = {"op": "upload", "sources": sources}
+                self._cluster.reservations.ask(worker.reservation, request)
 
     def _on_start_failure(self, worker: Worker, ending: Exit) -> None:
         """Try again a few times when a machine may be the reason, else end the session."""

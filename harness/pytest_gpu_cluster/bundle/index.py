@@ -83,7 +83,7 @@ class StatIndex:
 
     def __init__(self, store: Store, root: Path) -> None:
         self.last = LastTree()
-        self._path = _index_path(store, root)
+        self._path = index_path(store, root)
         self._began_ns = time.time_ns()
         self._content = b"{}"
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -154,15 +154,18 @@ def survey_of(
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
-def _index_path(store: Store, root: Path) -> Path:
-    """Return a path in a local store, else in the user's cache directory."""
+def index_path(store: Store, root: Path, kind: str = "index") -> Path:
+    """Return a path for what is remembered of a tree: in a local store, else in the user's cache.
+
+    `kind` sets apart what is remembered for another purpose.
+    """
     name = hashlib.sha256(f"{store.url}\n".encode() + os.fsencode(root)).hexdigest()[:16]
     if store.root is not None:
-        return store.root / "index" / f"{name}.json"
+        return store.root / kind / f"{name}.json"
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if not os.path.isabs(cache):
         cache = os.devnull  # a user without a home: nothing can be written below it
-    return Path(cache, "gpu-cluster", f"index-{name}.json")
+    return Path(cache, "gpu-cluster", f"{kind}-{name}.json")
 
 
 def _scan(file: SourceFile) -> Scan | None:

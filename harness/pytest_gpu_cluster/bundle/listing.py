@@ -6,11 +6,11 @@ import itertools
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pytest_gpu_cluster.contract.errors import RequestError
+from pytest_gpu_cluster.contract.globs import matcher, parts_of
 
 LITTER = frozenset(
     {
@@ -64,43 +64,10 @@ def listing(
     return sorted(path for path in paths if not is_excluded(path))
 
 
-def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Return a predicate: a path, or a directory above it, matches one of `patterns`.
-
-    Patterns are as in `.gitignore`: `*` and `?` stay within a part of the path, `**` stands for any
-    number of parts, a pattern of a single part holds at any depth, and a `/` at the end means a
-    directory.
-
-    >>> [path for path in ("a/b.bin", "a/c/d.bin", "e.bin") if matcher(["a/*.bin", "c"])(path)]
-    ['a/b.bin', 'a/c/d.bin']
-    """
-    split = [_parts(pattern) for pattern in patterns]
-    return lambda path: any(_matches(path.split("/"), parts) for parts in split)
-
-
-def _parts(pattern: str) -> list[str]:
-    parts = [part for part in pattern.split("/") if part not in ("", ".")] + [
-        "**"
-    ] * pattern.endswith("/")
-    return parts if "/" in pattern.rstrip("/") else ["**", *parts]
-
-
-def _matches(path: list[str], pattern: list[str]) -> bool:
-    if not pattern:
-        return True
-    if not path:
-        return False
-    if pattern[0] == "**":
-        return len(pattern) == 1 or any(
-            _matches(path[start:], pattern[1:]) for start in range(len(path))
-        )
-    return fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
-
-
 def _fixed_part(pattern: str) -> str:
     """Return the part of a pattern before its first wildcard; "" if it holds at any depth."""
     return "/".join(
-        itertools.takewhile(lambda part: not re.search(r"[*?\[]", part), _parts(pattern))
+        itertools.takewhile(lambda part: not re.search(r"[*?\[]", part), parts_of(pattern))
     )
 
 

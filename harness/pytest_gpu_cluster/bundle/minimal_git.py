@@ -13,8 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pytest_gpu_cluster.bundle.listing import GIT_VARIABLES, matcher
+from pytest_gpu_cluster.bundle.listing import GIT_VARIABLES
 from pytest_gpu_cluster.contract.errors import RequestError
+from pytest_gpu_cluster.contract.globs import matcher
 from pytest_gpu_cluster.contract.settings import SentTree
 
 COMMITS = 20_000  # of a longer history only the last commit is sent

@@ -31,6 +31,7 @@ from pytest_gpu_cluster.bundle.index import (
 )
 from pytest_gpu_cluster.contract.errors import RequestError
 from pytest_gpu_cluster.contract.frozen import dataclass
+from pytest_gpu_cluster.contract.globs import matcher
 from pytest_gpu_cluster.contract.store import DISK_THREADS, REMOTE_THREADS, Store
 from pytest_gpu_cluster.contract.trees import (
     BLOBS,
@@ -80,7 +81,7 @@ def ship(
     looks like a credential and is not in `allow_files`, and for what cannot be read or shipped.
     """
     index = StatIndex(store, root)
-    is_allowed = listing.matcher(allow_files)
+    is_allowed = matcher(allow_files)
     made, made_contents = _made(extra)
     unsettled = ""
     for _ in range(ATTEMPTS):

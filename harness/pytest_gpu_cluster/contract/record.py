@@ -4,6 +4,7 @@ sessions/<id>/request.json          the request; no secret
 sessions/<id>/events/<writer>/<n>   segments of the journal
 sessions/<id>/control/              heartbeat of the client; stop, with a reason
 sessions/<id>/artifacts/ coverage/  files of the tests, and data of coverage.py
+sessions/<id>/outputs/<node>.json   what the tests wrote into the tree; the bytes are in blobs/
 sessions/<id>/summary.json          the report, as its readers were told
 sessions/<id>/result.json           the ending; created once, by whoever is left to do it
 history/                            seconds per test, and the last results of branches
@@ -28,8 +29,10 @@ from pytest_gpu_cluster.contract.fields import JsonObject, Noun, alias
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.journal import Entry, JournalWriter
 from pytest_gpu_cluster.contract.journal_reader import JournalReader
+from pytest_gpu_cluster.contract.outputs import NodeOutputs
 from pytest_gpu_cluster.contract.request import VERSION, SessionRequest
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.trees import pack_blob, unpack_blob
 
 N = TypeVar("N", bound=Noun)
 
@@ -207,6 +210,38 @@ class SessionRecord:
 
     def artifacts_prefix(self) -> str:
         return f"{self.prefix}/artifacts"
+
+    def artifacts(self) -> list[str]:
+        """Return the keys of the files that tests left in `artifacts`, relative to their prefix."""
+        prefix = f"{self.artifacts_prefix()}/"
+        return [key.removeprefix(prefix) for key in self.store.list(self.artifacts_prefix())]
+
+    def artifact(self, name: str) -> bytes | None:
+        """Return the bytes of one of `artifacts`; None when it has gone."""
+        return self.store.get(f"{self.artifacts_prefix()}/{name}")
+
+    def put_output(self, digest: str, content: bytes) -> None:
+        """Store the bytes of a file that the tests wrote, by their sha256."""
+        self.store.put(f"{self.prefix}/outputs/blobs/{digest}", pack_blob(content))
+
+    def output(self, digest: str) -> bytes:
+        """Return the bytes of a file that the tests wrote. Raises StoreError when they are lost."""
+        key = f"{self.prefix}/outputs/blobs/{digest}"
+        try:
+            return unpack_blob(self.store.get(key) or b"", digest)
+        except ValueError as problem:
+            raise damaged(self.store, key, problem) from problem
+
+    def put_outputs(self, outputs: NodeOutputs) -> None:
+        """Store the listing of a node, after the bytes that it names."""
+        put_noun(self.store, f"{self.prefix}/outputs/{outputs.node}.json", outputs)
+
+    def outputs(self) -> list[NodeOutputs]:
+        """Return the listings of all nodes on which the tests wrote into the tree."""
+        folder = f"{self.prefix}/outputs"
+        names = [name for name in self.store.names(folder) if name.endswith(".json")]
+        listings = [get_noun(self.store, f"{folder}/{name}", NodeOutputs) for name in names]
+        return [listing for listing in listings if listing is not None]
 
     def coverage_key(self, worker: str) -> str:
         """Return the key of the data that coverage.py measured in a test process."""

@@ -134,6 +134,7 @@ class SessionRequest(PytestFacts, ReportFacts, Noun):
     limits: Limits
     distribute: Distribution = Distribution.AUTO
     git: GitFacts = GitFacts()
+    outputs: tuple[str, ...] = ()  # globs of what the tests write and is to come home
     # Known once the tree is in the store.
     tree: str = ""  # digest
     code: str = ""  # digest

@@ -42,11 +42,11 @@ class SelectionOptions(Noun):
 
     maxfail: int = 0  # 0: none
     capture: str = "fd"  # pytest's --capture
-    stepwise: bool = False
     stepwise_limit: int = 0  # failures after which stepwise starts no further test; 0: without it
     distribution: Distribution = Distribution.AUTO
     ordering: Ordering = Ordering.FREE
     ordering_reason: str = ""  # what binds the order, for people; "" where it is free
+    ordering_fixed: bool = False  # no `distribute` makes it free
     unused: tuple[str, ...] = ()  # options of pytest-xdist that have no effect here, as typed
     randomly_seed: int | str | None = None  # of pytest-randomly
     wants_reports: bool = True  # a hook of the user's own may ask for every report

@@ -25,11 +25,12 @@ class LimitSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FileSettings:
-    """The globs that decide which files are shipped."""
+    """The globs that decide which files are shipped, and which come home."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     allow_files: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,3 +105,6 @@ class RunRequest:
     newest_first: bool = False  # pytest's --nf
     settings_note: str = ""  # says which [tool.gpu-cluster] was not read
     command: str = "gpu-cluster"  # the beginning of a command about this project, to be pasted
+    # Globs relative to the tree's top, of the options of known plugins
+    option_outputs: tuple[str, ...] = ()  # what they write
+    option_inputs: tuple[str, ...] = ()  # what they read of the last run

@@ -16,6 +16,7 @@ from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.request import PytestFacts, SessionRequest
 from pytest_gpu_cluster.contract.selection import Distribution
+from pytest_gpu_cluster.contract.trees import tree_directory
 from pytest_gpu_cluster.contract.waits import Waits
 
 
@@ -76,7 +77,7 @@ class AgentSpec(Noun):
     @property
     def tree_root(self) -> Path:
         """The place of the shipped tree on every node."""
-        return self.scratch / "tree" / self.request.root_name
+        return tree_directory(self.scratch, self.request.root_name)
 
 
 class Role(StrEnum):

@@ -13,6 +13,7 @@ import json
 import re
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from pytest_gpu_cluster.contract.frozen import dataclass
@@ -151,6 +152,11 @@ def unpack_blob(blob: bytes, digest: str) -> bytes:
     if packing not in (PLAIN, ZLIB) or hashlib.sha256(content).hexdigest() != digest:
         raise ValueError("its content has another digest")
     return content
+
+
+def tree_directory(scratch: Path, root_name: str) -> Path:
+    """Return the place of a session's tree on every node, by the directory of the session there."""
+    return scratch / "tree" / root_name
 
 
 def code_directory(digest: str) -> str:

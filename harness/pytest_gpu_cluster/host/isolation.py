@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from pytest_gpu_cluster.contract.output_options import given
 from pytest_gpu_cluster.host.arguments import ARGUMENTS, read
 
 # Options that need the tests themselves, by pytest's name for them.
@@ -22,6 +23,9 @@ def ignore_user_code(early_config: pytest.Config, parser: pytest.Parser, args: l
     if getattr(namespace, "randomly_seed", None) == "default":
         # The header on this machine and the tests on the cluster need the same seed.
         args.insert(0, f"--randomly-seed={random.getrandbits(32)}")
+    for each in given(vars(namespace)):
+        if each.stays_away:
+            early_config.pluginmanager.unregister(name=each.stays_away)
     early_config.stash[ARGUMENTS] = arguments = read(parser, args)
     for arg in arguments.unknown:
         if arg in args:

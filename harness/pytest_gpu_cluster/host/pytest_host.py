@@ -23,6 +23,7 @@ from pytest_gpu_cluster.host.arguments import refuse_wrong
 from pytest_gpu_cluster.host.ending import Failure, decide
 from pytest_gpu_cluster.host.local_facts import local_facts
 from pytest_gpu_cluster.host.not_sent import NotSent
+from pytest_gpu_cluster.host.outputs import artifact_lines, output_lines
 from pytest_gpu_cluster.host.replay import Replay, Stage
 from pytest_gpu_cluster.providers import LaunchPlan
 from pytest_gpu_cluster.publish.links import link
@@ -242,7 +243,7 @@ class PytestHost:
         """Write the last lines: failures of machines, the record, a cluster that stays."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        lines = [*self._failure_lines(), *self._not_sent_lines()]
+        lines = [*self._failure_lines(), *self._not_sent_lines(), *self._file_lines()]
         sinks = self._sinks if self._events is not None else None
         if self.run.stage is not RunStage.NEW and sinks is not None:
             lines += self.run.closing_lines(simulated=sinks.facts.simulated)
@@ -262,6 +263,19 @@ class PytestHost:
             return self._not_sent.lines(self.run.store, self.run.request.tree)
         except (HarnessError, ValueError):  # a hint is not worth an error
             return []
+
+    def _file_lines(self) -> list[str]:
+        """Bring home what the tests wrote, and return the lines about it, none with -qq."""
+        run = self.run
+        if self._events is None or run.cluster is None:
+            return []
+        try:
+            home, artifacts = run.bring_home(), run.record.artifacts()
+        except HarnessError as problem:
+            return [f"outputs: what the tests wrote could not be read: {problem}"]
+        quiet = self.config.get_verbosity() < -1
+        lines = [*output_lines(home, run.id), *artifact_lines(artifacts, run.id)]
+        return [] if quiet else lines
 
     def _failure_lines(self) -> list[str]:
         lines = []

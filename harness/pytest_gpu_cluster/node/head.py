@@ -122,6 +122,8 @@ class Head:
             try:
                 if session.report is None:
                     stop = session.cause(self.shutdown)
+                    if stop.kind is not KeeperStop.CLUSTER_CLOSED:  # that is to be quick
+                        self._store_files(session)
                     self._record_lost(session.record, stop, tail=session.tail())
             finally:
                 self._release(session)
@@ -166,6 +168,14 @@ class Head:
         if announcement != self.announced:
             self.announced = announcement
             self.cluster.announce(announcement)
+
+    @staticmethod
+    def _store_files(session: ActiveSession) -> None:
+        """Store what the tests have left. The end of the session does not depend on it."""
+        try:
+            session.store_files()
+        except (HarnessError, OSError) as problem:
+            print(f"keeper: files of session {session.record.session}: {problem}", flush=True)
 
     def _record_lost(self, record: SessionRecord, stop: Stop, *, tail: str = "") -> None:
         timeout_s = self.node.boot.waits.store_patience_s

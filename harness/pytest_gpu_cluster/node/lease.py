@@ -301,13 +301,9 @@ class Slot:
             "visible": ",".join(ids),
         }
 
-    def prepare(self, trees: dict[str, str], code: dict[str, str]) -> KeeperAnswer:
-        """Have a session's tree and code (digest by directory) unpacked on this node."""
-        return ask(self.node, {"op": "unpack", "trees": trees, "code": code})
-
-    def upload(self, sources: dict[str, str]) -> KeeperAnswer:
-        """Have files of this node put into the store."""
-        return ask(self.node, {"op": "upload", "sources": sources})
+    def ask(self, request: dict[str, object]) -> KeeperAnswer:
+        """Send a request to the keeper of this node."""
+        return ask(self.node, request)
 
     def open(self, code: str, entry: str, specification: dict[str, object]) -> None:
         """Start the one process of this reservation."""

@@ -1,8 +1,8 @@
 """The server of a keeper's socket. Processes of the node ask it to use the store for them.
 
 A request is one line of JSON: `{"op": "unpack", "trees": {directory: digest}, "code": {directory:
-digest}}` or `{"op": "upload", "sources": {key: path}}`. Its answer is one JSON object: NodeFacts,
-or RequestFailed.
+digest}}`, `{"op": "upload", "sources": {key: path}}`, or `{"op": "outputs", …}` with the keys of an
+OutputsOrder. Its answer is one JSON object: NodeFacts, or RequestFailed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
+from pytest_gpu_cluster.contract.outputs import OutputsOrder
 from pytest_gpu_cluster.node.context import Node
+from pytest_gpu_cluster.node.outputs import collect, mark_begin, upload
 from pytest_gpu_cluster.node.unpack import unpack
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
@@ -96,19 +98,13 @@ class RequestServer:
                 request = Unpack.from_json(body)
                 for target, digest in request.trees.items():
                     self.trees.unpack(digest, Path(target))
+                    mark_begin(Path(target))
                 for target, digest in request.code.items():
                     unpack(self.node.store, digest, Path(target), cache=self.node.cache)
             case "upload":
                 for prefix, source in Upload.from_json(body).sources.items():
-                    self.upload(prefix, source)
+                    upload(self.node.store, prefix, source)
+            case "outputs":
+                collect(self.node.store, OutputsOrder.from_json(body))
             case unknown:
                 raise ValueError(f"unknown request {unknown!r}")
-
-    def upload(self, prefix: str, source: Path) -> None:
-        """Put a file at the key `prefix`, or a directory's files below it. Raises StoreError."""
-        store = self.node.store
-        if source.is_file():
-            store.put(prefix, source.read_bytes())
-        for path in sorted(source.rglob("*")) if source.is_dir() else ():
-            if path.is_file():
-                store.put(f"{prefix}/{path.relative_to(source).as_posix()}", path.read_bytes())

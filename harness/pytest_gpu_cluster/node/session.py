@@ -11,13 +11,15 @@ from pathlib import Path
 from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, KeeperStop
 from pytest_gpu_cluster.contract.messages import AgentFinished, Exit, Raw
+from pytest_gpu_cluster.contract.outputs import HEAD, OutputsOrder
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import SessionRequest
 from pytest_gpu_cluster.contract.specs import AgentSpec
 from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
-from pytest_gpu_cluster.contract.trees import code_directory
+from pytest_gpu_cluster.contract.trees import code_directory, tree_directory
 from pytest_gpu_cluster.node.context import HeartbeatMonitor, Node, Shutdown, Stop
 from pytest_gpu_cluster.node.lease import Lease
+from pytest_gpu_cluster.node.outputs import collect, upload
 from pytest_gpu_cluster.node.unpack import unpack
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
@@ -76,6 +78,22 @@ class ActiveSession:
         words = err.strip().splitlines()[-1:]  # of a traceback the error itself
         message = ": ".join([f"its agent ended with {status}", *words])
         return Stop(kind=KeeperStop.AGENT_LOST, message=message)
+
+    def store_files(self) -> None:
+        """Store what the tests have left here, in the place of an agent that is lost.
+
+        Raises StoreError.
+        """
+        for folder in self.scratch.glob("*/artifacts"):
+            upload(self.node.store, self.record.artifacts_prefix(), folder)
+        order = OutputsOrder(
+            session=self.record.session,
+            node=HEAD,
+            root=tree_directory(self.scratch, self.request.root_name),
+            tree=self.request.tree,
+            globs=self.request.outputs,
+        )
+        collect(self.node.store, order)
 
     def tail(self) -> str:
         """Return the end of what the agent wrote."""

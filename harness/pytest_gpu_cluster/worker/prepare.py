@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pytest_gpu_cluster.contract.codec import PathMap
+from pytest_gpu_cluster.contract.output_options import given
 from pytest_gpu_cluster.contract.specs import Role, WorkerSpec
 from pytest_gpu_cluster.fixtures import SPEC
 
@@ -33,6 +34,7 @@ OUTPUTS: Mapping[str, object] = {
     "store_durations": False,
     "max_warnings": None,
     "debug": None,
+    "clean_alluredir": False,
 }
 # Options that select tests, likewise: the tests are selected when a process is told to run some.
 SELECTION: Mapping[str, object] = {
@@ -53,8 +55,12 @@ FLAGS = ("--gpu-cluster", "--gpu-plan")
 VALUED = ("--gpu-profile",)
 XDIST_FLAGS = ("--looponfail", "--loadscope-reorder", "--no-loadscope-reorder")
 XDIST_VALUED = (
-    *("--maxprocesses", "--max-worker-restart", "--dist", "--tx", "--px"),
+    *("--maxprocesses", "--max-worker-restart", "--tx", "--px"),
     *("--rsyncdir", "--rsyncignore", "--testrunuid", "--maxschedchunk"),
+)
+XDIST_VARIABLES = (
+    *("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"),
+    "PYTEST_XDIST_TESTRUNUID",
 )
 XDIST_MARK = "xdist_group(name): tests of one name run in one process, in their order"
 XDIST_INI = ("rsyncdirs", "rsyncignore", "looponfailroots")
@@ -69,9 +75,8 @@ def set_environment(spec: WorkerSpec) -> None:
     """
     os.environ.clear()
     os.environ.update(spec.env)
-    os.environ["PYTEST_XDIST_WORKER"] = spec.worker
-    os.environ["PYTEST_XDIST_WORKER_COUNT"] = str(spec.workers)
-    os.environ["PYTEST_XDIST_TESTRUNUID"] = spec.testrun
+    values = (spec.worker, str(spec.workers), spec.testrun)
+    os.environ.update(zip(XDIST_VARIABLES, values, strict=True))
     os.environ["COLUMNS"] = str(spec.client.columns)
     scratch = Path(spec.scratch)
     for name in ("cache", "artifacts"):
@@ -201,6 +206,7 @@ class Options:
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
         self.typed: dict[str, object] = {}  # the user's values of OUTPUTS and SELECTION
+        self.hidden: dict[str, str] = {}  # variables that no plugin sees in its pytest_configure
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_addoption(self, parser: pytest.Parser) -> None:
@@ -212,6 +218,7 @@ class Options:
         xdist = parser.getgroup("xdist")
         for option in XDIST_VALUED:
             xdist.addoption(option, action="append")
+        xdist.addoption("--dist", default="no")  # its own default: plugins compare with it
         for option in XDIST_FLAGS:
             xdist.addoption(option, action="store_true", dest=option.strip("-").replace("-", "_"))
         xdist._addoption("-n", "--numprocesses")  # private: lower-case letters are pytest's own
@@ -234,6 +241,9 @@ class Options:
             parser.addini("cache_dir", "nobody asks for it")
         with contextlib.suppress(ImportError):
             early_config.pluginmanager.add_hookspecs(importlib.import_module("xdist.newhooks"))
+        known = vars(early_config.known_args_namespace)
+        if any(each.unlike_xdist for each in given(known)):
+            self.hidden = {name: os.environ.pop(name) for name in XDIST_VARIABLES}
         for name in ("cov_report", "cov_fail_under"):
             if hasattr(early_config.known_args_namespace, name):
                 setattr(early_config.known_args_namespace, name, OUTPUTS[name])
@@ -256,3 +266,8 @@ class Options:
             option.randomly_seed = spec.client.seed
         if hasattr(option, "log_file") and (option.log_file or config.getini("log_file")):
             option.log_file = f"{spec.scratch}/log-file"
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        """Set the hidden variables again: all plugins are configured, and tests may read them."""
+        os.environ.update(self.hidden)

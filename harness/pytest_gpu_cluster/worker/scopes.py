@@ -8,6 +8,7 @@ from itertools import groupby
 import pytest
 from _pytest.fixtures import reorder_items
 
+from pytest_gpu_cluster.contract.output_options import given
 from pytest_gpu_cluster.contract.selection import Distribution, Ordering
 
 # Values of --dist of pytest-xdist, and what they mean here.
@@ -27,10 +28,8 @@ ORDERING_MARKS = {
 
 def distribution(setting: Distribution, config: pytest.Config) -> Distribution:
     """Return what holds: `--dist` of the command line, else the setting."""
-    typed = [*(getattr(config.option, "dist", None) or ())]
-    if getattr(config.option, "distload", False):
-        typed.append("load")
-    return XDIST.get(typed[-1], setting) if typed else setting
+    typed = "load" if getattr(config.option, "distload", False) else _dist(config)
+    return XDIST.get(typed, setting)
 
 
 def unused_options(config: pytest.Config) -> tuple[str, ...]:
@@ -38,10 +37,12 @@ def unused_options(config: pytest.Config) -> tuple[str, ...]:
     option = config.option
     number = getattr(option, "numprocesses", None)
     options = [f"-n {number}"] if number is not None else []
-    options += [
-        f"--dist {name}" for name in getattr(option, "dist", None) or () if name not in XDIST
-    ]
+    options += [f"--dist {name}" for name in (_dist(config),) if name not in (*XDIST, "no")]
     return tuple(options)
+
+
+def _dist(config: pytest.Config) -> str:
+    return str(getattr(config.option, "dist", "no"))
 
 
 class Scopes:
@@ -134,12 +135,12 @@ def ordering(
     """Return how far the order binds, and what binds it, for people.
 
     One process runs all tests where the order has a meaning, or tears a scope: its fixtures would
-    end in between. A user who distributes tests by name has them on all slots, but for stepwise:
-    what it skips next time must have passed.
+    end in between. A user who distributes tests by name has them on all slots, but for stepwise,
+    where what it skips next time must have passed, and for plugins whose processes would write over
+    each other's files.
     """
-    option = config.option
-    if getattr(option, "stepwise", False) or getattr(option, "stepwise_skip", False):
-        return Ordering.SERIAL, "--stepwise"
+    if fixed := fixed_reason(config):
+        return Ordering.SERIAL, fixed
     serial = _serial_reason(config, items)
     kept = _kept_reason(config)
     if serial or (reordered and not kept):
@@ -149,6 +150,14 @@ def ordering(
         return Ordering.FREE, ""
     torn = scopes.automatic and scopes.are_torn(items)
     return (Ordering.SERIAL if torn else Ordering.KEPT), kept
+
+
+def fixed_reason(config: pytest.Config) -> str:
+    """Return the option that wants one process whatever the user distributes; "" without any."""
+    option = config.option
+    if getattr(option, "stepwise", False) or getattr(option, "stepwise_skip", False):
+        return "--stepwise"
+    return next((each.name for each in given(vars(option)) if each.one_process), "")
 
 
 def _serial_reason(config: pytest.Config, items: Sequence[pytest.Item]) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_gpu_cluster.contract.selection import Raised, SelectionOptions, Stepwise
 from pytest_gpu_cluster.worker.hooks import installed_modules, third_party
-from pytest_gpu_cluster.worker.scopes import Scopes, ordering, unused_options
+from pytest_gpu_cluster.worker.scopes import Scopes, fixed_reason, ordering, unused_options
 
 # A plugin with one of these hooks may want to see every report.
 REPORT_HOOKS = ("logreport", "logstart", "logfinish")
@@ -39,13 +39,13 @@ def selection_options(
     return SelectionOptions(
         maxfail=option.maxfail or 0,  # pytest has None or 0 for no limit
         capture=getattr(option, "capture", "no"),
-        stepwise=bool(getattr(option, "stepwise", False)),
         stepwise_limit=stepwise_limit(vars(option)),
         randomly_seed=getattr(option, "randomly_seed", None),
         wants_reports=wants_reports(config),
         distribution=scopes.how,
         ordering=bound,
         ordering_reason=reason,
+        ordering_fixed=bool(fixed_reason(config)),
         unused=unused_options(config),
     )
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from pytest_gpu_cluster.bundle import minimal_git
-from pytest_gpu_cluster.bundle.listing import listing, matcher
+from pytest_gpu_cluster.bundle.listing import listing
 from pytest_gpu_cluster.bundle.minimal_git import minimal_repository
 from pytest_gpu_cluster.contract.errors import RequestError
+from pytest_gpu_cluster.contract.globs import matcher
 from tests.working_trees import write
 
 TOKEN = "https://x:ghp_secret@example.com/acme.git"
