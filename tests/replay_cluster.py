@@ -197,6 +197,7 @@ class Cluster:
             end = ending if ending is not None else Done(exitstatus=None)
             yield SessionFinished(
                 pytest_status=end.exitstatus,
+                tests_status=end.tests_status,
                 shouldfail=end.shouldfail,
                 shouldstop=end.shouldstop,
             )

@@ -166,6 +166,7 @@ class SessionFinished(Event, kind="session_finished"):
     pytest_status: int | None = field(
         default=None, metadata=alias("exitstatus")
     )  # of the remote pytest; None: it has none
+    tests_status: int | None = None  # of its tests alone, before hooks of its end changed it
     shouldfail: str | bool | None = None  # pytest's own reasons to end
     shouldstop: str | bool | None = None
     failure_class: FailureClass | None = None  # None: the tests decide

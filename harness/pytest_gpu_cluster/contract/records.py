@@ -104,8 +104,22 @@ class XmlRecord(TypedDict):
     value: str
 
 
+class PluginRecord(TypedDict):
+    """What a plugin keeps of a test until the end of its session, which is on the client."""
+
+    kind: Literal["plugin"]
+    plugin: str
+    data: JsonValue
+
+
 TestRecord: TypeAlias = (
-    NodeRecord | ReportRecord | WarningRecord | OutputRecord | LogFileRecord | XmlRecord
+    NodeRecord
+    | ReportRecord
+    | WarningRecord
+    | OutputRecord
+    | LogFileRecord
+    | XmlRecord
+    | PluginRecord
 )
 
 

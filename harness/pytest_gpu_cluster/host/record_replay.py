@@ -10,6 +10,7 @@ import pytest
 from pytest_gpu_cluster.contract.codec import from_wire
 from pytest_gpu_cluster.contract.records import ReportRecord, TestRecord
 from pytest_gpu_cluster.host import deserialize
+from pytest_gpu_cluster.host.benchmarks import add_benchmark
 from pytest_gpu_cluster.host.junit_order import JUnitOrder
 from pytest_gpu_cluster.host.terminal import Terminal
 
@@ -54,6 +55,8 @@ class RecordReplay:
                 self._terminal.pass_on(text, record["via"], fresh=record.get("fresh", False))
             elif record["kind"] == "log_file":
                 self._terminal.log_file(record["text"])
+            elif record["kind"] == "plugin":
+                add_benchmark(self._config, record)
             else:
                 value = self._terminal.paths.text(record["value"])
                 self._junit.record(record, value, several=self._terminal.workers > 1)

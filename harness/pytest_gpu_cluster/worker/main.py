@@ -37,6 +37,8 @@ def main(specification: JsonObject, connection: socket.socket) -> int:
     spec = WorkerSpec.from_json(specification)
     prepare.set_environment(spec)
     prepare.write_cache(spec)
+    prepare.hide_own_plugin()
+    prepare.accept_preloaded()
     options = prepare.Options(spec)
     session = remote_session(spec, Channel(connection), options)
     arguments = prepare.pytest_arguments(spec)

@@ -9,12 +9,15 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from _pytest.assertion.rewrite import AssertionRewritingHook
 
 from pytest_gpu_cluster.contract.codec import PathMap
 from pytest_gpu_cluster.contract.specs import Role, WorkerSpec
 from pytest_gpu_cluster.fixtures import SPEC
+from pytest_gpu_cluster.worker import benchmarks
 
 # Options that write files or draw conclusions, by their `dest`, with the value that switches each
 # off: the client does both.
@@ -28,6 +31,12 @@ OUTPUTS: Mapping[str, object] = {
     "cov_report": {},
     "cov_fail_under": None,
     "store_durations": False,
+    "benchmark_json": None,
+    "benchmark_save": None,
+    "benchmark_autosave": False,
+    "benchmark_compare": [],
+    "benchmark_compare_fail": None,
+    "benchmark_histogram": [],
     "max_warnings": None,
     "debug": None,
 }
@@ -55,6 +64,7 @@ XDIST_VALUED = (
 )
 XDIST_MARK = "xdist_group(name): tests of one name run in one process, in their order"
 XDIST_INI = ("rsyncdirs", "rsyncignore", "looponfailroots")
+OWN_PLUGIN = "pytest_gpu_cluster.plugin"
 # Names that `-p` must not have: they load xdist, or leave pytest without its terminal reporter.
 REFUSED_PLUGINS = ("no:terminal", "xdist", "xdist.plugin", "xdist.looponfail")
 
@@ -77,6 +87,29 @@ def set_environment(spec: WorkerSpec) -> None:
     Path(spec.tree.cwd).mkdir(parents=True, exist_ok=True)  # it may lie beside the tree
     os.chdir(spec.tree.cwd)
     relocate_imports(path_map(spec), spec.client.sys_path)
+
+
+def hide_own_plugin() -> None:
+    """Make this package's plugin one without hooks: addopts or PYTEST_PLUGINS may name it.
+
+    Its docstring keeps pytest from a warning that it was imported before it could be rewritten.
+    """
+    sys.modules[OWN_PLUGIN] = ModuleType(OWN_PLUGIN, "PYTEST_DONT_REWRITE")
+
+
+def accept_preloaded() -> None:
+    """Let plugins be modules that the fork server has imported, as `-p asyncio` or `-p rich`.
+
+    pytest would warn that it cannot rewrite them, where plain pytest has nothing to warn of.
+    """
+    preloaded = dict.fromkeys(sys.modules, Path())
+    begin = AssertionRewritingHook.__init__
+
+    def begin_accepting(hook: AssertionRewritingHook, config: pytest.Config) -> None:
+        begin(hook, config)
+        hook._rewritten_names.update(preloaded)  # private: no warning for a name of these
+
+    AssertionRewritingHook.__init__ = begin_accepting  # type: ignore[assignment, method-assign]
 
 
 def path_map(spec: WorkerSpec) -> PathMap:
@@ -218,6 +251,7 @@ class Options:
     @pytest.hookimpl(tryfirst=True)
     def pytest_configure(self, config: pytest.Config) -> None:
         spec, option = self.spec, config.option
+        benchmarks.enable(config)
         config.stash[SPEC] = spec
         if "xdist" in sys.modules:  # installed, and kept from registering its mark
             config.addinivalue_line("markers", XDIST_MARK)

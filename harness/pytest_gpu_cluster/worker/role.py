@@ -57,6 +57,7 @@ class RemoteSession(ABC):
         self.outlet = Outlet(lambda text: self.texts.write("tw", text))
         self.lossy = LossyTypes()
         self.interrupted_in = RunningTest()
+        self.tests_status: int | None = None  # pytest's exit status before hooks of its end
 
     # -- the parts that differ ---------------------------------------------------------------------
 
@@ -171,6 +172,7 @@ class RemoteSession(ABC):
         self.channel.send(
             Done(
                 exitstatus=status,
+                tests_status=self.tests_status,
                 shouldfail=shouldfail,
                 shouldstop=shouldstop,
                 coverage=coverage if coverage and Path(coverage).exists() else "",

@@ -27,6 +27,7 @@ from pytest_gpu_cluster.contract.records import (
     crash_records,
 )
 from pytest_gpu_cluster.contract.specs import WorkerSpec
+from pytest_gpu_cluster.worker.benchmarks import Benchmarks
 from pytest_gpu_cluster.worker.collect import LazyItems
 from pytest_gpu_cluster.worker.orders import OrderQueue, Supply
 from pytest_gpu_cluster.worker.prepare import Options
@@ -54,6 +55,7 @@ class RunningSession(RemoteSession):
     """Runs a test at once when it arrives: none is held back until its successor is known."""
 
     log_file: LogFile | None  # None: the user has none
+    benchmarks: Benchmarks
 
     def __init__(self, spec: WorkerSpec, channel: Channel, options: Options) -> None:
         super().__init__(spec, channel, options)
@@ -75,6 +77,7 @@ class RunningSession(RemoteSession):
         config.pluginmanager.register(self.items, "gpu_cluster_items")
         config.pluginmanager.register(RayUse(self.spec.ray), "gpu_cluster_ray")
         self.recorder.configure(config)
+        self.benchmarks = Benchmarks(config)
         self.log_file = (
             LogFile(self.spec.scratch) if getattr(config.option, "log_file", None) else None
         )
@@ -175,6 +178,7 @@ class RunningSession(RemoteSession):
     def closing_records(self, nodeid: str) -> Iterator[TestRecord]:
         """Yield the records that follow those of a test's hooks."""
         yield from self.lossy.warnings(nodeid)
+        yield from self.benchmarks.new_records()
         if self.log_file is not None:
             yield from self.log_file.new_records()
 

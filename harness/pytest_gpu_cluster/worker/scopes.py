@@ -9,6 +9,7 @@ import pytest
 from _pytest.fixtures import reorder_items
 
 from pytest_gpu_cluster.contract.selection import Distribution, Ordering
+from pytest_gpu_cluster.worker.benchmarks import is_measured
 
 # Values of --dist of pytest-xdist, and what they mean here.
 XDIST = {
@@ -154,6 +155,8 @@ def ordering(
 def _serial_reason(config: pytest.Config, items: Sequence[pytest.Item]) -> str:
     if limit := config.option.maxfail:
         return "-x" if limit == 1 else f"--maxfail={limit}"
+    if is_measured(config, items):
+        return "pytest-benchmark"
     for mark, (name, plugin) in ORDERING_MARKS.items():
         if config.pluginmanager.hasplugin(plugin) and any(has_mark(item, mark) for item in items):
             return name

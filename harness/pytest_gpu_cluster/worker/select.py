@@ -254,9 +254,12 @@ class SelectingSession(RemoteSession):
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
         self.channel.send(Finishing())
-        for implementation in third_party(
-            session.config.pluginmanager.hook.pytest_terminal_summary
-        ):
+        self.tests_status = int(session.exitstatus)
+        hook = session.config.pluginmanager.hook
+        for implementation in third_party(hook.pytest_sessionfinish):
+            if implementation.plugin_name in self.spec.client.plugins:
+                surround(implementation, lambda: status_kept(session))
+        for implementation in third_party(hook.pytest_terminal_summary):
             surround(implementation, self.part_of(implementation.plugin_name))
         result = yield
         self.texts.flush()
@@ -298,6 +301,16 @@ class SelectingSession(RemoteSession):
         if session is None:
             return None, None
         return stop_request(session.shouldfail), stop_request(session.shouldstop)
+
+
+@contextlib.contextmanager
+def status_kept(session: pytest.Session) -> Iterator[None]:
+    """Undo a change of the exit status: the client's own copy of the plugin makes it there."""
+    status = session.exitstatus
+    try:
+        yield
+    finally:
+        session.exitstatus = status
 
 
 def lines_of(answer: object) -> list[str]:

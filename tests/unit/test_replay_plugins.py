@@ -1,0 +1,113 @@
+"""Plugins of others that decide over the exit code, or report at the end: as plain pytest has it.
+
+Each is run plainly and replayed, on workers that are subprocesses. `make plugins` does the same
+with a hundred plugins on a cluster.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.replay_rig import Outcome, Scenario, compare, run
+
+XML = ("--junitxml=junit.xml", "-p", "no:cacheprovider")
+PASS = {"test_p.py": "def test_p(): pass\n"}
+FAIL = {"test_f.py": "def test_f(): assert 0\n"}
+ACME = {
+    "acme.py": "def half(x):\n    if x > 9:\n        return 0\n    return x / 2\n",
+    "test_a.py": "import acme\ndef test_a(): assert acme.half(4) == 2\n",
+}
+MEASURED = {
+    "test_b.py": "def test_sum(benchmark): assert benchmark(sum, [1, 2]) == 3\n"
+    "def test_other(): pass\n"
+    "def test_wrong(benchmark): assert benchmark(sum, [1, 2]) == 4\n",
+}
+SLOW_NOW = """
+import time, pathlib
+def test_sleep(benchmark):
+    slow = pathlib.Path("slow.txt").exists()
+    benchmark.pedantic(time.sleep, args=(0.1 if slow else 0.001,), rounds=2)
+"""
+
+
+def same_result(scenario: Scenario, home: Path) -> tuple[Outcome, Outcome]:
+    """Both sides, whose exit code, JUnit and last line are equal."""
+    plain, replayed = compare(scenario, home)
+    assert replayed.exitcode == plain.exitcode, replayed.raw + replayed.err
+    assert replayed.junit == plain.junit
+    assert replayed.out.splitlines()[-1] == plain.out.splitlines()[-1]
+    return plain, replayed
+
+
+def test_coverage_below_its_limit_fails_the_run(tmp_path: Path) -> None:
+    """pytest-cov fails the session here, which the cluster knows nothing of: 1, and not 3."""
+    args = ("--cov=acme", "--cov-fail-under=90", *XML)
+    plain, _ = same_result(Scenario(files=ACME, args=args), tmp_path)
+
+    assert plain.exitcode == 1
+
+
+def test_an_exit_code_of_the_users_own_hook_is_the_exit_code(tmp_path: Path) -> None:
+    """Plain pytest takes it; a hook that the client does not have can only say it there."""
+    conftest = "def pytest_sessionfinish(session): session.exitstatus = 9\n"
+    same_result(Scenario(files={**PASS, "conftest.py": conftest}, args=XML), tmp_path)
+
+
+@pytest.mark.parametrize("files", [PASS, FAIL], ids=["green", "red"])
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_plugin_that_both_sides_have_decides_once_and_here(
+    files: dict[str, str], status: int, tmp_path: Path
+) -> None:
+    """Such as pytest-custom-exit-code; on the cluster it may know less than here."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "deciding.py").write_text(
+        f"def pytest_sessionfinish(session): session.exitstatus = {status}\n"
+    )
+    env = {"PYTHONPATH": f"{Path.cwd()}:{tmp_path / 'plugins'}"}
+    scenario = Scenario(files=files, args=("-p", "deciding", *XML), env=env)
+    plain, _ = same_result(scenario, tmp_path)
+
+    assert plain.exitcode == status
+
+
+def test_benchmarks_are_measured_there_and_shown_and_saved_here(tmp_path: Path) -> None:
+    """pytest-benchmark switched itself off: "xdist is on", exit code 4, an empty table."""
+    args = ("--benchmark-only", "--benchmark-json=out.json", *XML)
+    plain, replayed = same_result(Scenario(files=MEASURED, args=args), tmp_path)
+
+    saved = [json.loads((side.project / "out.json").read_text()) for side in (plain, replayed)]
+    names = [[each["name"] for each in side["benchmarks"]] for side in saved]
+    assert names[0] == names[1] == ["test_sum", "test_wrong"]
+    assert "test_sum" in replayed.out
+    assert "Name (time in" in replayed.out
+
+
+def test_a_benchmark_that_has_become_slow_fails_the_run(tmp_path: Path) -> None:
+    """It was green here: the times were in another process."""
+    scenario = Scenario(
+        files={"test_s.py": SLOW_NOW},
+        before=(("--benchmark-autosave", "-p", "no:cacheprovider"),),
+        change={"slow.txt": ""},
+        args=("--benchmark-compare", "--benchmark-compare-fail=min:50%", *XML),
+    )
+    plain, replayed = compare(scenario, tmp_path)
+
+    assert plain.exitcode == replayed.exitcode == 1
+    assert "Performance has regressed" in replayed.out + replayed.err
+    assert replayed.junit == plain.junit
+
+
+def test_our_plugin_may_be_named_and_a_plugin_may_be_a_module_that_is_imported_already(
+    tmp_path: Path,
+) -> None:
+    """With PYTEST_DISABLE_PLUGIN_AUTOLOAD everything is named, ours and modules such as `rich`."""
+    ini = "[pytest]\naddopts = -p pytest_gpu_cluster.plugin -p asyncio\nfilterwarnings = error\n"
+    scenario = Scenario(files={**PASS, "pytest.ini": ini}, args=XML)
+    same_result(scenario, tmp_path / "addopts")
+
+    named = replace(scenario, files=PASS, args=("-p", "pytest_gpu_cluster.plugin", *XML))
+    assert run(named, tmp_path / "typed", replayed=True).exitcode == 0
