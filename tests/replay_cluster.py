@@ -28,6 +28,7 @@ from pytest_gpu_cluster.contract.events import (
     Message,
     Output,
     SessionFinished,
+    Summary,
     TestFinished,
     TestStarted,
 )
@@ -241,6 +242,8 @@ class Cluster:
                 yield replace(message, worker=process.name)
                 if isinstance(message, LateRecords):
                     self.failures += failures(message.records)
+            case Summary():
+                yield replace(message, worker=process.name)
             case Interrupted() | InternalError():
                 yield replace(message, worker=process.name)
                 self.stop()

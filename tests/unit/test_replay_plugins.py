@@ -111,3 +111,46 @@ def test_our_plugin_may_be_named_and_a_plugin_may_be_a_module_that_is_imported_a
 
     named = replace(scenario, files=PASS, args=("-p", "pytest_gpu_cluster.plugin", *XML))
     assert run(named, tmp_path / "typed", replayed=True).exitcode == 0
+
+
+LATE = """
+import pytest
+@pytest.fixture(scope="module")
+def engine():
+    yield
+    raise RuntimeError("closing failed")
+def test_first(engine): pass
+def test_last(engine): {last}
+"""
+
+
+@pytest.mark.parametrize("last", ["pass", "assert 0", "pytest.skip('no')"])
+def test_an_error_of_a_late_teardown_is_in_the_case_of_its_test(last: str, tmp_path: Path) -> None:
+    """The next test is not known when a test ends, so its module's fixtures end later."""
+    files = {"test_a.py": LATE.format(last=last), "test_b.py": "def test_b(): pass\n"}
+    plain, _ = same_result(Scenario(files=files, args=XML), tmp_path)
+
+    assert plain.junit.count("closing failed") >= 1
+
+
+REPORTING = """
+class Measured:
+    def __init__(self): self.ran = []
+    def pytest_runtest_teardown(self, item): self.ran.append(item.name)
+    def pytest_terminal_summary(self, terminalreporter):
+        terminalreporter.section("MEASURED")
+        terminalreporter.write_line(f"measured: {self.ran}")
+def pytest_configure(config): config.pluginmanager.register(Measured(), "measured")
+"""
+
+
+def test_a_report_on_the_process_of_the_tests_is_that_process_own(tmp_path: Path) -> None:
+    """pytest-memray's, for one: the copy of the plugin here has measured nothing."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "pytest_profiling.py").write_text(REPORTING)
+    env = {"PYTHONPATH": f"{Path.cwd()}:{tmp_path / 'plugins'}"}
+    scenario = Scenario(files=PASS, args=("-p", "pytest_profiling", *XML), env=env)
+    plain, replayed = same_result(scenario, tmp_path)
+
+    assert "measured: ['test_p']" in plain.out
+    assert replayed.out == plain.out

@@ -21,6 +21,7 @@ from pytest_gpu_cluster.contract.events import (
     Message,
     Output,
     Retry,
+    Summary,
     TestStarted,
     UsageError,
     WarningRaised,
@@ -80,6 +81,8 @@ class Workers:
                 self._publish(worker, replace(message, worker=worker.name))
             case LateRecords() | WarningRaised():
                 self._on_late(worker, message)
+            case Summary():
+                self._state.journal.append(replace(message, worker=worker.name))
             case InternalError() | Interrupted():
                 self._on_end_of_session(worker, message)
             case UsageError():

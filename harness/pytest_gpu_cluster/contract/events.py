@@ -335,9 +335,13 @@ class Finishing(Event, kind="finishing"):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(Event, kind="summary"):
-    """What the user's conftests write at the end."""
+    """What the user's conftests write at the end.
+
+    Of a process that ran tests: what the plugins of those modules do.
+    """
 
     parts: Sequence[PluginText]
+    worker: str = ""  # "": the selecting process
 
 
 EVENTS: dict[str, type[Event]] = {

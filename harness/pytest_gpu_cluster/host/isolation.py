@@ -6,8 +6,18 @@ import random
 
 import pytest
 
-# Options that need the tests themselves, by pytest's name for them.
-UNSUPPORTED = {"showfixtures": "--fixtures", "show_fixtures_per_test": "--fixtures-per-test"}
+CODE = "reads code that only the cluster imports"
+TESTMON = "watches the tests in the process that it selects them for"
+# Options that need the tests themselves, or what is not sent, by their `dest`; and why.
+UNSUPPORTED = {
+    "showfixtures": ("--fixtures", CODE),
+    "show_fixtures_per_test": ("--fixtures-per-test", CODE),
+    "picked": ("--picked", "asks git what has changed, and the cluster has no .git"),
+    "testmon": ("--testmon", TESTMON),
+    "testmon_noselect": ("--testmon-noselect", TESTMON),
+    "testmon_forceselect": ("--testmon-forceselect", TESTMON),
+    "benchmark_cprofile": ("--benchmark-cprofile", "profiles tests in their own process"),
+}
 
 
 def ignore_user_code(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
@@ -34,10 +44,8 @@ def configure(config: pytest.Config) -> None:
     Raises UsageError for an option that needs the tests themselves.
     """
     option = config.option
-    for name, flag in UNSUPPORTED.items():
+    for name, (flag, why) in UNSUPPORTED.items():
         if getattr(option, name, False):
-            raise pytest.UsageError(
-                f"{flag} reads code that only the cluster imports: run it without --gpu-cluster"
-            )
+            raise pytest.UsageError(f"{flag} {why}: run it without --gpu-cluster")
     if hasattr(option, "dist"):
         option.numprocesses, option.dist, option.tx = None, "no", []

@@ -205,13 +205,15 @@ class Replay:
             case TestFinished():
                 self._test(event)
             case LateRecords():
+                before = self._junit.count()
                 self._records.replay(event.records)
+                self._junit.join_since(before)
             case InternalError() | Interrupted() | UsageError():
                 self._broken(event)
             case Finishing():
                 self.terminal.finishing = True
             case Summary():
-                self.terminal.keep_summary(event.parts)
+                self.terminal.keep_summary(event)
             case SessionFinished():
                 self.ended, self.stage = event, Stage.ENDED
                 self._tests_status = tests_status(self.session)

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_gpu_cluster.contract.codec import to_wire
 from pytest_gpu_cluster.contract.records import PluginRecord
-from pytest_gpu_cluster.worker.hooks import surround
+from pytest_gpu_cluster.worker.hooks import module_of, surround
 
 # Options by which a run is about its times, which tests side by side would spoil.
 MEASURING = (
@@ -24,25 +24,31 @@ VARIABLE = "PYTEST_XDIST_WORKER"
 KEYS = ("name", "fullname", "group", "param", "params", "extra_info", "iterations")
 
 
-def enable(config: pytest.Config) -> None:
-    """Let the plugin be configured as where tests run one after the other.
+# Modules of plugins that switch themselves off under xdist, where they are configured.
+ALONE = ("inline_snapshot.pytest_plugin", "pytest_benchmark.plugin")
 
-    It switches itself off under xdist, whose variables the tests of this process have.
+
+def enable(config: pytest.Config) -> None:
+    """Let plugins be configured that switch themselves off under xdist.
+
+    The tests of this process have its variables.
     """
     typed = (getattr(config.option, name, None) for name in MEASURING)
     config.stash[MEASURED] = any(typed)
 
     @contextlib.contextmanager
     def without_xdist() -> Iterator[None]:
-        worker, dist = os.environ.pop(VARIABLE), getattr(config.option, "dist", None)
-        config.option.dist = "no"
+        option, worker = config.option, os.environ.pop(VARIABLE)
+        typed = {name: getattr(option, name, None) for name in ("dist", "numprocesses")}
+        option.dist, option.numprocesses = "no", None
         try:
             yield
         finally:
-            os.environ[VARIABLE], config.option.dist = worker, dist
+            os.environ[VARIABLE] = worker
+            vars(option).update(typed)
 
     for implementation in config.hook.pytest_configure.get_hookimpls():
-        if implementation.function.__module__ == "pytest_benchmark.plugin":
+        if module_of(implementation) in ALONE:
             surround(implementation, without_xdist)
 
 

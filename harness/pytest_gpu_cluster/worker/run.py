@@ -6,11 +6,12 @@ import contextlib
 import time
 from collections.abc import Generator, Iterator
 
+import pluggy
 import pytest
 from _pytest.capture import CaptureManager
 
 from pytest_gpu_cluster.contract.codec import to_wire
-from pytest_gpu_cluster.contract.events import Interrupted, LateRecords
+from pytest_gpu_cluster.contract.events import Interrupted, LateRecords, Summary
 from pytest_gpu_cluster.contract.messages import (
     CaptureFiles,
     Finished,
@@ -29,6 +30,7 @@ from pytest_gpu_cluster.contract.records import (
 from pytest_gpu_cluster.contract.specs import WorkerSpec
 from pytest_gpu_cluster.worker.benchmarks import Benchmarks
 from pytest_gpu_cluster.worker.collect import LazyItems
+from pytest_gpu_cluster.worker.hooks import module_of, surround, third_party
 from pytest_gpu_cluster.worker.orders import OrderQueue, Supply
 from pytest_gpu_cluster.worker.prepare import Options
 from pytest_gpu_cluster.worker.quarantine import Quarantine
@@ -40,6 +42,8 @@ from pytest_gpu_cluster.worker.serialize import LogFile, report_data
 from pytest_gpu_cluster.worker.streams import Channel, Via
 
 STOPPING = (KeyboardInterrupt, pytest.exit.Exception)
+# Modules of plugins that report on the process that ran the tests: the client's copy has nothing.
+REPORTING = ("inline_snapshot.pytest_plugin", "pytest_memray.plugin", "pytest_profiling")
 CALL_STARTED = PhaseStarted(when="call")
 TEARDOWN_STARTED = PhaseStarted(when="teardown")
 
@@ -67,8 +71,8 @@ class RunningSession(RemoteSession):
         # The last test, whose higher fixtures may still be set up; None: all is torn down.
         self.previous: tuple[pytest.Item, TestOrder] | None = None
 
-    def shows_summary_of(self, plugin: str) -> bool:
-        return False  # there is one summary, after all tests: the selecting session's
+    def shows_summary_of(self, implementation: pluggy.HookImpl) -> bool:
+        return module_of(implementation) in REPORTING  # of others, the selecting session's is shown
 
     # -- the session -------------------------------------------------------------------------------
 
@@ -101,6 +105,20 @@ class RunningSession(RemoteSession):
         self.tear_down_previous(session, None)
         self.raise_stop(session)
         return True
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
+        """Send what plugins report of the tests that this process has run."""
+        hook = session.config.pluginmanager.hook
+        for caller in (hook.pytest_sessionfinish, hook.pytest_terminal_summary):
+            for implementation in third_party(caller):
+                if (module := module_of(implementation)) in REPORTING:
+                    surround(implementation, self.part_of(module))
+        result = yield
+        self.texts.flush()
+        if self.parts:
+            self.channel.send(Summary(parts=self.parts))
+        return result
 
     def send_interruption(self, session: pytest.Session) -> None:
         """Send that a test or a hook of the user ended the session.

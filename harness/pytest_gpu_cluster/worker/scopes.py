@@ -155,6 +155,8 @@ def ordering(
 def _serial_reason(config: pytest.Config, items: Sequence[pytest.Item]) -> str:
     if limit := config.option.maxfail:
         return "-x" if limit == 1 else f"--maxfail={limit}"
+    if getattr(config.option, "inline_snapshot", None):  # two processes would write one file
+        return "--inline-snapshot"
     if is_measured(config, items):
         return "pytest-benchmark"
     for mark, (name, plugin) in ORDERING_MARKS.items():

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pluggy
@@ -26,7 +25,6 @@ from pytest_gpu_cluster.contract.events import (
 from pytest_gpu_cluster.contract.messages import Collecting, FinishSession, Ready, ShowReports
 from pytest_gpu_cluster.contract.records import (
     PluginLines,
-    PluginText,
     ReportData,
     TestRecord,
     WarningRecord,
@@ -66,8 +64,6 @@ class SelectingSession(RemoteSession):
     def __init__(self, spec: WorkerSpec, channel: Channel, options: Options) -> None:
         super().__init__(spec, channel, options)
         self.answers: list[Answer] = []  # of plugins, since they were last sent
-        self.part: list[str] | None = None  # texts of the summary that a plugin is writing
-        self.parts: list[PluginText] = []
         self.showing = False  # the user's hooks see tests that ran elsewhere
         self.session: pytest.Session | None = None
         self.unsorted: Sequence[pytest.Item] = ()  # the tests before any plugin has sorted them
@@ -87,14 +83,13 @@ class SelectingSession(RemoteSession):
     # -- texts and warnings ------------------------------------------------------------------------
 
     def emit_text(self, via: Via, text: str) -> None:
-        if self.part is not None:
-            self.part.append(text)
-        elif not self.showing:
+        if not self.showing:
             fresh = via == "tw" and self.at_line_start()
             self.channel.send(output_event(via, text, fresh=fresh))
 
-    def shows_summary_of(self, plugin: str) -> bool:
-        return plugin not in self.spec.client.plugins  # those write theirs on the client
+    def shows_summary_of(self, implementation: pluggy.HookImpl) -> bool:
+        name = implementation.plugin_name
+        return name not in self.spec.client.plugins  # those write theirs on the client
 
     def on_warning(self, record: WarningRecord) -> None:
         self.channel.send(WarningRaised(warning=record))
@@ -265,36 +260,6 @@ class SelectingSession(RemoteSession):
         self.texts.flush()
         self.channel.send(Summary(parts=self.parts))
         return result
-
-    def part_of(self, plugin: str) -> Callable[[], AbstractContextManager[None]]:
-        """Return a context that makes the plugin's texts a part of the summary.
-
-        The plugin writes them to the reporter or to stdout.
-        """
-
-        @contextlib.contextmanager
-        def context() -> Iterator[None]:
-            self.texts.flush()
-            self.part = []
-            typed = self.options.typed
-            if self.reporter is not None and (typed.get("xmlpath") or typed.get("htmlpath")):
-                # Their own lines, which the client writes, end the line of results.
-                self.reporter.currentfspath = None
-            try:
-                with self.outlet.into(lambda text: self.texts.write("tw", text)):
-                    yield
-            finally:
-                self.texts.flush()
-                text, self.part = "".join(self.part), None
-                if text:
-                    part: PluginText = {
-                        "plugin": plugin,
-                        "text": text,
-                        "fresh": self.at_line_start(),
-                    }
-                    self.parts.append(part)
-
-        return context
 
     def stop_requests(self) -> tuple[bool | str | None, bool | str | None]:
         session = self.session
