@@ -53,7 +53,7 @@ class Scopes:
         watched = items if how is Distribution.AUTO else ()
         # Classes with a test that shares a fixture of its module, and files with dependent tests.
         self._sharing = {_class(item) for item in watched if _shares_fixture(item)} - {""}
-        self._dependent = {_file(item) for item in watched if has_mark(item, "dependency")}
+        self._dependent = {_file(item) for item in watched if _is_dependent(item)}
 
     def of(self, item: pytest.Item) -> str:
         """Return the name of a test's scope; "" for a test that is alone."""
@@ -120,6 +120,14 @@ def _group(item: pytest.Item) -> str:
 def has_mark(item: pytest.Item, name: str) -> bool:
     """Return True for a test with this mark. Most have none, and keywords are looked up at once."""
     return name in item.keywords and item.get_closest_marker(name) is not None
+
+
+def _is_dependent(item: pytest.Item) -> bool:
+    """Return True for a test with pytest-dependency's mark, or whose module has its `depends`."""
+    if has_mark(item, "dependency"):
+        return True
+    depends = getattr(getattr(item, "module", None), "depends", None)
+    return getattr(depends, "__module__", None) == "pytest_dependency"
 
 
 def _shares_fixture(item: pytest.Item) -> bool:
