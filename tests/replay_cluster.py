@@ -51,7 +51,7 @@ from pytest_gpu_cluster.contract.messages import (
     decode,
     encode,
 )
-from pytest_gpu_cluster.contract.records import ItemRow, TestRecord, crash_records
+from pytest_gpu_cluster.contract.records import ItemRow, TestRecord, count_failures, crash_records
 from pytest_gpu_cluster.contract.request import PytestFacts
 from pytest_gpu_cluster.contract.specs import ClusterFacts, Role, TreePlaces, WorkerSpec
 
@@ -241,7 +241,7 @@ class Cluster:
             case LateRecords() | Output():
                 yield replace(message, worker=process.name)
                 if isinstance(message, LateRecords):
-                    self.failures += failures(message.records)
+                    self.failures += count_failures(message.records)
             case Summary():
                 yield replace(message, worker=process.name)
             case Interrupted() | InternalError():
@@ -285,7 +285,7 @@ class Cluster:
             failure_class=failure_class,
         )
         self.records.append(records)
-        self.failures += failures(records)
+        self.failures += count_failures(records)
         if self.maxfail and self.failures >= self.maxfail:
             self.stop()
 
@@ -317,12 +317,6 @@ class Cluster:
             )
             occurrences[nodeid] = occurrences.get(nodeid, 0) + 1
         process.send(RunTests(tests=tuple(orders), last=self.workers == 1))
-
-
-def failures(records: Sequence[TestRecord]) -> int:
-    return sum(
-        record["kind"] == "report" and record["report"]["outcome"] == "failed" for record in records
-    )
 
 
 def own_arguments(args: tuple[str, ...]) -> Iterator[str]:

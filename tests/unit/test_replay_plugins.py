@@ -154,3 +154,26 @@ def test_a_report_on_the_process_of_the_tests_is_that_process_own(tmp_path: Path
 
     assert "measured: ['test_p']" in plain.out
     assert replayed.out == plain.out
+
+
+SUBTESTS = """
+def test_a(subtests):
+    with subtests.test("one"): assert 0
+    with subtests.test("two"): pass
+def test_b(): assert 0
+def test_c(): assert 0
+"""
+
+
+@pytest.mark.parametrize(
+    "args", [("--maxfail=2", "-v"), ("-p", "no:terminal"), ()], ids=["maxfail", "mute", "all"]
+)
+@pytest.mark.skipif(not hasattr(pytest, "Subtests"), reason="subtests came to pytest with 9.0")
+def test_a_test_with_failed_subtests_counts_as_in_plain_pytest(
+    args: tuple[str, ...], tmp_path: Path
+) -> None:
+    """pytest counts it before its reporter makes a failure of it: `--maxfail` came too early."""
+    plain, replayed = compare(Scenario(files={"test_s.py": SUBTESTS}, args=args + XML), tmp_path)
+
+    for part in ("exitcode", "junit", "out"):
+        assert getattr(replayed, part) == getattr(plain, part), part

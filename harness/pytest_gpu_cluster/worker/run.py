@@ -274,14 +274,17 @@ class RunningSession(RemoteSession):
     ) -> Generator[None, object, object]:
         """Record a report before what other plugins print of it, as it is when they changed it.
 
-        The status is asked first, as the reporter does: subtests turn their test into a failure
-        only then.
+        The status is asked first. pytest's reporter asks later: subtests turn their test into a
+        failure only then, when it is counted already.
         """
         records = self.recorder.records
         if records is None:
             return (yield)
         self.texts.flush()
+        outcome, longrepr = report.outcome, report.longrepr
         status = self.config.hook.pytest_report_teststatus(report=report, config=self.config)
+        changed = report.outcome != outcome
+        report.outcome, report.longrepr = outcome, longrepr
         if status and any(status[1:]):
             self.recorder.shown = True
         record: ReportRecord = {
@@ -289,6 +292,8 @@ class RunningSession(RemoteSession):
             "report": {"nodeid": report.nodeid, "outcome": report.outcome, "longrepr": None},
             "status": to_wire(status) if status else None,
         }
+        if changed:
+            record["counted"] = outcome
         records.append(record)
         try:
             return (yield)

@@ -208,7 +208,7 @@ class SelectingSession(RemoteSession):
             match order:
                 case ShowReports(tests=tests):
                     for records in tests:
-                        self.show(session.config, records)
+                        self.show(session, records)
                 case FinishSession():
                     self.finish(session, order)
                     break
@@ -226,17 +226,20 @@ class SelectingSession(RemoteSession):
         if order.shouldstop:
             raise session.Interrupted(order.shouldstop)
 
-    def show(self, config: pytest.Config, records: Iterable[TestRecord]) -> None:
+    def show(self, session: pytest.Session, records: Iterable[TestRecord]) -> None:
         """Let the user's plugins see a test that ran elsewhere.
 
         What they print was printed there already.
         """
-        self.showing = True
+        config, self.showing = session.config, True
         try:
             for record in records:
                 if record["kind"] == "report":
                     report = rebuilt(config, record["report"])
+                    before = session.testsfailed, session.shouldfail
                     config.hook.pytest_runtest_logreport(report=report)
+                    if "counted" in record:
+                        session.testsfailed, session.shouldfail = before
                 elif record["kind"] == "logstart" or record["kind"] == "logfinish":
                     hook = getattr(config.hook, f"pytest_runtest_{record['kind']}")
                     hook(nodeid=record["nodeid"], location=tuple(record["location"]))
