@@ -1,15 +1,18 @@
-"""The page that the comparison of plugins makes."""
+"""What the comparison of plugins came to: a file of results, and the page that is made of it."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.plugins.rows import Row
 
-PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "plugins.md"
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "plugins.json"
+PAGE = ROOT / "docs" / "plugins.md"
 HEAD = """\
 # Plugins
 
@@ -31,15 +34,31 @@ that were written, and where a plugin is there to print something, that it does.
 class Result:
     """What came of a row."""
 
-    row: Row
+    row: str  # its name
+    version: str  # of the plugin
     verdict: str
-    how: str  # the difference, the files, or the reason of a refusal; "" for the same
+    how: str = ""  # the difference, the files, or the reason of a refusal; "" for the same
 
 
-def page(results: Sequence[Result], versions: Mapping[str, str]) -> str:
-    """Return the page in Markdown, with the rows in the order of their names."""
+def load() -> list[Result]:
+    """Return the results of the last comparison."""
+    return [Result(**each) for each in json.loads(RESULTS.read_text())]
+
+
+def save(results: Iterable[Result], rows: Sequence[Row]) -> None:
+    """Write results and page; rows that were not run now keep theirs, others go."""
+    known = {each.row: each for each in (load() if RESULTS.exists() else [])}
+    known |= {each.row: each for each in results}
+    kept = [known[row.name] for row in rows if row.name in known]
+    RESULTS.write_text(json.dumps([asdict(each) for each in kept], indent=1) + "\n")
+    PAGE.write_text(page(kept, rows))
+
+
+def page(results: Sequence[Result], rows: Sequence[Row]) -> str:
+    """Return the page in Markdown, with the rows in the order of their plugins' names."""
+    named = {row.name: row for row in rows}
     counts = Counter(result.verdict for result in results)
-    plugins = len({result.row.plugin for result in results})
+    plugins = len({named[result.row].plugin for result in results})
     counted = ", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items()))
     lines = [
         HEAD,
@@ -48,14 +67,13 @@ def page(results: Sequence[Result], versions: Mapping[str, str]) -> str:
         "| plugin | version | arguments | verdict | |",
         "|---|---|---|---|---|",
     ]
-    ordered = sorted(results, key=lambda result: result.row.plugin)
-    lines += [line(result, versions[result.row.plugin]) for result in ordered]
+    ordered = sorted(results, key=lambda result: named[result.row].plugin)
+    lines += [line(result, named[result.row]) for result in ordered]
     return "\n".join(lines) + "\n"
 
 
-def line(result: Result, version: str) -> str:
-    row = result.row
+def line(result: Result, row: Row) -> str:
     arguments = f"`{row.args}`" if row.args else ""
     remark = ". ".join(part.rstrip(".") for part in (result.how, row.note) if part)
-    cells = (row.plugin, version, arguments, result.verdict, remark)
+    cells = (row.plugin, result.version, arguments, result.verdict, remark)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

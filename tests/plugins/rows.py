@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ ROWS = Path(__file__).resolve().parent / "rows.toml"
 class Row:
     """A small project that uses one plugin; the keys are explained in rows.toml."""
 
+    name: str  # the plugin, and a number where it has several rows
     plugin: str
     test: str
     args: str = ""
@@ -32,5 +34,11 @@ class Row:
 
 def read_rows() -> list[Row]:
     """Return all rows in their order. Raises TypeError for a key that is none."""
-    table = tomllib.loads(ROWS.read_text())
-    return [Row(**{**row, "also": tuple(row.get("also", ()))}) for row in table["row"]]
+    seen: Counter[str] = Counter()
+    rows = []
+    for row in tomllib.loads(ROWS.read_text())["row"]:
+        seen[row["plugin"]] += 1
+        number = seen[row["plugin"]]
+        name = row["plugin"] if number == 1 else f"{row['plugin']} {number}"
+        rows.append(Row(**{**row, "name": name, "also": tuple(row.get("also", ()))}))
+    return rows

@@ -3,7 +3,8 @@
     python -m tests.plugins.run [PLUGIN ...] [--environment FOLDER] [--keep]
 
 Each row of rows.toml is a small project that is run both ways with one plugin loaded. Writes
-docs/plugins.md when no plugin is named; exits 1 when a row differs and says nothing of it.
+plugins.json, and docs/plugins.md from it; rows of plugins that are not named stay as they are.
+Exits 1 when a row differs and has no note.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from tests.compared import Outcome, differences, end_cluster, read_cases, read_counts
 from tests.layered import make_layer
-from tests.plugins.page import PAGE, Result, page
+from tests.plugins.page import Result, save
 from tests.plugins.rows import Row, read_rows
 
 HERE = Path(__file__).resolve().parent
@@ -153,11 +154,11 @@ def normal(name: str) -> str:
     return re.sub(r"\b[0-9a-f]{8,}(-[0-9a-f]{4,})*\b|\d{5,}(_\d+)*", "*", name)
 
 
-def judge(row: Row, plain: Run, remote: Run) -> Result:
-    """Return the verdict on a row."""
+def judge(row: Row, plain: Run, remote: Run) -> tuple[str, str]:
+    """Return the verdict on a row, and how it came to it."""
     refusal = re.search(r"^ERROR: (.*--gpu-cluster.*)$", remote.output, re.MULTILINE)
     if refusal and remote.outcome.exit_code == 4 != plain.outcome.exit_code:
-        return Result(row=row, verdict="refused", how=refusal[1])
+        return "refused", refusal[1]
     lines = [line.partition("\n")[0] for line in differences(plain.outcome, remote.outcome)]
     if row.shows and not re.search(row.shows, plain.output):
         lines.append(f"plain pytest shows no `{row.shows}`")
@@ -167,11 +168,10 @@ def judge(row: Row, plain: Run, remote: Run) -> Result:
     if more:
         lines.append(f"it also writes {', '.join(sorted(more))}")
     if lines:
-        return Result(row=row, verdict="differs", how="; ".join(lines))
+        return "differs", "; ".join(lines)
     if missing := plain.written - remote.written:
-        how = ", ".join(sorted(missing))
-        return Result(row=row, verdict="same, files stay on the cluster", how=how)
-    return Result(row=row, verdict="same, files home" if plain.written else "same", how="")
+        return "same, files stay on the cluster", ", ".join(sorted(missing))
+    return ("same, files home" if plain.written else "same"), ""
 
 
 def compare(plugins: Plugins, rows: Sequence[Row], scratch: Path, *, keep: bool) -> list[Result]:
@@ -185,9 +185,10 @@ def compare(plugins: Plugins, rows: Sequence[Row], scratch: Path, *, keep: bool)
             if keep:
                 for side, run in (("plain", plain), ("remote", remote)):
                     (home / side / "output.txt").write_text(run.output)
-            result = judge(row, plain, remote)
-            results.append(result)
-            print(f"{home.name} {row.plugin} {row.args}: {result.verdict} {result.how}", flush=True)
+            verdict, how = judge(row, plain, remote)
+            version = plugins.found[row.plugin][0]
+            results.append(Result(row=row.name, version=version, verdict=verdict, how=how))
+            print(f"{home.name} {row.name} {row.args}: {verdict} {how}", flush=True)
     finally:
         end_cluster(plugins.python, {**os.environ, "GPU_CLUSTER_STORE": str(scratch / "store")})
     return results
@@ -198,13 +199,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="compare pytest with pytest --gpu-cluster under other people's plugins"
     )
-    parser.add_argument("names", nargs="*", help="plugins; default: all, which writes the page")
+    parser.add_argument("names", nargs="*", help="plugins; default: all")
     parser.add_argument(
         "--environment", type=Path, default=ROOT / ".venv-plugins", help="where they are installed"
     )
     parser.add_argument("--keep", action="store_true", help="keep the projects and their output")
     arguments = parser.parse_args(argv)
-    rows = [row for row in read_rows() if not arguments.names or row.plugin in arguments.names]
+    every = read_rows()
+    rows = [row for row in every if not arguments.names or row.plugin in arguments.names]
     unknown = set(arguments.names) - {row.plugin for row in rows}
     if unknown:
         parser.error(f"rows.toml has no row of {', '.join(sorted(unknown))}")
@@ -217,11 +219,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"kept {scratch}")
         else:
             shutil.rmtree(scratch, ignore_errors=True)
-    if not arguments.names:
-        PAGE.write_text(page(results, {row.plugin: plugins.found[row.plugin][0] for row in rows}))
-    silent = [result for result in results if result.verdict == "differs" and not result.row.note]
-    for result in silent:
-        print(f"{result.row.plugin} {result.row.args} differs and has no note: {result.how}")
+    save(results, every)
+    noted = {row.name for row in rows if row.note}
+    silent = [each for each in results if each.verdict == "differs" and each.row not in noted]
+    for each in silent:
+        print(f"{each.row} differs and has no note: {each.how}")
     return 1 if silent else 0
 
 

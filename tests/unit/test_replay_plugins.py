@@ -177,3 +177,19 @@ def test_a_test_with_failed_subtests_counts_as_in_plain_pytest(
 
     for part in ("exitcode", "junit", "out"):
         assert getattr(replayed, part) == getattr(plain, part), part
+
+
+def test_a_report_file_beside_the_project_does_not_hide_its_settings(tmp_path: Path) -> None:
+    """The client has made it when the cluster starts; pytest looks for settings beside files."""
+    log = tmp_path / "report log.jsonl"
+    scenario = Scenario(
+        files={**PASS, **FAIL, "pytest.ini": "[pytest]\naddopts = -k test_p\n"},
+        args=("--report-log", str(log), *XML),
+    )
+    outcomes = []
+    for replayed in (False, True):
+        log.unlink(missing_ok=True)
+        outcomes.append(run(scenario, tmp_path / str(replayed), replayed=replayed))
+
+    assert [each.exitcode for each in outcomes] == [0, 0], outcomes[1].raw
+    assert outcomes[0].junit == outcomes[1].junit

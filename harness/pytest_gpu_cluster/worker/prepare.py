@@ -178,10 +178,13 @@ def pytest_arguments(spec: WorkerSpec) -> list[str]:
     Before it stand the arguments that make pytest a test process.
     """
     paths = path_map(spec)
+    inipath = paths.text(spec.client.inipath)
     return [
         *("-p", "no:xdist", "-p", "no:xdist.looponfail", "-p", "no:gpu_cluster"),
         f"--rootdir={spec.tree.root}",
         *("-o", f"cache_dir={spec.scratch}/cache"),
+        # Else pytest looks beside any argument that is a file, and the client has written some.
+        *(("-c", inipath) if Path(inipath).is_file() else ()),
         *_allowed([paths.text(argument) for argument in spec.args]),
     ]
 
