@@ -154,6 +154,7 @@ class Cluster:
         self.selector: Process | None = None
         self.stopping = False
         self.failures = 0
+        self.worker_status = 0
         self.maxfail = 0
         self.records: list[Sequence[TestRecord]] = []
 
@@ -199,6 +200,7 @@ class Cluster:
             yield SessionFinished(
                 pytest_status=end.exitstatus,
                 tests_status=end.tests_status,
+                worker_status=self.worker_status,
                 shouldfail=end.shouldfail,
                 shouldstop=end.shouldstop,
             )
@@ -242,6 +244,8 @@ class Cluster:
                 yield replace(message, worker=process.name)
                 if isinstance(message, LateRecords):
                     self.failures += count_failures(message.records)
+            case Done(exitstatus=status, tests_status=0):
+                self.worker_status = self.worker_status or status or 0
             case Summary():
                 yield replace(message, worker=process.name)
             case Interrupted() | InternalError():

@@ -125,6 +125,8 @@ def start(
         **row.env,
     }
     command = [str(plugins.python), "-m", "pytest", *plugins.loading(row), *shlex.split(args)]
+    # pytest warns of a plugin that is loaded by a name that a module has too, such as `html`.
+    command += ["-W", "ignore:Module already imported"]
     return subprocess.run(
         [*command, *options],
         cwd=project,

@@ -193,3 +193,23 @@ def test_a_report_file_beside_the_project_does_not_hide_its_settings(tmp_path: P
 
     assert [each.exitcode for each in outcomes] == [0, 0], outcomes[1].raw
     assert outcomes[0].junit == outcomes[1].junit
+
+
+LEAKS = """
+import pytest
+leaks = []
+@pytest.fixture(autouse=True)
+def watch(request):
+    yield
+    leaks.append(request.node.name)
+def pytest_sessionfinish(session):
+    if leaks:
+        session.exitstatus = 7
+"""
+
+
+def test_what_a_hook_saw_in_the_process_of_the_tests_fails_the_run(tmp_path: Path) -> None:
+    """A conftest that looks for leaks has seen them where the tests ran, and nowhere else."""
+    plain, _ = same_result(Scenario(files={**PASS, "conftest.py": LEAKS}, args=XML), tmp_path)
+
+    assert plain.exitcode == 7

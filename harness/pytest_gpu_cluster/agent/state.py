@@ -8,7 +8,7 @@ from pytest_gpu_cluster.agent.outcomes import Outcomes
 from pytest_gpu_cluster.agent.plan import Backlog, Case, Durations
 from pytest_gpu_cluster.agent.worker import Worker
 from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
-from pytest_gpu_cluster.contract.messages import Finished
+from pytest_gpu_cluster.contract.messages import Done, Finished
 from pytest_gpu_cluster.contract.record import EventWriter, SessionRecord
 from pytest_gpu_cluster.contract.records import TestRecord
 from pytest_gpu_cluster.contract.request import Limits
@@ -31,6 +31,7 @@ class SessionState:
         self.workers: list[Worker] = []
         self.crashed_files: dict[str, str] = {}  # whose import ended the process, and its text
         self.coverage: list[str] = []  # keys in the store
+        self.worker_status = 0  # of the first process whose end failed after passed tests
         self.stop: StopReason | None = None  # None: tests still start
         self.stop_message = ""
         self.damage: str | None = None  # what was lost: the next session needs a whole cluster
@@ -57,6 +58,11 @@ class SessionState:
             test, text, failure_class, when=when, duration_s=duration_s, worker=worker
         )
         self.check_maxfail()
+
+    def finish(self, message: Done) -> None:
+        """Keep what a hook at the end of a process made of passed tests: plain pytest fails too."""
+        if message.tests_status == 0 and not self.worker_status:
+            self.worker_status = message.exitstatus or 0
 
     def count_late(self, records: Sequence[TestRecord]) -> None:
         """Count errors of a teardown that ran after the outcome of its test."""

@@ -89,6 +89,7 @@ class Workers:
                 worker.refusal = message.text
             case Done():
                 worker.result = message
+                self._state.finish(message)
             case Exit():
                 self._on_exit(worker, message)
 

@@ -167,6 +167,8 @@ class SessionFinished(Event, kind="session_finished"):
         default=None, metadata=alias("exitstatus")
     )  # of the remote pytest; None: it has none
     tests_status: int | None = None  # of its tests alone, before hooks of its end changed it
+    # Of a test process whose tests have passed, when a hook of its end said otherwise; 0: none
+    worker_status: int = 0
     shouldfail: str | bool | None = None  # pytest's own reasons to end
     shouldstop: str | bool | None = None
     failure_class: FailureClass | None = None  # None: the tests decide

@@ -56,6 +56,17 @@ def cross_check(
     return differences
 
 
+def changed_status(ended: SessionFinished, status: int) -> int:
+    """Return the exit code that hooks of the user's own made of `status` on the cluster.
+
+    Those of the selecting process decide as in plain pytest; those of a test process, which may
+    have seen in its tests what only it can see, make a failure of a success.
+    """
+    if ended.tests_status == status and ended.pytest_status is not None:
+        status = ended.pytest_status
+    return ended.worker_status if status in (0, 5) and ended.worker_status else status
+
+
 def tests_status(session: pytest.Session) -> int:
     """Return the exit code that pytest gives for the tests so far, whatever a hook adds to it."""
     if session.testsfailed:

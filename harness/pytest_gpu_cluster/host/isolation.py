@@ -12,6 +12,9 @@ TESTMON = "watches the tests in the process that it selects them for"
 UNSUPPORTED = {
     "showfixtures": ("--fixtures", CODE),
     "show_fixtures_per_test": ("--fixtures-per-test", CODE),
+    "deadfixtures": ("--dead-fixtures", CODE),
+    "showrepeated": ("--dup-fixtures", CODE),
+    "generate_missing": ("--generate-missing", CODE),
     "picked": ("--picked", "asks git what has changed, and the cluster has no .git"),
     "testmon": ("--testmon", TESTMON),
     "testmon_noselect": ("--testmon-noselect", TESTMON),

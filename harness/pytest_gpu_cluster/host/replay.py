@@ -46,7 +46,12 @@ from pytest_gpu_cluster.contract.records import TestRecord, crash_records
 from pytest_gpu_cluster.contract.selection import Raised
 from pytest_gpu_cluster.host import deserialize
 from pytest_gpu_cluster.host.collection import Collection, adopt_caches
-from pytest_gpu_cluster.host.cross_check import EventOrder, cross_check, tests_status
+from pytest_gpu_cluster.host.cross_check import (
+    EventOrder,
+    changed_status,
+    cross_check,
+    tests_status,
+)
 from pytest_gpu_cluster.host.junit_order import JUnitOrder
 from pytest_gpu_cluster.host.record_replay import RecordReplay
 from pytest_gpu_cluster.host.remote_errors import (
@@ -312,10 +317,8 @@ class Replay:
             self.problems += cross_check(self.ended, self._collection, status, self.problems)
         if self.problems and session.exitstatus in (0, 1, 5):
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
-        elif self.ended is not None and self.ended.tests_status == session.exitstatus:
-            # What a hook of the user's own made of it there; None: it was lost.
-            status_there = self.ended.pytest_status
-            session.exitstatus = session.exitstatus if status_there is None else status_there
+        elif self.ended is not None:
+            session.exitstatus = changed_status(self.ended, int(session.exitstatus))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection(self) -> Iterator[None]:

@@ -112,6 +112,7 @@ class RunningSession(RemoteSession):
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
         """Send what plugins report of the tests that this process has run."""
+        self.tests_status = int(session.exitstatus)
         hook = session.config.pluginmanager.hook
         for caller in (hook.pytest_sessionfinish, hook.pytest_terminal_summary):
             for implementation in third_party(caller):
