@@ -213,3 +213,26 @@ def test_what_a_hook_saw_in_the_process_of_the_tests_fails_the_run(tmp_path: Pat
     plain, _ = same_result(Scenario(files={**PASS, "conftest.py": LEAKS}, args=XML), tmp_path)
 
     assert plain.exitcode == 7
+
+
+REPLACING = """
+import pytest
+from _pytest.terminal import TerminalReporter
+class Other(TerminalReporter): pass
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    manager = config.pluginmanager
+    manager.unregister(manager.getplugin("terminalreporter"))
+    manager.register(Other(config), "terminalreporter")
+"""
+
+
+def test_a_reporter_of_a_plugin_is_as_mute_on_the_cluster_as_pytests_own(tmp_path: Path) -> None:
+    """With pytest-instafail its `no tests ran` stood in the middle of the output."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "replacing.py").write_text(REPLACING)
+    env = {"PYTHONPATH": f"{Path.cwd()}:{tmp_path / 'plugins'}"}
+    scenario = Scenario(files={**PASS, **FAIL}, args=("-p", "replacing", *XML), env=env)
+    plain, replayed = same_result(scenario, tmp_path)
+
+    assert replayed.out == plain.out

@@ -92,9 +92,12 @@ class RemoteSession(ABC):
 
     # -- configuration -----------------------------------------------------------------------------
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_addhooks(self, pluginmanager: pytest.PytestPluginManager) -> None:
-        pluginmanager.register(LastConfigured(self), "gpu_cluster_configured")
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_load_initial_conftests(self, early_config: pytest.Config) -> Iterator[None]:
+        """Register the last plugin to be configured: of the last ones, the youngest comes last."""
+        result = yield
+        early_config.pluginmanager.register(LastConfigured(self), "gpu_cluster_configured")
+        return result
 
     def configure(self, config: pytest.Config) -> None:
         """Mute the reporter. It exists now, after every other pytest_configure."""
@@ -222,7 +225,10 @@ class RemoteSession(ABC):
 
 
 class LastConfigured:
-    """A plugin whose pytest_configure runs after the terminal reporter's, itself a last one."""
+    """A plugin whose pytest_configure runs after all others.
+
+    The terminal reporter's is a last one too, and so is that of a plugin that replaces it.
+    """
 
     def __init__(self, session: RemoteSession) -> None:
         self._session = session
