@@ -19,6 +19,7 @@ from pytest_gpu_cluster.contract.events import (
     Interrupted,
     LateRecords,
     Message,
+    Notice,
     Output,
     Retry,
     Summary,
@@ -140,6 +141,10 @@ class Workers:
                 lost_tests = [*([victim] if victim is not None else []), *others]
                 self._retry(worker, lost_tests, _loss(worker, ending))
                 others = []
+            case Death.ENDED if worker.has_broken_end(ending):
+                text = with_last_output(crash_text(ending, "after its tests"), ending)
+                state.journal.append(Notice(name="worker", text=f"{worker.name}: {text}"))
+                state.finish(Done(exitstatus=1, tests_status=0))
         worker.drop_tests()
         if state.stop is None:
             state.backlog.put_back(others)
