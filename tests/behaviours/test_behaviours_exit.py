@@ -223,6 +223,44 @@ def test_b17_a_remote_exit_status_that_disagrees_is_never_0(bench: Bench) -> Non
     ), ours.raw
 
 
+SEEN = """
+import os, pytest
+seen = []
+@pytest.fixture(scope="session", autouse=True)
+def watch():
+    yield
+    seen.append(1)
+    {teardown}
+def pytest_sessionfinish(session):
+    if seen:
+        {finish}
+"""
+
+
+@pytest.mark.parametrize(
+    ("teardown", "finish"),
+    [
+        ("pass", "session.exitstatus = 7"),
+        ("pass", "pytest.exit('leaks', returncode=7)"),
+        ("pass", "raise RuntimeError('leaks')"),
+        ("os._exit(7)", "pass"),
+    ],
+    ids=["status", "exit", "raise", "death"],
+)
+def test_b17_what_only_the_process_of_the_tests_sees_at_its_end_is_never_0(
+    bench: Bench, teardown: str, finish: str
+) -> None:
+    """A hook that looks for leaks sees them where the tests ran, and so does a device's driver."""
+    conftest = SEEN.format(teardown=teardown, finish=finish)
+    scenario = Scenario(files={**PASS, "conftest.py": conftest})
+
+    assert bench.plain(scenario).code != 0
+    ours = bench.ours(scenario)
+    assert ours.code != 0
+    if "exitstatus" in finish or "exit(" in finish:
+        assert ours.code == 7
+
+
 def test_b18_a_cluster_that_does_not_come_up_is_10_with_its_reason(
     bench: Bench, interpreter: Callable[..., str]
 ) -> None:
