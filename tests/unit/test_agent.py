@@ -240,6 +240,16 @@ def test_a_process_that_dies_after_its_tests_fails_the_run(parts: Parts, status:
     assert "what it said" in notice.text
 
 
+def test_a_hook_at_the_end_of_a_process_fails_the_run_and_is_named(parts: Parts) -> None:
+    """It may look for leaks, and only this process had the tests that leak."""
+    parts.run(parts.tests[0])
+    done = Done(exitstatus=7, tests_status=0)
+    parts.workers.on_messages(parts.worker, [finished(parts.tests[0]), done])
+
+    assert parts.state.worker_status == 7
+    assert [e.text.partition(":")[0] for e in parts.events() if isinstance(e, Notice)] == ["gw0"]
+
+
 def test_a_lost_machine_costs_the_running_test_an_attempt_and_the_waiting_one_none(
     parts: Parts,
 ) -> None:

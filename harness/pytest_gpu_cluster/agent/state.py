@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pytest_gpu_cluster.agent.outcomes import Outcomes
 from pytest_gpu_cluster.agent.plan import Backlog, Case, Durations
 from pytest_gpu_cluster.agent.worker import Worker
+from pytest_gpu_cluster.contract.events import Notice
 from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
-from pytest_gpu_cluster.contract.messages import Done, Finished
+from pytest_gpu_cluster.contract.messages import Finished
 from pytest_gpu_cluster.contract.record import EventWriter, SessionRecord
 from pytest_gpu_cluster.contract.records import TestRecord
 from pytest_gpu_cluster.contract.request import Limits
@@ -59,10 +60,10 @@ class SessionState:
         )
         self.check_maxfail()
 
-    def finish(self, message: Done) -> None:
-        """Keep what a hook at the end of a process made of passed tests: plain pytest fails too."""
-        if message.tests_status == 0 and not self.worker_status:
-            self.worker_status = message.exitstatus or 0
+    def fail_end(self, worker: str, status: int, text: str) -> None:
+        """Let the run end with `status`, for what came after a process's tests; say why."""
+        self.journal.append(Notice(name="worker", text=f"{worker}: {text}"))
+        self.worker_status = self.worker_status or status
 
     def count_late(self, records: Sequence[TestRecord]) -> None:
         """Count errors of a teardown that ran after the outcome of its test."""

@@ -19,7 +19,6 @@ from pytest_gpu_cluster.contract.events import (
     Interrupted,
     LateRecords,
     Message,
-    Notice,
     Output,
     Retry,
     Summary,
@@ -90,9 +89,18 @@ class Workers:
                 worker.refusal = message.text
             case Done():
                 worker.result = message
-                self._state.finish(message)
+                self._check_end(worker, message)
             case Exit():
                 self._on_exit(worker, message)
+
+    def _check_end(self, worker: Worker, message: Done) -> None:
+        """Keep what a hook at the end of a process made of passed tests: plain pytest fails too."""
+        status = message.exitstatus
+        if message.tests_status == 0 and status:
+            text = (
+                f"exit code {status} of a hook at the end of its session, though its tests passed"
+            )
+            self._state.fail_end(worker.name, status, text)
 
     def _publish_start(self, worker: Worker) -> None:
         if (test := worker.unpublished) is not None:
@@ -143,8 +151,7 @@ class Workers:
                 others = []
             case Death.ENDED if worker.has_broken_end(ending):
                 text = with_last_output(crash_text(ending, "after its tests"), ending)
-                state.journal.append(Notice(name="worker", text=f"{worker.name}: {text}"))
-                state.finish(Done(exitstatus=1, tests_status=0))
+                state.fail_end(worker.name, 1, text)
         worker.drop_tests()
         if state.stop is None:
             state.backlog.put_back(others)
