@@ -43,10 +43,12 @@ def same_result(scenario: Scenario, home: Path) -> tuple[Outcome, Outcome]:
     return plain, replayed
 
 
-def test_coverage_below_its_limit_fails_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("configured", [False, True], ids=["option", "coveragerc"])
+def test_coverage_below_its_limit_fails_the_run(configured: bool, tmp_path: Path) -> None:
     """pytest-cov fails the session here, which the cluster knows nothing of: 1, and not 3."""
-    args = ("--cov=acme", "--cov-fail-under=90", *XML)
-    plain, _ = same_result(Scenario(files=ACME, args=args), tmp_path)
+    files = {**ACME, ".coveragerc": "[report]\nfail_under = 90\n"} if configured else ACME
+    args = ("--cov=acme", *(() if configured else ("--cov-fail-under=90",)), *XML)
+    plain, _ = same_result(Scenario(files=files, args=args), tmp_path)
 
     assert plain.exitcode == 1
 

@@ -263,6 +263,9 @@ class Options:
             if hasattr(option, name):
                 self.typed[name] = getattr(option, name)
                 setattr(option, name, value)
+        coverage = config.pluginmanager.get_plugin("_cov")
+        if coverage is not None and hasattr(coverage, "options"):
+            coverage.options.cov_fail_under = None  # which it has read from coverage's settings
         option.basetemp = f"{spec.scratch}/basetemp"
         option.color = spec.client.color
         if spec.client.seed is not None and hasattr(option, "randomly_seed"):
