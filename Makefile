@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --prefer-binary
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-own test-full test-smoke demo test-versions bench bench-workloads mutations faults outside clean
+.PHONY: help setup lint format test test-own test-full test-smoke demo test-versions bench bench-workloads mutations faults outside plugins clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,6 +68,9 @@ faults: $(STAMP)  ## kill every process in turn; what is left goes into faults.j
 
 outside: $(STAMP)  ## other projects' suites: pytest and pytest --gpu-cluster must agree
 	$(BIN)/python -m tests.outside.run
+
+plugins: $(STAMP)  ## a hundred plugins, plainly and through the cluster; makes docs/plugins.md (about ten minutes)
+	$(BIN)/python -m tests.plugins.run
 
 clean:  ## remove what make made; a warm cluster is ended first
 	-test ! -x $(BIN)/gpu-cluster || $(BIN)/gpu-cluster down

@@ -28,6 +28,7 @@ from pytest_gpu_cluster.contract.events import (
     Message,
     Output,
     SessionFinished,
+    Summary,
     TestFinished,
     TestStarted,
 )
@@ -50,7 +51,7 @@ from pytest_gpu_cluster.contract.messages import (
     decode,
     encode,
 )
-from pytest_gpu_cluster.contract.records import ItemRow, TestRecord, crash_records
+from pytest_gpu_cluster.contract.records import ItemRow, TestRecord, count_failures, crash_records
 from pytest_gpu_cluster.contract.request import PytestFacts
 from pytest_gpu_cluster.contract.specs import ClusterFacts, Role, TreePlaces, WorkerSpec
 
@@ -154,6 +155,7 @@ class Cluster:
         self.selector: Process | None = None
         self.stopping = False
         self.failures = 0
+        self.worker_status = 0
         self.maxfail = 0
         self.records: list[Sequence[TestRecord]] = []
 
@@ -198,6 +200,8 @@ class Cluster:
             end = ending if ending is not None else Done(exitstatus=None)
             yield SessionFinished(
                 pytest_status=end.exitstatus,
+                tests_status=end.tests_status,
+                worker_status=self.worker_status,
                 shouldfail=end.shouldfail,
                 shouldstop=end.shouldstop,
             )
@@ -240,7 +244,11 @@ class Cluster:
             case LateRecords() | Output():
                 yield replace(message, worker=process.name)
                 if isinstance(message, LateRecords):
-                    self.failures += failures(message.records)
+                    self.failures += count_failures(message.records)
+            case Done(exitstatus=status, tests_status=0):
+                self.worker_status = self.worker_status or status or 0
+            case Summary():
+                yield replace(message, worker=process.name)
             case Interrupted() | InternalError():
                 yield replace(message, worker=process.name)
                 self.stop()
@@ -282,7 +290,7 @@ class Cluster:
             failure_class=failure_class,
         )
         self.records.append(records)
-        self.failures += failures(records)
+        self.failures += count_failures(records)
         if self.maxfail and self.failures >= self.maxfail:
             self.stop()
 
@@ -314,12 +322,6 @@ class Cluster:
             )
             occurrences[nodeid] = occurrences.get(nodeid, 0) + 1
         process.send(RunTests(tests=tuple(orders), last=self.workers == 1))
-
-
-def failures(records: Sequence[TestRecord]) -> int:
-    return sum(
-        record["kind"] == "report" and record["report"]["outcome"] == "failed" for record in records
-    )
 
 
 def own_arguments(args: tuple[str, ...]) -> Iterator[str]:

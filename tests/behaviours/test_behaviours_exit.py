@@ -203,18 +203,62 @@ def test_b15_exactly_as_many_warnings_as_allowed_is_0(
 
 
 def test_b17_a_remote_exit_status_that_disagrees_is_never_0(bench: Bench) -> None:
-    """Two pytests that do not agree on the outcome of one run: 3, and said so.
+    """Two pytests that do not agree on the outcome of one run's tests: 3, and said so.
 
-    Plain pytest takes the conftest's number.
+    An exit code that a hook of the user's own sets after the tests is taken, as plain pytest does.
     """
-    conftest = "def pytest_sessionfinish(session):\n    session.exitstatus = 9\n"
-    ours = bench.ours(Scenario(files={**PASS, "conftest.py": conftest}))
+    hook = "def pytest_sessionfinish(session):\n    session.exitstatus = 9\n"
+    assert bench.ours(Scenario(files={**PASS, "conftest.py": hook})).code == 9
+
+    hidden = (
+        "import pytest\n@pytest.hookimpl(wrapper=True)\ndef pytest_runtestloop(session):\n"
+        "    yield\n    session.testsfailed += 1\n    return True\n"
+    )
+    ours = bench.ours(Scenario(files={**PASS, "conftest.py": hidden}))
 
     assert ours.code == 3
     assert any(
-        line.startswith("gpu-cluster: ") and "exit code 9, its results give 0" in line
+        line.startswith("gpu-cluster: ") and "exit code 1, their results give 0" in line
         for line in ours.raw.splitlines()
     ), ours.raw
+
+
+SEEN = """
+import os, pytest
+seen = []
+@pytest.fixture(scope="session", autouse=True)
+def watch():
+    yield
+    seen.append(1)
+    {teardown}
+def pytest_sessionfinish(session):
+    if seen:
+        {finish}
+"""
+
+
+@pytest.mark.parametrize(
+    ("teardown", "finish"),
+    [
+        ("pass", "session.exitstatus = 7"),
+        ("pass", "pytest.exit('leaks', returncode=7)"),
+        ("pass", "raise RuntimeError('leaks')"),
+        ("os._exit(7)", "pass"),
+    ],
+    ids=["status", "exit", "raise", "death"],
+)
+def test_b17_what_only_the_process_of_the_tests_sees_at_its_end_is_never_0(
+    bench: Bench, teardown: str, finish: str
+) -> None:
+    """A hook that looks for leaks sees them where the tests ran, and so does a device's driver."""
+    conftest = SEEN.format(teardown=teardown, finish=finish)
+    scenario = Scenario(files={**PASS, "conftest.py": conftest})
+
+    assert bench.plain(scenario).code != 0
+    ours = bench.ours(scenario)
+    assert ours.code != 0
+    if "exitstatus" in finish or "exit(" in finish:
+        assert ours.code == 7
 
 
 def test_b18_a_cluster_that_does_not_come_up_is_10_with_its_reason(

@@ -32,6 +32,7 @@ from pytest_gpu_cluster.contract.events import (
     Event,
     Interrupted,
     LateRecords,
+    Notice,
     Output,
     Retry,
     TestFinished,
@@ -222,6 +223,31 @@ def test_a_test_that_had_not_begun_is_blamed_for_a_death_between_two(parts: Part
     parts.workers.on_messages(parts.worker, [finished(first), Exit(status=3)])
 
     assert parts.outcomes() == {first.nodeid: None, second.nodeid: FailureClass.CRASH}
+
+
+@pytest.mark.parametrize("status", [-11, 1], ids=["crash", "exception"])
+def test_a_process_that_dies_after_its_tests_fails_the_run(parts: Parts, status: int) -> None:
+    """The teardown of a session's fixture, or a hook: it was green, for no test ran then."""
+    first, _ = parts.tests
+    parts.run(first)
+    parts.workers.on_messages(parts.worker, [finished(first)])
+    parts.worker.finish()
+    parts.workers.on_messages(parts.worker, [Exit(status=status, err="what it said")])
+
+    assert parts.state.worker_status == 1
+    (notice,) = (event for event in parts.events() if isinstance(event, Notice))
+    assert "after its tests" in notice.text
+    assert "what it said" in notice.text
+
+
+def test_a_hook_at_the_end_of_a_process_fails_the_run_and_is_named(parts: Parts) -> None:
+    """It may look for leaks, and only this process had the tests that leak."""
+    parts.run(parts.tests[0])
+    done = Done(exitstatus=7, tests_status=0)
+    parts.workers.on_messages(parts.worker, [finished(parts.tests[0]), done])
+
+    assert parts.state.worker_status == 7
+    assert [e.text.partition(":")[0] for e in parts.events() if isinstance(e, Notice)] == ["gw0"]
 
 
 def test_a_lost_machine_costs_the_running_test_an_attempt_and_the_waiting_one_none(

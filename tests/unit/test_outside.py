@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.outside.run import Outcome, differences, read_cases, read_counts
+from tests.compared import Outcome, differences, read_cases, read_counts
 
 JUNIT = """<testsuites><testsuite>
 <testcase classname="a" name="ok"/>

@@ -232,6 +232,8 @@ class Agent:
         state.journal.append(
             events.SessionFinished(
                 pytest_status=result.exitstatus,
+                tests_status=result.tests_status,
+                worker_status=state.worker_status,
                 shouldfail=result.shouldfail,
                 shouldstop=result.shouldstop,
                 failure_class=state.outcomes.failure_class,

@@ -8,7 +8,7 @@ from pytest_gpu_cluster.agent.plan import Case
 from pytest_gpu_cluster.contract.events import Event, TestFinished
 from pytest_gpu_cluster.contract.failures import FailureClass
 from pytest_gpu_cluster.contract.messages import Finished
-from pytest_gpu_cluster.contract.records import TestRecord, crash_records
+from pytest_gpu_cluster.contract.records import TestRecord, count_failures, crash_records
 
 
 class Outcomes:
@@ -62,9 +62,7 @@ class Outcomes:
 
     def count(self, records: Sequence[TestRecord]) -> None:
         """Count the failed reports among these records."""
-        for record in records:
-            if record["kind"] == "report":
-                self.failures += record["report"]["outcome"] == "failed"
+        self.failures += count_failures(records)
 
     def _add(
         self, test: Case, report: Finished, worker: str, failure_class: FailureClass | None

@@ -156,6 +156,8 @@ def notices(options: SelectionOptions, cases: Cases) -> Iterator[Notice]:
     if options.unused:
         text = "no effect here: the number of processes follows the devices"
         yield Notice(name="xdist", text=f"{', '.join(options.unused)}: {text}")
+    for remark in options.remarks:
+        yield Notice(name="plugin", text=remark)
     if cases.ordering is Ordering.KEPT:
         yield Notice(name="order", text=f"handed out as collected, for {options.ordering_reason}")
     elif options.ordering is Ordering.SERIAL:

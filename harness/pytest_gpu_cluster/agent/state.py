@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pytest_gpu_cluster.agent.outcomes import Outcomes
 from pytest_gpu_cluster.agent.plan import Backlog, Case, Durations
 from pytest_gpu_cluster.agent.worker import Worker
+from pytest_gpu_cluster.contract.events import Notice
 from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
 from pytest_gpu_cluster.contract.messages import Finished
 from pytest_gpu_cluster.contract.record import EventWriter, SessionRecord
@@ -31,6 +32,7 @@ class SessionState:
         self.workers: list[Worker] = []
         self.crashed_files: dict[str, str] = {}  # whose import ended the process, and its text
         self.coverage: list[str] = []  # keys in the store
+        self.worker_status = 0  # of the first process whose end failed after passed tests
         self.stop: StopReason | None = None  # None: tests still start
         self.stop_message = ""
         self.damage: str | None = None  # what was lost: the next session needs a whole cluster
@@ -57,6 +59,11 @@ class SessionState:
             test, text, failure_class, when=when, duration_s=duration_s, worker=worker
         )
         self.check_maxfail()
+
+    def fail_end(self, worker: str, status: int, text: str) -> None:
+        """Let the run end with `status`, for what came after a process's tests; say why."""
+        self.journal.append(Notice(name="worker", text=f"{worker}: {text}"))
+        self.worker_status = self.worker_status or status
 
     def count_late(self, records: Sequence[TestRecord]) -> None:
         """Count errors of a teardown that ran after the outcome of its test."""

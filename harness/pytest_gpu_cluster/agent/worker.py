@@ -189,6 +189,11 @@ class Worker:
             return self.queue[0]
         return self.running
 
+    def has_broken_end(self, ending: Exit) -> bool:
+        """True when the process died by itself after its tests: in a teardown, or a hook."""
+        asked = self.stopped_at is not None or ending.ordered
+        return self.result is None and not asked and not self.machine_lost(ending)
+
     def death(self, ending: Exit) -> Death:
         """Return the meaning of the end of the process."""
         victim, stopped = self.victim(ending), self.stopped_at is not None

@@ -21,6 +21,7 @@ from pytest_gpu_cluster.contract.events import (
     Message,
     Output,
     Retry,
+    Summary,
     TestStarted,
     UsageError,
     WarningRaised,
@@ -80,14 +81,26 @@ class Workers:
                 self._publish(worker, replace(message, worker=worker.name))
             case LateRecords() | WarningRaised():
                 self._on_late(worker, message)
+            case Summary():
+                self._state.journal.append(replace(message, worker=worker.name))
             case InternalError() | Interrupted():
                 self._on_end_of_session(worker, message)
             case UsageError():
                 worker.refusal = message.text
             case Done():
                 worker.result = message
+                self._check_end(worker, message)
             case Exit():
                 self._on_exit(worker, message)
+
+    def _check_end(self, worker: Worker, message: Done) -> None:
+        """Keep what a hook at the end of a process made of passed tests: plain pytest fails too."""
+        status = message.exitstatus
+        if message.tests_status == 0 and status:
+            text = (
+                f"exit code {status} of a hook at the end of its session, though its tests passed"
+            )
+            self._state.fail_end(worker.name, status, text)
 
     def _publish_start(self, worker: Worker) -> None:
         if (test := worker.unpublished) is not None:
@@ -136,6 +149,9 @@ class Workers:
                 lost_tests = [*([victim] if victim is not None else []), *others]
                 self._retry(worker, lost_tests, _loss(worker, ending))
                 others = []
+            case Death.ENDED if worker.has_broken_end(ending):
+                text = with_last_output(crash_text(ending, "after its tests"), ending)
+                state.fail_end(worker.name, 1, text)
         worker.drop_tests()
         if state.stop is None:
             state.backlog.put_back(others)

@@ -166,6 +166,9 @@ class SessionFinished(Event, kind="session_finished"):
     pytest_status: int | None = field(
         default=None, metadata=alias("exitstatus")
     )  # of the remote pytest; None: it has none
+    tests_status: int | None = None  # of its tests alone, before hooks of its end changed it
+    # Of a test process whose tests have passed, when a hook of its end said otherwise; 0: none
+    worker_status: int = 0
     shouldfail: str | bool | None = None  # pytest's own reasons to end
     shouldstop: str | bool | None = None
     failure_class: FailureClass | None = None  # None: the tests decide
@@ -334,9 +337,13 @@ class Finishing(Event, kind="finishing"):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(Event, kind="summary"):
-    """What the user's conftests write at the end."""
+    """What the user's conftests write at the end.
+
+    Of a process that ran tests: what the plugins of those modules do.
+    """
 
     parts: Sequence[PluginText]
+    worker: str = ""  # "": the selecting process
 
 
 EVENTS: dict[str, type[Event]] = {

@@ -71,6 +71,7 @@ class Done(Message, kind="done"):
     """pytest has ended; nothing follows but the end of the process."""
 
     exitstatus: int | None
+    tests_status: int | None = None  # before hooks of the session's end changed it
     shouldfail: str | bool | None = None
     shouldstop: str | bool | None = None
     coverage: str = ""  # the file that coverage.py has written on the node

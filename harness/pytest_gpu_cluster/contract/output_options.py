@@ -1,7 +1,7 @@
 """Options of known plugins that write files: where each writes, and what that asks of the run.
 
 A plugin is added by a row in OPTIONS. The client makes globs of the rows whose option is given; a
-test process reads the two flags.
+test process reads `one_process`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ class OutputOption:
     sent: bool = False  # the plugin reads what the last run has written
     one_process: bool = False  # each process would write over what another has written
     stays_away: str = ""  # a plugin that would write here too, of a run that was not here
-    unlike_xdist: bool = False  # the plugin switches itself off where pytest-xdist seems to run
 
 
-_STORAGE = ("./{benchmark_storage}/**",)
 _BESIDE_TESTS = ("test_*/", "*_test/")  # pytest-datadir: a directory by the name of the module
 
 OPTIONS = (
@@ -42,26 +40,6 @@ OPTIONS = (
         paths=("*.py", ".inline-snapshot/"),
         words=("create", "fix", "trim", "update"),
         one_process=True,
-        unlike_xdist=True,
-    ),
-    # pytest-benchmark
-    *(
-        OutputOption(
-            name=f"--benchmark-{name}",
-            dest=f"benchmark_{name.replace('-', '_')}",
-            paths=paths,
-            sent=paths == _STORAGE,
-            one_process=True,
-            unlike_xdist=True,
-        )
-        for name, paths in {
-            "json": ("./{benchmark_json}",),
-            "save": _STORAGE,
-            "autosave": _STORAGE,
-            "compare": _STORAGE,
-            "histogram": ("./{benchmark_histogram}*.svg",),
-            "cprofile-dump": ("./{benchmark_cprofile_dump}*.prof",),
-        }.items()
     ),
     # pytest-memray
     OutputOption(

@@ -57,6 +57,8 @@ class ReportRecord(TypedDict):
     report: ReportData
     # Category, letter and word, as the conftests of the cluster answered; None: nobody did
     status: JsonValue
+    # The outcome that pytest counted, where asking for the status has changed it since
+    counted: NotRequired[str]
 
 
 class WarningRecord(TypedDict):
@@ -104,8 +106,22 @@ class XmlRecord(TypedDict):
     value: str
 
 
+class PluginRecord(TypedDict):
+    """What a plugin keeps of a test until the end of its session, which is on the client."""
+
+    kind: Literal["plugin"]
+    plugin: str
+    data: JsonValue
+
+
 TestRecord: TypeAlias = (
-    NodeRecord | ReportRecord | WarningRecord | OutputRecord | LogFileRecord | XmlRecord
+    NodeRecord
+    | ReportRecord
+    | WarningRecord
+    | OutputRecord
+    | LogFileRecord
+    | XmlRecord
+    | PluginRecord
 )
 
 
@@ -196,6 +212,12 @@ def crash_records(
             add(phase, "passed")
     records.append({"kind": "logfinish", "nodeid": nodeid, "location": list(location)})
     return records
+
+
+def count_failures(records: Iterable[TestRecord]) -> int:
+    """Return the number of failed reports as pytest counts them for `--maxfail`."""
+    reports = (record for record in records if record["kind"] == "report")
+    return sum(each.get("counted", each["report"]["outcome"]) == "failed" for each in reports)
 
 
 def native_longrepr(text: str, location: Location) -> JsonObject:

@@ -89,6 +89,7 @@ class PytestFacts(Noun):
     program: str = ""  # the name of the file that was run: pytest, or __main__.py
     sys_path: tuple[str, ...] = ()  # directories of the tree that only the local sys.path has
     color: str = "no"  # pytest's --color
+    inipath: str = ""  # the file of pytest's settings; "": there is none
     columns: int = 80
     seed: int | str | None = None  # of pytest-randomly
     cache: Mapping[str, JsonValue] = field(default_factory=dict)  # of pytest's cache, by key

@@ -47,6 +47,7 @@ class SelectionOptions(Noun):
     ordering: Ordering = Ordering.FREE
     ordering_reason: str = ""  # what binds the order, for people; "" where it is free
     ordering_fixed: bool = False  # no `distribute` makes it free
+    remarks: tuple[str, ...] = ()  # what plugins cannot do here, for people
     unused: tuple[str, ...] = ()  # options of pytest-xdist that have no effect here, as typed
     randomly_seed: int | str | None = None  # of pytest-randomly
     wants_reports: bool = True  # a hook of the user's own may ask for every report

@@ -23,7 +23,8 @@ def write_coverage(
         return
     from coverage import CoverageData
 
-    controller.cov._warn_no_data = False  # pytest-cov does so where tests run in other processes
+    # pytest-cov does so where tests run in other processes: nothing is imported in this one.
+    controller.cov._warn_no_data = controller.cov._warn_unimported_source = False
     target = Path(controller.cov.config.data_file)
     for number, part in enumerate(parts):
         with tempfile.TemporaryDirectory() as scratch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pytest_gpu_cluster.contract.events import Event, SessionFinished
 from pytest_gpu_cluster.host.collection import Collection
 
@@ -28,7 +30,7 @@ class EventOrder:
 def cross_check(
     ended: SessionFinished | None, collection: Collection, status: int, problems: list[str]
 ) -> list[str]:
-    """Return what speaks against the local exit status.
+    """Return what speaks against `status`, which the results give here.
 
     `problems`: what was noticed before.
 
@@ -44,11 +46,29 @@ def cross_check(
     if missing:
         names = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         differences.append(f"{len(missing)} collected tests have no result: {names}")
-    if ended.pytest_status is None:
+    if ended.tests_status is None:
         differences.append("the remote session did not say how it ended")
-    elif ended.pytest_status != status:
+    elif ended.tests_status != status:
         differences.append(
-            f"the remote pytest ended with exit code {ended.pytest_status},"
-            f" its results give {status}"
+            f"the tests of the remote pytest end with exit code {ended.tests_status},"
+            f" their results give {status}"
         )
     return differences
+
+
+def changed_status(ended: SessionFinished, status: int) -> int:
+    """Return the exit code that hooks of the user's own made of `status` on the cluster.
+
+    Those of the selecting process decide as in plain pytest; those of a test process, which may
+    have seen in its tests what only it can see, make a failure of a success.
+    """
+    if ended.tests_status == status and ended.pytest_status is not None:
+        status = ended.pytest_status
+    return ended.worker_status if status in (0, 5) and ended.worker_status else status
+
+
+def tests_status(session: pytest.Session) -> int:
+    """Return the exit code that pytest gives for the tests so far, whatever a hook adds to it."""
+    if session.testsfailed:
+        return pytest.ExitCode.TESTS_FAILED
+    return pytest.ExitCode.OK if session.testscollected else pytest.ExitCode.NO_TESTS_COLLECTED

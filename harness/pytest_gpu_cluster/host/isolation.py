@@ -9,8 +9,17 @@ import pytest
 from pytest_gpu_cluster.contract.output_options import given
 from pytest_gpu_cluster.host.arguments import ARGUMENTS, read
 
-# Options that need the tests themselves, by pytest's name for them.
-UNSUPPORTED = {"showfixtures": "--fixtures", "show_fixtures_per_test": "--fixtures-per-test"}
+CODE = "reads code that only the cluster imports"
+# Options that need the tests themselves, or what is not sent, by their `dest`; and why.
+UNSUPPORTED = {
+    "showfixtures": ("--fixtures", CODE),
+    "show_fixtures_per_test": ("--fixtures-per-test", CODE),
+    "deadfixtures": ("--dead-fixtures", CODE),
+    "showrepeated": ("--dup-fixtures", CODE),
+    "generate_missing": ("--generate-missing", CODE),
+    "picked": ("--picked", "asks git what has changed, and the cluster has no .git"),
+    "benchmark_cprofile": ("--benchmark-cprofile", "profiles tests in their own process"),
+}
 
 
 def ignore_user_code(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
@@ -40,10 +49,8 @@ def configure(config: pytest.Config) -> None:
     Raises UsageError for an option that needs the tests themselves.
     """
     option = config.option
-    for name, flag in UNSUPPORTED.items():
+    for name, (flag, why) in UNSUPPORTED.items():
         if getattr(option, name, False):
-            raise pytest.UsageError(
-                f"{flag} reads code that only the cluster imports: run it without --gpu-cluster"
-            )
+            raise pytest.UsageError(f"{flag} {why}: run it without --gpu-cluster")
     if hasattr(option, "dist"):
         option.numprocesses, option.dist, option.tx = None, "no", []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from xml.etree.ElementTree import Element
 
 import pytest
 from _pytest.junitxml import xml_key
@@ -39,6 +40,32 @@ class JUnitOrder:
         """Give the cases after the first `before` ones their place in the collection."""
         for case in self._cases()[before:]:
             self._rank[id(case)] = rank
+
+    def join_since(self, before: int) -> None:
+        """Make one case of a test and an error of its teardown that came after its end.
+
+        pytest has two of a test that failed before, and one of any other.
+        """
+        for late in [*self._cases()[before:]]:
+            case = late.to_xml()
+            earlier = self._last_case(before, case)
+            if earlier is None:
+                continue
+            rank = self._rank.get(id(earlier))
+            if earlier.to_xml().find("failure") is not None:
+                self._rank[id(late)] = -1 if rank is None else rank
+                self.writer.cnt_double_fail_tests += 1
+                continue
+            earlier.to_xml().extend(case)
+            self.writer.node_reporters_ordered.remove(late)
+
+    def _last_case(self, before: int, case: Element) -> Any:
+        """Return the last of the first cases that is of the same test; None where there is none."""
+        names = [case.get(key) for key in ("classname", "name")]
+        for earlier in reversed(self._cases()[:before]):
+            if [earlier.to_xml().get(key) for key in ("classname", "name")] == names:
+                return earlier
+        return None
 
     def sort(self, last: int) -> None:
         """Order the cases as the tests were collected; `last` is the rank of what was not."""

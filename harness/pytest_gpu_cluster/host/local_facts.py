@@ -34,6 +34,7 @@ def local_facts(config: pytest.Config, tree: Path) -> PytestFacts:
         ),
         color="yes" if writer.hasmarkup else "no",
         columns=writer.fullwidth,
+        inipath=str(config.inipath or ""),
         seed=seed if isinstance(seed, int) else None,
         cache={name: cache.get(f"cache/{name}", None) for name in CACHES}
         if cache is not None

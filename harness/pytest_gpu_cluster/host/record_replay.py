@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
 from pytest_gpu_cluster.contract.codec import from_wire
 from pytest_gpu_cluster.contract.records import ReportRecord, TestRecord
 from pytest_gpu_cluster.host import deserialize
+from pytest_gpu_cluster.host.benchmarks import add_benchmark
 from pytest_gpu_cluster.host.junit_order import JUnitOrder
 from pytest_gpu_cluster.host.terminal import Terminal
+
+# A report, what its status was answered to be, and outcome and failure that it has from then on.
+Status: TypeAlias = tuple[object, Any, tuple[Any, Any] | None]
 
 
 class RecordReplay:
@@ -20,7 +24,7 @@ class RecordReplay:
     def __init__(self, config: pytest.Config, terminal: Terminal, junit: JUnitOrder) -> None:
         self._config, self._terminal, self._junit = config, terminal, junit
         self._started = ""  # the node id whose start is shown
-        self._statuses: dict[int, tuple[object, Any]] = {}  # of reports by their id
+        self._statuses: dict[int, Status] = {}  # of reports by their id
 
     def start(self, item: pytest.Item) -> None:
         """Show that a test runs, once."""
@@ -54,6 +58,8 @@ class RecordReplay:
                 self._terminal.pass_on(text, record["via"], fresh=record.get("fresh", False))
             elif record["kind"] == "log_file":
                 self._terminal.log_file(record["text"])
+            elif record["kind"] == "plugin":
+                add_benchmark(self._config, record)
             else:
                 value = self._terminal.paths.text(record["value"])
                 self._junit.record(record, value, several=self._terminal.workers > 1)
@@ -62,11 +68,21 @@ class RecordReplay:
     def _report(self, record: ReportRecord, *, paths: bool) -> None:
         data = self._terminal.paths(record["report"]) if paths else record["report"]
         report = deserialize.report(self._config, data)
-        self._statuses[id(report)] = (report, from_wire(record["status"]))
+        changed = (report.outcome, report.longrepr) if "counted" in record else None
+        self._statuses[id(report)] = (report, from_wire(record["status"]), changed)
+        if changed is not None:
+            report.outcome, report.longrepr = "passed", None
         self._config.hook.pytest_runtest_logreport(report=report)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_report_teststatus(self, report: object) -> Any:
-        """Answer as the conftests of the cluster did, who decide letters and words."""
-        of, status = self._statuses.get(id(report), (None, None))
-        return status if of is report else None
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> Any:
+        """Answer as the conftests of the cluster did, who decide letters and words.
+
+        A report that this turned into a failure there is turned into one here.
+        """
+        of, status, changed = self._statuses.get(id(report), (None, None, None))
+        if of is not report:
+            return None
+        if changed is not None:
+            report.outcome, report.longrepr = changed
+        return status

@@ -46,7 +46,12 @@ from pytest_gpu_cluster.contract.records import TestRecord, crash_records
 from pytest_gpu_cluster.contract.selection import Raised
 from pytest_gpu_cluster.host import deserialize
 from pytest_gpu_cluster.host.collection import Collection, adopt_caches
-from pytest_gpu_cluster.host.cross_check import EventOrder, cross_check
+from pytest_gpu_cluster.host.cross_check import (
+    EventOrder,
+    changed_status,
+    cross_check,
+    tests_status,
+)
 from pytest_gpu_cluster.host.junit_order import JUnitOrder
 from pytest_gpu_cluster.host.record_replay import RecordReplay
 from pytest_gpu_cluster.host.remote_errors import (
@@ -76,6 +81,7 @@ class Replay:
         self.own_failures = 0
         self.problems: list[str] = []  # each of them forbids exit code 0
         self.ended: SessionFinished | None = None
+        self._tests_status = 0  # pytest's exit code for the tests, when the last event came
         self.terminal = Terminal(config)
         self._collection = Collection()
         self._junit = JUnitOrder(config)
@@ -204,15 +210,18 @@ class Replay:
             case TestFinished():
                 self._test(event)
             case LateRecords():
+                before = self._junit.count()
                 self._records.replay(event.records)
+                self._junit.join_since(before)
             case InternalError() | Interrupted() | UsageError():
                 self._broken(event)
             case Finishing():
                 self.terminal.finishing = True
             case Summary():
-                self.terminal.keep_summary(event.parts)
+                self.terminal.keep_summary(event)
             case SessionFinished():
                 self.ended, self.stage = event, Stage.ENDED
+                self._tests_status = tests_status(self.session)
             case _:
                 pass  # of phases and machines: other sinks show them
 
@@ -304,10 +313,12 @@ class Replay:
         self.terminal.show_late()
         self._junit.sort(len(self._collection))
         if self._stop is None:
-            status = int(session.exitstatus)
+            status = self._tests_status
             self.problems += cross_check(self.ended, self._collection, status, self.problems)
         if self.problems and session.exitstatus in (0, 1, 5):
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+        elif self.ended is not None:
+            session.exitstatus = changed_status(self.ended, int(session.exitstatus))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection(self) -> Iterator[None]:

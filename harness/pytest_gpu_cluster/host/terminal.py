@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 
 from pytest_gpu_cluster.contract.codec import PathMap, from_wire
-from pytest_gpu_cluster.contract.events import Output
-from pytest_gpu_cluster.contract.records import PluginLines, PluginText, WarningRecord
+from pytest_gpu_cluster.contract.events import Output, Summary
+from pytest_gpu_cluster.contract.records import PluginLines, WarningRecord
 from pytest_gpu_cluster.host import deserialize
 
 
@@ -32,7 +32,7 @@ class Terminal:
         self._warnings: list[Any] = []  # those that are shown: not those of this process
         self._held: tuple[Any, Any, io.StringIO] | None = None
         self._late: list[Output] = []  # output of the end, until the results are shown
-        self._summary: Sequence[PluginText] = ()
+        self._summaries: list[Summary] = []
 
     @property
     def reporter(self) -> Any:
@@ -72,7 +72,9 @@ class Terminal:
     def show_header(self, parts: Iterable[PluginLines]) -> None:
         """Show the header lines of plugins that only the cluster has."""
         reporter = self.reporter
-        if reporter is not None and reporter.showheader and not reporter.no_header:
+        # One that a plugin has put in the place of pytest's own may have no headers.
+        shown = getattr(reporter, "showheader", False) and not reporter.no_header
+        if shown:
             for line in self.lines(parts):
                 reporter.write_line(line)
 
@@ -153,8 +155,13 @@ class Terminal:
         if self.reporter is not None:
             self.reporter._keyboardinterrupt_memo = place
 
-    def keep_summary(self, parts: Sequence[PluginText]) -> None:
-        self._summary = parts
+    def keep_summary(self, event: Summary) -> None:
+        self._summaries.append(event)
+        hook = self._config.hook.pytest_terminal_summary
+        silent = {part["plugin"] for part in event.parts if event.worker}
+        for implementation in list(hook.get_hookimpls()):
+            if implementation.function.__module__ in silent:
+                hook._remove_plugin(implementation.plugin)  # private; `unregister` calls it
 
     def show_late(self) -> None:
         """Show what the remote session wrote at its end."""
@@ -163,7 +170,10 @@ class Terminal:
             self._show_live(event)
 
     def show_summary(self) -> None:
-        """Show what the user's conftests say at the end."""
-        for part in self._summary:
-            if not self._config.pluginmanager.has_plugin(part["plugin"]):
-                self.write(self.paths.text(part["text"]), fresh=part["fresh"])
+        """Show what is said at the end by the user's conftests, and by plugins of the workers."""
+        for event in self._summaries:
+            if event.worker and self.workers > 1:
+                self.write(f"[{event.worker}]\n", fresh=True)
+            for part in event.parts:
+                if event.worker or not self._config.pluginmanager.has_plugin(part["plugin"]):
+                    self.write(self.paths.text(part["text"]), fresh=part["fresh"])

@@ -89,6 +89,11 @@ def third_party(caller: pluggy.HookCaller) -> Iterator[pluggy.HookImpl]:
             yield implementation
 
 
+def module_of(implementation: pluggy.HookImpl) -> str:
+    """Return the name of the module that implements a hook."""
+    return getattr(implementation.function, "__module__", None) or ""
+
+
 def installed_modules(config: pytest.Config) -> set[str]:
     """Return the top-level modules of plugins that come from an installed distribution.
 

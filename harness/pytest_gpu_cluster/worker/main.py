@@ -39,6 +39,8 @@ def main(specification: JsonObject, connection: socket.socket) -> int:
     prepare.set_environment(spec)
     prepare.refresh_repository(spec)
     prepare.write_cache(spec)
+    prepare.hide_own_plugin()
+    prepare.accept_preloaded()
     options = prepare.Options(spec)
     session = remote_session(spec, Channel(connection), options)
     arguments = prepare.pytest_arguments(spec)

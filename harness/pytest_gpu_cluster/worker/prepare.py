@@ -11,13 +11,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from _pytest.assertion.rewrite import AssertionRewritingHook
 
 from pytest_gpu_cluster.contract.codec import PathMap
-from pytest_gpu_cluster.contract.output_options import given
 from pytest_gpu_cluster.contract.specs import Role, WorkerSpec
 from pytest_gpu_cluster.fixtures import SPEC
+from pytest_gpu_cluster.worker import benchmarks
 
 REFRESH_S = 30.0
 # Options that write files or draw conclusions, by their `dest`, with the value that switches each
@@ -32,6 +34,12 @@ OUTPUTS: Mapping[str, object] = {
     "cov_report": {},
     "cov_fail_under": None,
     "store_durations": False,
+    "benchmark_json": None,
+    "benchmark_save": None,
+    "benchmark_autosave": False,
+    "benchmark_compare": [],
+    "benchmark_compare_fail": None,
+    "benchmark_histogram": [],
     "max_warnings": None,
     "debug": None,
     "clean_alluredir": False,
@@ -64,6 +72,7 @@ XDIST_VARIABLES = (
 )
 XDIST_MARK = "xdist_group(name): tests of one name run in one process, in their order"
 XDIST_INI = ("rsyncdirs", "rsyncignore", "looponfailroots")
+OWN_PLUGIN = "pytest_gpu_cluster.plugin"
 # Names that `-p` must not have: they load xdist, or leave pytest without its terminal reporter.
 REFUSED_PLUGINS = ("no:terminal", "xdist", "xdist.plugin", "xdist.looponfail")
 
@@ -106,6 +115,29 @@ def refresh_repository(spec: WorkerSpec) -> None:
         if b"index.lock" not in done.stderr:
             return
         time.sleep(0.05)
+
+
+def hide_own_plugin() -> None:
+    """Make this package's plugin one without hooks: addopts or PYTEST_PLUGINS may name it.
+
+    Its docstring keeps pytest from a warning that it was imported before it could be rewritten.
+    """
+    sys.modules[OWN_PLUGIN] = ModuleType(OWN_PLUGIN, "PYTEST_DONT_REWRITE")
+
+
+def accept_preloaded() -> None:
+    """Let plugins be modules that the fork server has imported, as `-p asyncio` or `-p rich`.
+
+    pytest would warn that it cannot rewrite them, where plain pytest has nothing to warn of.
+    """
+    preloaded = dict.fromkeys(sys.modules, Path())
+    begin = AssertionRewritingHook.__init__
+
+    def begin_accepting(hook: AssertionRewritingHook, config: pytest.Config) -> None:
+        begin(hook, config)
+        hook._rewritten_names.update(preloaded)  # private: no warning for a name of these
+
+    AssertionRewritingHook.__init__ = begin_accepting  # type: ignore[assignment, method-assign]
 
 
 def path_map(spec: WorkerSpec) -> PathMap:
@@ -174,10 +206,13 @@ def pytest_arguments(spec: WorkerSpec) -> list[str]:
     Before it stand the arguments that make pytest a test process.
     """
     paths = path_map(spec)
+    inipath = paths.text(spec.client.inipath)
     return [
         *("-p", "no:xdist", "-p", "no:xdist.looponfail", "-p", "no:gpu_cluster"),
         f"--rootdir={spec.tree.rootdir}",
         *("-o", f"cache_dir={spec.scratch}/cache"),
+        # Else pytest looks beside any argument that is a file, and the client has written some.
+        *(("-c", inipath) if Path(inipath).is_file() else ()),
         *_allowed([paths.text(argument) for argument in spec.args]),
     ]
 
@@ -206,7 +241,6 @@ class Options:
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
         self.typed: dict[str, object] = {}  # the user's values of OUTPUTS and SELECTION
-        self.hidden: dict[str, str] = {}  # variables that no plugin sees in its pytest_configure
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_addoption(self, parser: pytest.Parser) -> None:
@@ -241,9 +275,6 @@ class Options:
             parser.addini("cache_dir", "nobody asks for it")
         with contextlib.suppress(ImportError):
             early_config.pluginmanager.add_hookspecs(importlib.import_module("xdist.newhooks"))
-        known = vars(early_config.known_args_namespace)
-        if any(each.unlike_xdist for each in given(known)):
-            self.hidden = {name: os.environ.pop(name) for name in XDIST_VARIABLES}
         for name in ("cov_report", "cov_fail_under"):
             if hasattr(early_config.known_args_namespace, name):
                 setattr(early_config.known_args_namespace, name, OUTPUTS[name])
@@ -252,6 +283,7 @@ class Options:
     @pytest.hookimpl(tryfirst=True)
     def pytest_configure(self, config: pytest.Config) -> None:
         spec, option = self.spec, config.option
+        benchmarks.enable(config)
         config.stash[SPEC] = spec
         if "xdist" in sys.modules:  # installed, and kept from registering its mark
             config.addinivalue_line("markers", XDIST_MARK)
@@ -260,14 +292,12 @@ class Options:
             if hasattr(option, name):
                 self.typed[name] = getattr(option, name)
                 setattr(option, name, value)
+        coverage = config.pluginmanager.get_plugin("_cov")
+        if coverage is not None and hasattr(coverage, "options"):
+            coverage.options.cov_fail_under = None  # which it has read from coverage's settings
         option.basetemp = f"{spec.scratch}/basetemp"
         option.color = spec.client.color
         if spec.client.seed is not None and hasattr(option, "randomly_seed"):
             option.randomly_seed = spec.client.seed
         if hasattr(option, "log_file") and (option.log_file or config.getini("log_file")):
             option.log_file = f"{spec.scratch}/log-file"
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionstart(self) -> None:
-        """Set the hidden variables again: all plugins are configured, and tests may read them."""
-        os.environ.update(self.hidden)

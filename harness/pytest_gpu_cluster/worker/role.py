@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
+import pluggy
 import pytest
 from _pytest.debugging import pytestPDB
 from _pytest.junitxml import xml_key
@@ -18,7 +21,7 @@ from pytest_gpu_cluster.contract.codec import text_of
 from pytest_gpu_cluster.contract.events import InternalError, Interrupted, Output, UsageError
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.messages import Done
-from pytest_gpu_cluster.contract.records import TestRecord, WarningRecord, XmlRecord
+from pytest_gpu_cluster.contract.records import PluginText, TestRecord, WarningRecord, XmlRecord
 from pytest_gpu_cluster.contract.specs import Role, WorkerSpec
 from pytest_gpu_cluster.worker.hooks import surround, third_party
 from pytest_gpu_cluster.worker.prepare import Options
@@ -53,10 +56,13 @@ class RemoteSession(ABC):
 
     def __init__(self, spec: WorkerSpec, channel: Channel, options: Options) -> None:
         self.spec, self.channel, self.options = spec, channel, options
-        self.texts = Texts(self.emit_text)
+        self.texts = Texts(self._emit_text)
+        self.part: list[str] | None = None  # texts of the summary that a plugin is writing
+        self.parts: list[PluginText] = []
         self.outlet = Outlet(lambda text: self.texts.write("tw", text))
         self.lossy = LossyTypes()
         self.interrupted_in = RunningTest()
+        self.tests_status: int | None = None  # pytest's exit status before hooks of its end
 
     # -- the parts that differ ---------------------------------------------------------------------
 
@@ -73,7 +79,7 @@ class RemoteSession(ABC):
         """Take note of something that a test adds to JUnit's XML."""
 
     @abstractmethod
-    def shows_summary_of(self, plugin: str) -> bool:
+    def shows_summary_of(self, implementation: pluggy.HookImpl) -> bool:
         """Return True if the text that this plugin writes at the end can be seen."""
 
     def stop_requests(self) -> tuple[bool | str | None, bool | str | None]:
@@ -86,9 +92,12 @@ class RemoteSession(ABC):
 
     # -- configuration -----------------------------------------------------------------------------
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_addhooks(self, pluginmanager: pytest.PytestPluginManager) -> None:
-        pluginmanager.register(LastConfigured(self), "gpu_cluster_configured")
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_load_initial_conftests(self, early_config: pytest.Config) -> Iterator[None]:
+        """Register the last plugin to be configured: of the last ones, the youngest comes last."""
+        result = yield
+        early_config.pluginmanager.register(LastConfigured(self), "gpu_cluster_configured")
+        return result
 
     def configure(self, config: pytest.Config) -> None:
         """Mute the reporter. It exists now, after every other pytest_configure."""
@@ -98,7 +107,7 @@ class RemoteSession(ABC):
             self._mute(self.reporter)
         summary = config.hook.pytest_terminal_summary
         for implementation in list(third_party(summary)):
-            if not self.shows_summary_of(implementation.plugin_name):
+            if not self.shows_summary_of(implementation):
                 summary._remove_plugin(implementation.plugin)  # private; `unregister` calls it
         if self.options.typed.get("xmlpath"):
             stub = XmlStub(config, self.on_xml)
@@ -124,6 +133,42 @@ class RemoteSession(ABC):
         location: tuple[str, int, str] | None,
     ) -> None:
         self.on_warning(warning_record(warning_message, when, nodeid, location))
+
+    def _emit_text(self, via: Via, text: str) -> None:
+        if self.part is not None:
+            self.part.append(text)
+        else:
+            self.emit_text(via, text)
+
+    def part_of(self, plugin: str) -> Callable[[], AbstractContextManager[None]]:
+        """Return a context that makes the plugin's texts a part of the summary.
+
+        The plugin writes them to the reporter or to stdout.
+        """
+
+        @contextlib.contextmanager
+        def context() -> Iterator[None]:
+            self.texts.flush()
+            self.part = []
+            typed = self.options.typed
+            if self.reporter is not None and (typed.get("xmlpath") or typed.get("htmlpath")):
+                # Their own lines, which the client writes, end the line of results.
+                self.reporter.currentfspath = None
+            try:
+                with self.outlet.into(lambda text: self.texts.write("tw", text)):
+                    yield
+            finally:
+                self.texts.flush()
+                text, self.part = "".join(self.part), None
+                if text:
+                    part: PluginText = {
+                        "plugin": plugin,
+                        "text": text,
+                        "fresh": self.at_line_start(),
+                    }
+                    self.parts.append(part)
+
+        return context
 
     # -- ends --------------------------------------------------------------------------------------
 
@@ -171,6 +216,7 @@ class RemoteSession(ABC):
         self.channel.send(
             Done(
                 exitstatus=status,
+                tests_status=self.tests_status,
                 shouldfail=shouldfail,
                 shouldstop=shouldstop,
                 coverage=coverage if coverage and Path(coverage).exists() else "",
@@ -179,7 +225,10 @@ class RemoteSession(ABC):
 
 
 class LastConfigured:
-    """A plugin whose pytest_configure runs after the terminal reporter's, itself a last one."""
+    """A plugin whose pytest_configure runs after all others.
+
+    The terminal reporter's is a last one too, and so is that of a plugin that replaces it.
+    """
 
     def __init__(self, session: RemoteSession) -> None:
         self._session = session

@@ -6,11 +6,12 @@ import contextlib
 import time
 from collections.abc import Generator, Iterator
 
+import pluggy
 import pytest
 from _pytest.capture import CaptureManager
 
 from pytest_gpu_cluster.contract.codec import to_wire
-from pytest_gpu_cluster.contract.events import Interrupted, LateRecords
+from pytest_gpu_cluster.contract.events import Interrupted, LateRecords, Summary
 from pytest_gpu_cluster.contract.messages import (
     CaptureFiles,
     Finished,
@@ -27,7 +28,9 @@ from pytest_gpu_cluster.contract.records import (
     crash_records,
 )
 from pytest_gpu_cluster.contract.specs import WorkerSpec
+from pytest_gpu_cluster.worker.benchmarks import Benchmarks
 from pytest_gpu_cluster.worker.collect import LazyItems
+from pytest_gpu_cluster.worker.hooks import module_of, surround, third_party
 from pytest_gpu_cluster.worker.orders import OrderQueue, Supply
 from pytest_gpu_cluster.worker.prepare import Options
 from pytest_gpu_cluster.worker.quarantine import Quarantine
@@ -39,6 +42,11 @@ from pytest_gpu_cluster.worker.serialize import LogFile, report_data
 from pytest_gpu_cluster.worker.streams import Channel, Via
 
 STOPPING = (KeyboardInterrupt, pytest.exit.Exception)
+# Modules of plugins that report on the process that ran the tests: the client's copy has nothing.
+REPORTING = (
+    *("inline_snapshot.pytest_plugin", "pytest_codspeed.plugin", "pytest_memray.plugin"),
+    "pytest_profiling",
+)
 CALL_STARTED = PhaseStarted(when="call")
 TEARDOWN_STARTED = PhaseStarted(when="teardown")
 
@@ -54,6 +62,7 @@ class RunningSession(RemoteSession):
     """Runs a test at once when it arrives: none is held back until its successor is known."""
 
     log_file: LogFile | None  # None: the user has none
+    benchmarks: Benchmarks
 
     def __init__(self, spec: WorkerSpec, channel: Channel, options: Options) -> None:
         super().__init__(spec, channel, options)
@@ -65,8 +74,8 @@ class RunningSession(RemoteSession):
         # The last test, whose higher fixtures may still be set up; None: all is torn down.
         self.previous: tuple[pytest.Item, TestOrder] | None = None
 
-    def shows_summary_of(self, plugin: str) -> bool:
-        return False  # there is one summary, after all tests: the selecting session's
+    def shows_summary_of(self, implementation: pluggy.HookImpl) -> bool:
+        return module_of(implementation) in REPORTING  # of others, the selecting session's is shown
 
     # -- the session -------------------------------------------------------------------------------
 
@@ -75,6 +84,7 @@ class RunningSession(RemoteSession):
         config.pluginmanager.register(self.items, "gpu_cluster_items")
         config.pluginmanager.register(RayUse(self.spec), "gpu_cluster_ray")
         self.recorder.configure(config)
+        self.benchmarks = Benchmarks(config)
         self.log_file = (
             LogFile(self.spec.scratch) if getattr(config.option, "log_file", None) else None
         )
@@ -98,6 +108,21 @@ class RunningSession(RemoteSession):
         self.tear_down_previous(session, None)
         self.raise_stop(session)
         return True
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
+        """Send what plugins report of the tests that this process has run."""
+        self.tests_status = int(session.exitstatus)
+        hook = session.config.pluginmanager.hook
+        for caller in (hook.pytest_sessionfinish, hook.pytest_terminal_summary):
+            for implementation in third_party(caller):
+                if (module := module_of(implementation)) in REPORTING:
+                    surround(implementation, self.part_of(module))
+        result = yield
+        self.texts.flush()
+        if self.parts:
+            self.channel.send(Summary(parts=self.parts))
+        return result
 
     def send_interruption(self, session: pytest.Session) -> None:
         """Send that a test or a hook of the user ended the session.
@@ -175,6 +200,7 @@ class RunningSession(RemoteSession):
     def closing_records(self, nodeid: str) -> Iterator[TestRecord]:
         """Yield the records that follow those of a test's hooks."""
         yield from self.lossy.warnings(nodeid)
+        yield from self.benchmarks.new_records()
         if self.log_file is not None:
             yield from self.log_file.new_records()
 
@@ -249,14 +275,17 @@ class RunningSession(RemoteSession):
     ) -> Generator[None, object, object]:
         """Record a report before what other plugins print of it, as it is when they changed it.
 
-        The status is asked first, as the reporter does: subtests turn their test into a failure
-        only then.
+        The status is asked first. pytest's reporter asks later: subtests turn their test into a
+        failure only then, when it is counted already.
         """
         records = self.recorder.records
         if records is None:
             return (yield)
         self.texts.flush()
+        outcome, longrepr = report.outcome, report.longrepr
         status = self.config.hook.pytest_report_teststatus(report=report, config=self.config)
+        changed = report.outcome != outcome
+        report.outcome, report.longrepr = outcome, longrepr
         if status and any(status[1:]):
             self.recorder.shown = True
         record: ReportRecord = {
@@ -264,6 +293,8 @@ class RunningSession(RemoteSession):
             "report": {"nodeid": report.nodeid, "outcome": report.outcome, "longrepr": None},
             "status": to_wire(status) if status else None,
         }
+        if changed:
+            record["counted"] = outcome
         records.append(record)
         try:
             return (yield)

@@ -10,6 +10,7 @@ from _pytest.fixtures import reorder_items
 
 from pytest_gpu_cluster.contract.output_options import given
 from pytest_gpu_cluster.contract.selection import Distribution, Ordering
+from pytest_gpu_cluster.worker.benchmarks import is_measured
 
 # Values of --dist of pytest-xdist, and what they mean here.
 XDIST = {
@@ -53,7 +54,7 @@ class Scopes:
         watched = items if how is Distribution.AUTO else ()
         # Classes with a test that shares a fixture of its module, and files with dependent tests.
         self._sharing = {_class(item) for item in watched if _shares_fixture(item)} - {""}
-        self._dependent = {_file(item) for item in watched if has_mark(item, "dependency")}
+        self._dependent = {_file(item) for item in watched if _is_dependent(item)}
 
     def of(self, item: pytest.Item) -> str:
         """Return the name of a test's scope; "" for a test that is alone."""
@@ -122,6 +123,14 @@ def has_mark(item: pytest.Item, name: str) -> bool:
     return name in item.keywords and item.get_closest_marker(name) is not None
 
 
+def _is_dependent(item: pytest.Item) -> bool:
+    """Return True for a test with pytest-dependency's mark, or whose module has its `depends`."""
+    if has_mark(item, "dependency"):
+        return True
+    depends = getattr(getattr(item, "module", None), "depends", None)
+    return getattr(depends, "__module__", None) == "pytest_dependency"
+
+
 def _shares_fixture(item: pytest.Item) -> bool:
     """Return True for a test with a fixture that lives longer than its class."""
     found = getattr(item, "_fixtureinfo", None)  # private; absent: not a function
@@ -163,6 +172,8 @@ def fixed_reason(config: pytest.Config) -> str:
 def _serial_reason(config: pytest.Config, items: Sequence[pytest.Item]) -> str:
     if limit := config.option.maxfail:
         return "-x" if limit == 1 else f"--maxfail={limit}"
+    if is_measured(config, items):
+        return "pytest-benchmark"
     for mark, (name, plugin) in ORDERING_MARKS.items():
         if config.pluginmanager.hasplugin(plugin) and any(has_mark(item, mark) for item in items):
             return name

@@ -6,8 +6,7 @@ import contextlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pluggy
@@ -27,7 +26,6 @@ from pytest_gpu_cluster.contract.events import (
 from pytest_gpu_cluster.contract.messages import Collecting, FinishSession, Ready, ShowReports
 from pytest_gpu_cluster.contract.records import (
     PluginLines,
-    PluginText,
     ReportData,
     TestRecord,
     WarningRecord,
@@ -67,8 +65,6 @@ class SelectingSession(RemoteSession):
     def __init__(self, spec: WorkerSpec, channel: Channel, options: Options) -> None:
         super().__init__(spec, channel, options)
         self.answers: list[Answer] = []  # of plugins, since they were last sent
-        self.part: list[str] | None = None  # texts of the summary that a plugin is writing
-        self.parts: list[PluginText] = []
         self.showing = False  # the user's hooks see tests that ran elsewhere
         self.session: pytest.Session | None = None
         self.unsorted: Sequence[pytest.Item] = ()  # the tests before any plugin has sorted them
@@ -88,14 +84,13 @@ class SelectingSession(RemoteSession):
     # -- texts and warnings ------------------------------------------------------------------------
 
     def emit_text(self, via: Via, text: str) -> None:
-        if self.part is not None:
-            self.part.append(text)
-        elif not self.showing:
+        if not self.showing:
             fresh = via == "tw" and self.at_line_start()
             self.channel.send(output_event(via, text, fresh=fresh))
 
-    def shows_summary_of(self, plugin: str) -> bool:
-        return plugin not in self.spec.client.plugins  # those write theirs on the client
+    def shows_summary_of(self, implementation: pluggy.HookImpl) -> bool:
+        name = implementation.plugin_name
+        return name not in self.spec.client.plugins  # those write theirs on the client
 
     def on_warning(self, record: WarningRecord) -> None:
         self.channel.send(WarningRaised(warning=record))
@@ -232,7 +227,7 @@ class SelectingSession(RemoteSession):
             match order:
                 case ShowReports(tests=tests):
                     for records in tests:
-                        self.show(session.config, records)
+                        self.show(session, records)
                 case FinishSession():
                     self.finish(session, order)
                     break
@@ -250,17 +245,20 @@ class SelectingSession(RemoteSession):
         if order.shouldstop:
             raise session.Interrupted(order.shouldstop)
 
-    def show(self, config: pytest.Config, records: Iterable[TestRecord]) -> None:
+    def show(self, session: pytest.Session, records: Iterable[TestRecord]) -> None:
         """Let the user's plugins see a test that ran elsewhere.
 
         What they print was printed there already.
         """
-        self.showing = True
+        config, self.showing = session.config, True
         try:
             for record in records:
                 if record["kind"] == "report":
                     report = rebuilt(config, record["report"])
+                    before = session.testsfailed, session.shouldfail
                     config.hook.pytest_runtest_logreport(report=report)
+                    if "counted" in record:
+                        session.testsfailed, session.shouldfail = before
                 elif record["kind"] == "logstart" or record["kind"] == "logfinish":
                     hook = getattr(config.hook, f"pytest_runtest_{record['kind']}")
                     hook(nodeid=record["nodeid"], location=tuple(record["location"]))
@@ -273,50 +271,33 @@ class SelectingSession(RemoteSession):
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
         self.channel.send(Finishing())
-        for implementation in third_party(
-            session.config.pluginmanager.hook.pytest_terminal_summary
-        ):
+        self.tests_status = int(session.exitstatus)
+        hook = session.config.pluginmanager.hook
+        for implementation in third_party(hook.pytest_sessionfinish):
+            if implementation.plugin_name in self.spec.client.plugins:
+                surround(implementation, lambda: status_kept(session))
+        for implementation in third_party(hook.pytest_terminal_summary):
             surround(implementation, self.part_of(implementation.plugin_name))
         result = yield
         self.texts.flush()
         self.channel.send(Summary(parts=self.parts))
         return result
 
-    def part_of(self, plugin: str) -> Callable[[], AbstractContextManager[None]]:
-        """Return a context that makes the plugin's texts a part of the summary.
-
-        The plugin writes them to the reporter or to stdout.
-        """
-
-        @contextlib.contextmanager
-        def context() -> Iterator[None]:
-            self.texts.flush()
-            self.part = []
-            typed = self.options.typed
-            if self.reporter is not None and (typed.get("xmlpath") or typed.get("htmlpath")):
-                # Their own lines, which the client writes, end the line of results.
-                self.reporter.currentfspath = None
-            try:
-                with self.outlet.into(lambda text: self.texts.write("tw", text)):
-                    yield
-            finally:
-                self.texts.flush()
-                text, self.part = "".join(self.part), None
-                if text:
-                    part: PluginText = {
-                        "plugin": plugin,
-                        "text": text,
-                        "fresh": self.at_line_start(),
-                    }
-                    self.parts.append(part)
-
-        return context
-
     def stop_requests(self) -> tuple[bool | str | None, bool | str | None]:
         session = self.session
         if session is None:
             return None, None
         return stop_request(session.shouldfail), stop_request(session.shouldstop)
+
+
+@contextlib.contextmanager
+def status_kept(session: pytest.Session) -> Iterator[None]:
+    """Undo a change of the exit status: the client's own copy of the plugin makes it there."""
+    status = session.exitstatus
+    try:
+        yield
+    finally:
+        session.exitstatus = status
 
 
 def lines_of(answer: object) -> list[str]:

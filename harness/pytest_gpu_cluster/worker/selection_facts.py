@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
 from pytest_gpu_cluster.contract.selection import Raised, SelectionOptions, Stepwise
 from pytest_gpu_cluster.worker.hooks import installed_modules, third_party
-from pytest_gpu_cluster.worker.scopes import Scopes, fixed_reason, ordering, unused_options
+from pytest_gpu_cluster.worker.scopes import (
+    Scopes,
+    fixed_reason,
+    has_mark,
+    ordering,
+    unused_options,
+)
 
 # A plugin with one of these hooks may want to see every report.
 REPORT_HOOKS = ("logreport", "logstart", "logfinish")
@@ -47,7 +53,31 @@ def selection_options(
         ordering_reason=reason,
         ordering_fixed=bool(fixed_reason(config)),
         unused=unused_options(config),
+        remarks=tuple(remarks(config, items)),
     )
+
+
+def remarks(config: pytest.Config, items: Sequence[pytest.Item]) -> Iterator[str]:
+    """Yield what plugins cannot do where several processes run the tests."""
+    if hasattr(config, "_syrupy") and any("snapshot" in fixtures_of(item) for item in items):
+        yield "syrupy: its report is not shown, and snapshots that no test uses are not looked for"
+    dependent = [item for item in items if has_mark(item, "dependency")]
+    if len({_devices(item) for item in dependent}) > 1:
+        yield (
+            "pytest-dependency: dependent tests ask for different devices and run in different"
+            " processes; one that depends on a test of another process is skipped"
+        )
+
+
+def fixtures_of(item: pytest.Item) -> Sequence[str]:
+    """Return the names of a test's fixtures; none for what is not a function."""
+    return getattr(item, "fixturenames", ())
+
+
+def _devices(item: pytest.Item) -> str:
+    """Return a text that is equal for tests that ask for the same devices by their marks."""
+    marks = (item.get_closest_marker(name) for name in ("gpu", "ray"))
+    return " ".join(f"{mark.name}{mark.args}{mark.kwargs}" if mark else "" for mark in marks)
 
 
 def wants_reports(config: pytest.Config) -> bool:
