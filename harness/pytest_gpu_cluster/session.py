@@ -10,7 +10,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from enum import Enum, auto
 from pathlib import Path
@@ -48,6 +48,10 @@ CLUSTER_MARGIN_S = (
 )
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the orderly way out of a Ctrl-C, and no cluster stays."""
+
+
 class Stage(Enum):
     """How far a run has come."""
 
@@ -74,7 +78,11 @@ class Run:
         self.cluster: HeldCluster | None = None
         self.reusable = False  # the agent says that the cluster may serve another session
         self.interrupted = False  # by the user
+        self.must_end = False  # the cluster: by a second Ctrl-C, or by SIGTERM
+        self.releasing = False  # a further Ctrl-C hurries it
+        self.say: Callable[[str], None] = lambda line: None  # shows a line to the user
         self.teardown_failure: HarnessError | None = None
+        self._last: dict[str, int] = {}  # the seq of the last event that was yielded, by writer
 
     def events(self) -> Generator[Event, None, None]:
         """THE RUN: ship, rent, follow, give back.
@@ -168,18 +176,44 @@ class Run:
             raise
         try:
             yield self.cluster
-        except KeyboardInterrupt:  # the user's: a test's own arrives as an event
-            self.interrupted = True
+        except KeyboardInterrupt as problem:  # the user's: a test's own arrives as an event
+            self.interrupt(problem)
             raise
         finally:
-            if self.stage is not Stage.FINISHED and not self.interrupted:
-                self.stop()
+            self.release(self.cluster)
+
+    def interrupt(self, problem: BaseException) -> None:
+        """Note that the user ends the run, and with SIGTERM or SIGHUP the cluster too."""
+        self.interrupted = True
+        self.must_end = self.must_end or isinstance(problem, Terminated)
+
+    def release(self, cluster: HeldCluster) -> None:
+        """End the session, then let the cluster stay warm or close it.
+
+        After a Ctrl-C it stays where it is up and would have stayed; a further one closes it.
+        """
+        self.releasing, hurried = True, False
+        try:
+            keeps = not self.must_end and cluster.up and self.settings.limits.idle_minutes > 0
+            if self.stage is not Stage.FINISHED and self.interrupted and keeps:
+                name = cluster.ref.id
+                self.say(f"the tests end, cluster {name} stays warm; Ctrl-C again ends it too")
+                self.stop(StopReason.CANCELLED)
+            elif self.stage is not Stage.FINISHED and not self.interrupted:
+                self.stop(StopReason.CLIENT_DONE)
+        except KeyboardInterrupt:
+            self.interrupted = self.must_end = hurried = True
+        try:
             if not self.stays_warm():
-                self.close_cluster()
+                if self.interrupted:
+                    self.say(f"the tests and cluster {cluster.ref.id} end")
+                self.close_cluster(now=hurried)
+        finally:
+            self.releasing = False
 
     def stays_warm(self) -> bool:
         """Return True where the cluster may wait for the next session."""
-        return self.reusable and not self.interrupted and self.settings.limits.idle_minutes > 0
+        return self.reusable and not self.must_end and self.settings.limits.idle_minutes > 0
 
     def follow(self, cluster: HeldCluster) -> Iterator[Event]:
         """Yield the journal to the agent's last event.
@@ -198,6 +232,7 @@ class Run:
             for event in events:
                 last_event = time.monotonic()
                 self.on_event(event)
+                self._last[event.writer] = event.seq
                 yield event
             if not events:
                 reader.wait()
@@ -205,13 +240,20 @@ class Run:
                 last_event = time.monotonic()
                 raise_if_gone(cluster, reader)
 
-    def stop(self) -> None:
+    def unread(self) -> list[Event]:
+        """Return the events that `events` has not yielded: what came while it was interrupted."""
+        with contextlib.suppress(HarnessError):
+            events = self.record.reader().poll()
+            return [event for event in events if event.seq > self._last.get(event.writer, -1)]
+        return []
+
+    def stop(self, reason: StopReason) -> None:
         """Ask the agent to end the session, and wait for its last event.
 
         Then the cluster can serve the next.
         """
         with contextlib.suppress(HarnessError):
-            self.record.order_stop(StopReason.CLIENT_DONE)
+            self.record.order_stop(reason)
             reader = self.record.reader()
             deadline = time.monotonic() + WAITS.stop_grace_s
             while self.stage is not Stage.FINISHED and time.monotonic() < deadline:
@@ -226,16 +268,13 @@ class Run:
         """
         if isinstance(event, SessionFinished):
             self.stage, self.reusable = Stage.FINISHED, event.fit
+        elif isinstance(event, PhaseFinished) and self.cluster is not None:
+            self.cluster.up = True  # the agent's one phase: it has joined every node
 
     def close_cluster(self, *, now: bool = False) -> None:
         """End the cluster, once. One that would not go is the failure of the session."""
         if self.cluster is not None:
             self.teardown_failure = self.cluster.close(now=now) or self.teardown_failure
-
-    @property
-    def closing(self) -> bool:
-        """True while the cluster is being closed: a further Ctrl-C hurries it."""
-        return self.cluster is not None and self.cluster.stage is Hold.CLOSING
 
     def write_result(self, ending: Ending) -> None:
         """Make the record final, once; forget the oldest sessions of a local store.

@@ -108,10 +108,11 @@ class Workers:
 
     def _on_end_of_session(self, worker: Worker, message: InternalError | Interrupted) -> None:
         """Stop the session: pytest.exit or Ctrl-C in a test, or an internal error."""
-        if self._state.stop is None:
+        interrupted = isinstance(message, Interrupted)
+        # After the user's Ctrl-C it says where the running test was.
+        if self._state.stop is None or (interrupted and self._state.stop is StopReason.CANCELLED):
             self._state.journal.append(replace(message, worker=worker.name))
         worker.drop_tests()
-        interrupted = isinstance(message, Interrupted)
         reason = StopReason.INTERRUPTED if interrupted else StopReason.INTERNAL_ERROR
         self._state.end(reason, message.text)
 

@@ -69,6 +69,7 @@ class StopReason(StrEnum):
     LIMIT = "limit"  # the session's deadline
     INFRASTRUCTURE = "infrastructure"
     CLIENT_DONE = "client_done"  # the client needs no more results
+    CANCELLED = "cancelled"  # the user's Ctrl-C
     CLIENT_LOST = "client_lost"  # nobody is left to want a result
 
     @property
