@@ -104,7 +104,7 @@ def acquire(
             serves = f"serves session {state.session}" if state.session else f"is {state.state}"
             busy = f"cluster {ref.id} {serves}; "
     ref = launch(store, provider, spec, session, passed_env)
-    return HeldCluster(store, provider, ref, f"{busy}starting one of our own")
+    return HeldCluster(store, provider, ref, f"{busy}starting a new one")
 
 
 def find_launched(store: Store, provider: Provider, spec: ClusterSpec) -> HeldCluster | None:

@@ -10,14 +10,14 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from enum import Enum, auto
-from pathlib import Path
 
 from pytest_gpu_cluster import clusters, environment
+from pytest_gpu_cluster.bundle.listing import listing
 from pytest_gpu_cluster.bundle.retention import prune
-from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files
+from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files, tree_name
 from pytest_gpu_cluster.clusters import HeldCluster, Hold
 from pytest_gpu_cluster.contract.errors import (
     HarnessError,
@@ -81,6 +81,7 @@ class Run:
         self.must_end = False  # the cluster: by a second Ctrl-C, or by SIGTERM
         self.releasing = False  # a further Ctrl-C hurries it
         self.say: Callable[[str], None] = lambda line: None  # shows a line to the user
+        self.waiting: Callable[[float], None] = lambda seconds: None  # shows that a start goes on
         self.teardown_failure: HarnessError | None = None
         self._last: dict[str, int] = {}  # the seq of the last event that was yielded, by writer
 
@@ -99,7 +100,7 @@ class Run:
 
             began = time.monotonic()
             tree, code = self.ship()
-            yield phase("tree", f"{tree.files} files, {tree.sent_blobs} sent", began)
+            yield phase("tree", tree.detail, began)
 
             began = time.monotonic()
             self.request = replace(self.request, tree=tree.digest, code=code.digest)
@@ -108,15 +109,25 @@ class Run:
             self.put_request()
             yield Requested(request=self.request)
             with self.hold(spec) as cluster:
-                yield phase("cluster", f"{cluster.ref.id}, {cluster.note}", began)
+                # A new one has begun to start: how long that takes is not known yet.
+                since = began if cluster.up else None
+                yield phase("cluster", f"{cluster.ref.id}, {cluster.note}", since)
                 yield from self.follow(cluster)
 
     def plan(self) -> LaunchPlan:
         """Return what would be launched; spends nothing. Raises RequestError."""
-        return self.provider.plan(self.cluster_spec(self.installed()))
+        plan = self.provider.plan(self.cluster_spec(self.installed()))
+        files = self.settings.files
+        paths = listing(self._asked.root, include=files.include, exclude=files.exclude)
+        return replace(plan, lines=(*plan.lines, f"tree      files: {len(paths)}"))
 
-    def closing_lines(self, *, simulated: bool) -> list[str]:
-        """Return the last lines: the record, the machines, and the time that the cluster stays."""
+    def closing_lines(self, *, simulated: bool, quiet: bool) -> list[str]:
+        """Return the last lines: the record, the machines, and the time that the cluster stays.
+
+        `quiet`: only what must not be missed.
+        """
+        if quiet:
+            return ["on SIMULATED GPUs"] if simulated else []
         suffix = "; on SIMULATED GPUs" if simulated else ""
         lines = [f"session {self.id}  {self.record.url}{suffix}"]
         if self.cluster is not None and self.cluster.stage is Hold.HELD and self.stays_warm():
@@ -221,7 +232,7 @@ class Run:
         When it falls silent, the provider is asked about the cluster.
         """
         reader = self.record.reader()
-        last_event = last_read = time.monotonic()
+        began = last_event = last_read = time.monotonic()
         while self.stage is not Stage.FINISHED:
             try:
                 events, last_read = reader.poll(), time.monotonic()
@@ -236,6 +247,8 @@ class Run:
                 yield event
             if not events:
                 reader.wait()
+                if not cluster.up:
+                    self.waiting(time.monotonic() - began)
             if time.monotonic() - last_event > SILENCE_S:
                 last_event = time.monotonic()
                 raise_if_gone(cluster, reader)
@@ -276,12 +289,13 @@ class Run:
         if self.cluster is not None:
             self.teardown_failure = self.cluster.close(now=now) or self.teardown_failure
 
-    def write_result(self, ending: Ending) -> None:
+    def write_result(self, ending: Ending, counts: Mapping[str, int]) -> None:
         """Make the record final, once; forget the oldest sessions of a local store.
 
         Raises StoreError.
         """
-        self.record.close(ending, by=Closer.CLIENT)
+        seconds = round(time.time() - self.request.asked_at, 3)
+        self.record.close(ending, by=Closer.CLIENT, seconds=seconds, counts=counts)
         if self.store.is_local:
             prune(self.store, keep_sessions=self.settings.keep_sessions)
 
@@ -344,21 +358,10 @@ def raise_if_gone(cluster: HeldCluster, reader: EventReader) -> None:
         )
 
 
-def phase(name: str, detail: str, began: float) -> Event:
-    """Return the event of a phase that began at `began`, by the monotonic clock."""
-    seconds = time.monotonic() - began
-    return PhaseFinished(writer="client", name=name, detail=detail, seconds=seconds)
+def phase(name: str, detail: str, began: float | None) -> Event:
+    """Return the event of a phase that began at `began`, by the monotonic clock; None: it goes on.
 
-
-def tree_name(root: Path, invocation_dir: Path) -> str:
-    """Return the path of a tree on a node, relative to the directory that holds it.
-
-    The tree's place relative to the invocation directory stays the same.
-
-    >>> tree_name(Path("/a/project"), Path("/a/project/tests"))
-    'project'
-    >>> tree_name(Path("/a/b/c"), Path("/a"))
-    'a/b/c'
+    Seconds of 0 are not shown.
     """
-    common = Path(os.path.commonpath([root, invocation_dir]))
-    return str(Path(common.name, root.relative_to(common)))
+    seconds = time.monotonic() - began if began is not None else 0.0
+    return PhaseFinished(writer="client", name=name, detail=detail, seconds=seconds)

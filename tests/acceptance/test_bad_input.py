@@ -33,7 +33,7 @@ def refused(ran: Ran, *words: str) -> None:
     [
         ("nodez = 2", ("tool.gpu-cluster.nodez", "pyproject.toml", "did you mean nodes?")),
         ("nodes = 0", ("tool.gpu-cluster.nodes", "is 0", "a whole number, 1 or more")),
-        ('isolation = "test"', ("tool.gpu-cluster.isolation", "'test'", '"worker"')),
+        ('distribute = "tests"', ("tool.gpu-cluster.distribute", "'tests'", '"module"')),
         ('provider = "locl"', ("tool.gpu-cluster.provider", "'locl'", "did you mean local?")),
         (
             'provider = "nowhere.at_all:Cloud"',

@@ -17,7 +17,10 @@ PACKAGE = "pytest_gpu_cluster"
 # is in one room may import each other. The package itself and `contract.errors` are everybody's.
 ARROWS: dict[str, tuple[str, ...]] = {
     "plugin": ("options", "fixtures", "host", "contract"),
-    "cli": ("options", "clusters", "providers", "report_command", "doctor", "contract"),
+    "cli": (
+        *("cli_lines", "options", "clusters", "providers", "report_command", "doctor", "contract"),
+    ),
+    "cli_lines": ("contract",),
     "doctor": ("options", "providers", "publish", "contract"),
     "report_command": ("liveness", "report", "publish", "contract"),
     "host": ("session", "providers", "report", "publish", "contract"),

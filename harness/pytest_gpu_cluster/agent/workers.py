@@ -192,7 +192,7 @@ class Workers:
 
     def _fail_timeout(self, worker: Worker, victim: Case, ending: Exit) -> None:
         limit_s = self._limits.test_timeout_s
-        text = f"timeout: {victim.nodeid} outlived its limit of {limit_s:g} s in {worker.phase}"
+        text = f"timeout: more than its limit of {limit_s:g} s in {worker.phase}"
         self._state.fail(
             victim,
             with_last_output(text, ending),
@@ -204,13 +204,13 @@ class Workers:
 
     def _fail_crash(self, worker: Worker, victim: Case, ending: Exit) -> None:
         running_s = time.monotonic() - worker.since
-        text = crash_text(ending, f"in {worker.phase} of {victim.nodeid}")
+        text = crash_text(ending, f"in {worker.phase}")
         self._state.journal.append(
             WorkerLost(
                 worker=worker.name,
                 failure_class=FailureClass.CRASH,
                 status=ending.status,
-                message=text,
+                message=f"{text} of {victim.nodeid}",
             )
         )
         self._state.fail(

@@ -45,7 +45,7 @@ class PytestHost:
         facts = publish.facts(request, self._ci, os.environ, quiet=self._quiet)
         self._root = request.root
         self.run = Run(request, pytest.__version__, local_facts(config), facts)
-        self.run.say = self.write
+        self.run.say, self.run.waiting = self.write, self.replay.terminal.show_wait
         self._events: Generator[Event, None, None] | None = None  # None: nothing is collected
         self._sinks: Sinks | None = None
         self._failure: Failure | None = None  # beside the tests
@@ -54,6 +54,7 @@ class PytestHost:
 
     def write(self, line: str) -> None:
         """Write a line of this plugin's own to the terminal."""
+        self.replay.terminal.end_wait()
         reporter = self.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             # Private: a line of dots, whose end ensure_newline does not know with many workers.
@@ -114,6 +115,7 @@ class PytestHost:
         assert self._events is not None
         assert self._sinks is not None
         while self.replay.stage < stage and (event := next(self._events, None)) is not None:
+            self.replay.terminal.end_wait()
             self._sinks.event(event)
             if isinstance(event, SessionFinished):
                 self._failure = Failure.of_event(event)
@@ -236,7 +238,7 @@ class PytestHost:
 
     def _write_result(self, ending: Ending) -> None:
         try:
-            self.run.write_result(ending)
+            self.run.write_result(ending, self.replay.terminal.counts())
         except HarnessError as problem:
             self.write(f"the record could not be finished: {problem}")
 
@@ -249,7 +251,7 @@ class PytestHost:
         lines = [*self._failure_lines()]
         sinks = self._sinks if self._events is not None else None
         if self.run.stage is not RunStage.NEW and sinks is not None:
-            lines += self.run.closing_lines(simulated=sinks.facts.simulated)
+            lines += self._closing_lines(sinks)
         if sinks is not None:
             final = int(self._session.exitstatus)  # a plugin may have changed it since
             try:
@@ -260,6 +262,13 @@ class PytestHost:
             self.write(line)
         for line in sinks.last_output() if sinks is not None else ():
             print(line)
+
+    def _closing_lines(self, sinks: Sinks) -> list[str]:
+        """Return the lines below the results; with -q a list of tests has none."""
+        quiet = self.config.get_verbosity() < 0
+        if quiet and self.config.option.collectonly:
+            return []
+        return self.run.closing_lines(simulated=sinks.facts.simulated, quiet=quiet)
 
     def _failure_lines(self) -> list[str]:
         lines = []
