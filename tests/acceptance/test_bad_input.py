@@ -136,7 +136,7 @@ def test_an_interpreter_without_ray_is_refused_with_the_pip_line(
     refused(
         lone.run(),
         f"Ray is not installed for {python}",
-        f"{python} -m pip install 'pytest-gpu-cluster[local]'",
+        f"{python} -m pip install 'ray[default]",
     )
 
 

@@ -22,10 +22,30 @@ def draw_plugin(rows: Mapping[str, Row], folder: Path) -> None:
     """Draw the plugin beside its peers, as far as it was measured."""
     panels: dict[str, dict[str, float]] = {}
     for name, title, peer, ours in (
-        ("torch_warm_vs_plain", "Seconds for a test that imports torch", "plain pytest", "warm cluster"),
-        ("warm_first_result_over_plain_s", "Seconds to the first result", "plain pytest", "warm cluster"),
-        ("cold_first_result_over_ray_s", "Seconds to the first result", "Ray's own start", "cold cluster"),
-        ("trivial_1000_vs_xdist", "Seconds for 1,000 trivial tests", "pytest-xdist -n 2", "warm cluster"),
+        (
+            "torch_warm_vs_plain",
+            "Seconds for a test that imports torch",
+            "plain pytest",
+            "warm cluster",
+        ),
+        (
+            "warm_first_result_over_plain_s",
+            "Seconds to the first result",
+            "plain pytest",
+            "warm cluster",
+        ),
+        (
+            "cold_first_result_over_ray_s",
+            "Seconds to the first result",
+            "Ray's own start",
+            "cold cluster",
+        ),
+        (
+            "trivial_1000_vs_xdist",
+            "Seconds for 1,000 trivial tests",
+            "pytest-xdist -n 2",
+            "warm cluster",
+        ),
     ):
         row = rows.get(name)
         if row is not None and row.baseline is not None:
