@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pytest_gpu_cluster.agent.crash import crash_text, with_last_output
+from pytest_gpu_cluster.agent.crash import crash_text, was_killed, with_last_output
 from pytest_gpu_cluster.agent.plan import Case, Demand
 from pytest_gpu_cluster.agent.processes import Launcher
 from pytest_gpu_cluster.agent.ray_cluster import Cluster
@@ -165,8 +165,12 @@ class Workers:
         """Try again a few times when a machine may be the reason, else end the session."""
         self._not_started += 1
         state = self._state
-        if worker.machine_lost(ending):
-            message = worker.loss or ending.why or "its node went down"
+        if worker.machine_lost(ending) or was_killed(ending):
+            if worker.machine_lost(ending):
+                message = worker.loss or ending.why or "its node went down"
+                state.damage = state.damage or message
+            else:
+                message = crash_text(ending, "before its first test")
             self._append_lost(worker, message)
             if self._not_started > self._limits.infra_retries:
                 text = f"no test process could be started: {message}"
@@ -188,7 +192,6 @@ class Workers:
                 message=message,
             )
         )
-        self._state.damage = self._state.damage or message
 
     def _fail_timeout(self, worker: Worker, victim: Case, ending: Exit) -> None:
         limit_s = self._limits.test_timeout_s
@@ -226,6 +229,7 @@ class Workers:
         """Run lost tests again, on another node if possible; the running one spends an attempt."""
         state = self._state
         self._append_lost(worker, message)
+        state.damage = state.damage or message
         waiting: list[Case] = []
         for test in tests:
             test.avoid.add(worker.home)
