@@ -117,7 +117,7 @@ class Cluster:
     """
 
     def __init__(self, config: pytest.Config, facts: PytestFacts) -> None:
-        from pytest_gpu_cluster.session import tree_name
+        from pytest_gpu_cluster.bundle.ship import tree_name
 
         self.folder = Path(os.environ["RIG_FAR"])
         self.workers = int(os.environ["RIG_WORKERS"])

@@ -1,12 +1,12 @@
 """`gpu-cluster`: sessions and clusters of a store, and how to end them.
 
     gpu-cluster ls               sessions and clusters
-    gpu-cluster logs SESSION     what happened in a session, a line per event
-    gpu-cluster report [SESSION] what a session came to, also when its client was killed
+    gpu-cluster logs [SESSION]   what happened in a session, a line per event
+    gpu-cluster report [SESSION] a session's result, also when its client was killed
     gpu-cluster artifacts [SESSION] [DIR]   the files of a session's record, into a directory
     gpu-cluster down [CLUSTER …] close clusters of this store (all of them when none is named)
-    gpu-cluster sweep            end clusters and close records that nothing manages any longer
-    gpu-cluster doctor           what would go wrong, before anything is spent
+    gpu-cluster sweep            clean up clusters and records whose pytest is gone
+    gpu-cluster doctor           check settings, store, environment and GPUs; starts nothing
 
 Each takes --json. The store is that of the nearest pyproject.toml upwards with [tool.gpu-cluster],
 or GPU_CLUSTER_STORE; `gpu-cluster -C DIR …` looks from another directory.
@@ -19,13 +19,14 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 from pytest_gpu_cluster import clusters, options
+from pytest_gpu_cluster.cli_lines import log_line, session_line, session_row
 from pytest_gpu_cluster.contract.cluster_record import ClusterRecord, cluster_ids
 from pytest_gpu_cluster.contract.cluster_record import clusters as recorded_clusters
-from pytest_gpu_cluster.contract.errors import HarnessError, RequestError, UnreadableRecordError
-from pytest_gpu_cluster.contract.fields import JsonObject
+from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
 from pytest_gpu_cluster.contract.settings import Settings
@@ -35,11 +36,6 @@ from pytest_gpu_cluster.project import PYPROJECT, find_project
 from pytest_gpu_cluster.providers import ClusterRef, load_provider
 
 LISTED = 20  # sessions of `ls`
-# Of an event, the keys that a reader looks for.
-SHOWN = (
-    *("name", "detail", "seconds", "nodeid", "when", "attempt", "worker"),
-    *("failure_class", "status", "exitstatus", "message", "text"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +69,19 @@ def parser() -> argparse.ArgumentParser:
         type=_directory,
         help="look for the project from DIR upwards, not from the working directory",
     )
+    version = f"pytest-gpu-cluster {metadata.version('pytest-gpu-cluster')}"
+    top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     each = {
         name: commands.add_parser(name, help=text, description=text)
         for name, (text, _) in COMMANDS.items()
     }
-    each["logs"].add_argument("session", help="a session's id, its beginning, or 'last'")
+    each["logs"].add_argument(
+        "session",
+        nargs="?",
+        default="last",
+        help="a session's id, its beginning, or 'last'; none: the last",
+    )
     each["report"].add_argument(
         "session",
         nargs="?",
@@ -179,7 +182,8 @@ def find_session(sessions: list[str], pattern: str) -> str:
 def list_all(chosen: argparse.Namespace) -> Answer:
     place = project(chosen)
     store = place.store
-    sessions = [_session_row(SessionRecord(store, name)) for name in session_ids(store)[-LISTED:]]
+    newest = reversed(session_ids(store)[-LISTED:])
+    sessions = [session_row(SessionRecord(store, name)) for name in newest]
     rows = [
         {
             "cluster": cluster.id,
@@ -191,30 +195,14 @@ def list_all(chosen: argparse.Namespace) -> Answer:
         }
         for cluster, state in recorded_clusters(store)
     ]
-    lines = [
-        (
-            f"{s['session']}  exit {s['exitstatus']}"
-            f"  {s.get('failure_class') or ''}  {s['message']}"
-        ).rstrip()
-        for s in sessions
-    ]
+    served = {row["session"] for row in rows if row["state"] != "gone"}
+    lines = [session_line(session, running=session["session"] in served) for session in sessions]
     cluster_lines = [
         f"cluster {c['cluster']}  {c['provider']}  {c['state']}  {c['session'] or ''}".rstrip()
         for c in rows
     ]
     text = "\n".join([*(lines or ["no session"]), *(cluster_lines or ["no cluster"])])
     return Answer(document={"store": store.url, "sessions": sessions, "clusters": rows}, text=text)
-
-
-def _session_row(record: SessionRecord) -> JsonObject:
-    row: JsonObject = {"session": record.session, "exitstatus": None}
-    try:
-        result = record.result()
-    except UnreadableRecordError as problem:
-        return {**row, "closed_by": None, "message": f"unreadable: {problem.what}"}
-    return row | (
-        {"closed_by": None, "message": "not final"} if result is None else result.to_json()
-    )
 
 
 def _runs(settings: Settings, name: str, cluster: str) -> bool:
@@ -227,21 +215,8 @@ def logs(chosen: argparse.Namespace) -> Answer:
     session = find_session(session_ids(store), chosen.session)
     record = SessionRecord(store, session)
     entries = record.journal().poll()
-    lines = [*map(_log_line, entries), files_line(record)]
+    lines = [*map(log_line, entries), files_line(record)]
     return Answer(document=entries, text="\n".join(filter(None, lines)))
-
-
-def _log_line(entry: JsonObject) -> str:
-    """Return an event for a reader: when, by whom, and the keys that matter."""
-    warning = entry.get("warning")
-    if isinstance(warning, dict):  # its keys lie one level deeper
-        entry = {**warning, **entry}
-    values = {key: entry[key] for key in SHOWN if entry.get(key) not in (None, "")}
-    text = " ".join(
-        f"{key}={round(value, 3) if isinstance(value, float) else value}"
-        for key, value in values.items()
-    )
-    return f"{entry['seq']:>6} {entry['writer']:8} {entry['kind']:18} {text}"
 
 
 def report(chosen: argparse.Namespace) -> Answer:
@@ -331,21 +306,18 @@ def doctor(chosen: argparse.Namespace) -> Answer:
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], Answer]]] = {
     "ls": ("List the sessions and the clusters of the store.", list_all),
-    "logs": ("Say what happened in a session, a line per event.", logs),
+    "logs": ("Show what happened in a session, a line per event.", logs),
     "report": (
-        (
-            "Say what a session came to, from its record alone;"
-            " finish the report of a client that was killed."
-        ),
+        "Show a session's result; --publish sends it to the CI host, also after pytest was killed.",
         report,
     ),
     "artifacts": (
         "Fetch the artifacts of a session, and what its tests wrote into the tree.",
         artifacts,
     ),
-    "down": ("Close clusters of the store, idle or busy.", down),
-    "sweep": ("End clusters and close records that nothing manages any longer.", sweep),
-    "doctor": ("Say what would go wrong, before anything is spent.", doctor),
+    "down": ("Shut clusters down, even if tests are running on them.", down),
+    "sweep": ("Clean up clusters and records whose pytest is gone.", sweep),
+    "doctor": ("Check settings, store, environment and GPUs; starts nothing.", doctor),
 }
 
 

@@ -51,6 +51,7 @@ class HeldCluster:
 
     def __init__(self, store: Store, provider: Provider, ref: ClusterRef, note: str) -> None:
         self.ref, self.note = ref, note
+        self.up = False  # it has served a session, or has joined its nodes for this one
         self.stage = Hold.HELD
         self._store, self._provider = store, provider
 
@@ -96,12 +97,14 @@ def acquire(
         if provider.state(ref).state == "gone":
             ClusterRecord(store, ref.id).delete()
         elif soon_idle(store, state) and offer_session(store, provider, ref, session, passed_env):
-            return HeldCluster(store, provider, ref, "warm")
+            warm = HeldCluster(store, provider, ref, "warm")
+            warm.up = True
+            return warm
         else:
             serves = f"serves session {state.session}" if state.session else f"is {state.state}"
             busy = f"cluster {ref.id} {serves}; "
     ref = launch(store, provider, spec, session, passed_env)
-    return HeldCluster(store, provider, ref, f"{busy}starting one of our own")
+    return HeldCluster(store, provider, ref, f"{busy}starting a new one")
 
 
 def find_launched(store: Store, provider: Provider, spec: ClusterSpec) -> HeldCluster | None:

@@ -105,7 +105,7 @@ class Examination:
     def detect_host(self) -> str:
         ci = publish.detect(self._environ)
         if ci is None:
-            return "none: nobody is told"
+            return "none: results are not published"
         host = publish.publisher(ci, self._settings, self._environ)
         if host is None:
             return f"{ci.host}: files in {self._settings.reports.results_dir}"

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 from pytest_gpu_cluster.contract.errors import RequestError
 
+OWN = "pytest-gpu-cluster"  # in no package index: its name is nothing for pip
 SCAN = "import json, sys; print(json.dumps([sys.version, sys.path]))"
 REQUIRED = {"ray": "Ray", "obstore": "obstore", "pytest": "pytest"}  # title by distribution
 _METADATA = (".dist-info", ".egg-info", ".egg-link", ".pth")
@@ -92,7 +94,7 @@ def check(environment: Environment, *, pytest_version: str) -> None:
         if name not in versions:
             raise RequestError(
                 f"{title} is not installed for {python}",
-                remedy=f"{python} -m pip install 'pytest-gpu-cluster[local]'",
+                remedy=f"{python} -m pip install {_requirements(versions)}",
             )
     if versions["pytest"].split(".")[:2] != pytest_version.split(".")[:2]:
         raise RequestError(
@@ -100,6 +102,18 @@ def check(environment: Environment, *, pytest_version: str) -> None:
             " reports differ between the two",
             remedy=f"{python} -m pip install pytest=={pytest_version}",
         )
+
+
+def _requirements(versions: Mapping[str, str]) -> str:
+    """Return what pip has to install, quoted: each requirement is this package's own."""
+    from importlib import metadata
+
+    parts = (line.partition(";") for line in metadata.requires(OWN) or ())
+    lines = [line.strip() for line, _, extra in parts if not extra or "local" in extra]
+    missing = [name for name in REQUIRED if name not in versions]
+    return shlex.join(
+        next((line for line in lines if re.match(rf"{name}\b", line)), name) for name in missing
+    )
 
 
 def own_code() -> dict[str, Path]:

@@ -180,11 +180,12 @@ def _read_pyproject(pyproject: Path, profile: str | None, keys: KeyTable) -> dic
     if profile is None:
         return values
     if profile not in profiles:
-        names = ", ".join(sorted(profiles)) or "none"
+        names = ", ".join(sorted(profiles))
         raise RequestError(
             f"--gpu-profile {profile}: {pyproject} has no [tool.gpu-cluster.profile.{profile}];"
-            f" it has: {names}",
-            remedy=suggest(profile, profiles) or f"add the table, or name one of: {names}",
+            f" it has: {names or 'no profile'}",
+            remedy=suggest(profile, profiles)
+            or f"add the table, or {f'name one of: {names}' if names else 'leave the option out'}",
         )
     return values | profiles[profile]
 

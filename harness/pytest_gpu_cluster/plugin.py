@@ -56,6 +56,12 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 def pytest_configure(config: pytest.Config) -> None:
     for line in MARKERS:
         config.addinivalue_line("markers", line)
+    if (profile := config.getoption("gpu_profile")) and not config.getoption("gpu_cluster"):
+        try:  # a typo would wait for the first run with a cluster
+            pyproject = config.rootpath / "pyproject.toml"
+            options.read_settings(pyproject, profile=profile, environ=os.environ)
+        except HarnessError as problem:
+            raise pytest.UsageError(str(problem)) from problem
     if config.getoption("gpu_cluster"):
         from pytest_gpu_cluster.host import isolation, pytest_host
 

@@ -168,7 +168,7 @@ def _ci(request: SessionRequest, environ: Mapping[str, str]) -> CI | None:
 def _sessions_of_build(store: Store) -> list[str]:
     """Return the last session of each suite of this pipeline build; outside of CI the last session.
 
-    An older session of a suite is nobody's news any more.
+    Older sessions of a suite are not reported.
     """
     sessions, ci = session_ids(store), publish.detect(os.environ)
     if ci is None or not ci.build:

@@ -10,16 +10,16 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from enum import Enum, auto
-from pathlib import Path
 
 from pytest_gpu_cluster import clusters, environment
+from pytest_gpu_cluster.bundle.listing import listing
 from pytest_gpu_cluster.bundle.minimal_git import repository_of
 from pytest_gpu_cluster.bundle.repository import GitQuery, modification_times
 from pytest_gpu_cluster.bundle.retention import prune
-from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files
+from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files, tree_name
 from pytest_gpu_cluster.clusters import HeldCluster, Hold
 from pytest_gpu_cluster.contract.errors import (
     HarnessError,
@@ -57,6 +57,10 @@ CLUSTER_MARGIN_S = (
 )
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the orderly way out of a Ctrl-C, and no cluster stays."""
+
+
 class Stage(Enum):
     """How far a run has come."""
 
@@ -83,7 +87,12 @@ class Run:
         self.cluster: HeldCluster | None = None
         self.reusable = False  # the agent says that the cluster may serve another session
         self.interrupted = False  # by the user
+        self.must_end = False  # the cluster: by a second Ctrl-C, or by SIGTERM
+        self.releasing = False  # a further Ctrl-C hurries it
+        self.say: Callable[[str], None] = lambda line: None  # shows a line to the user
+        self.waiting: Callable[[float], None] = lambda seconds: None  # shows that a start goes on
         self.teardown_failure: HarnessError | None = None
+        self._last: dict[str, int] = {}  # the seq of the last event that was yielded, by writer
 
     def events(self) -> Generator[Event, None, None]:
         """THE RUN: ship, rent, follow, give back.
@@ -100,7 +109,7 @@ class Run:
 
             began = time.monotonic()
             tree, code, git = self.ship()
-            yield phase("tree", f"{tree.files} files, {tree.sent_blobs} sent", began)
+            yield phase("tree", tree.detail, began)
 
             began = time.monotonic()
             times = (
@@ -116,15 +125,26 @@ class Run:
             self.put_request()
             yield Requested(request=self.request)
             with self.hold(spec) as cluster:
-                yield phase("cluster", f"{cluster.ref.id}, {cluster.note}", began)
+                # A new one has begun to start: how long that takes is not known yet.
+                since = began if cluster.up else None
+                yield phase("cluster", f"{cluster.ref.id}, {cluster.note}", since)
                 yield from self.follow(cluster)
 
     def plan(self) -> LaunchPlan:
         """Return what would be launched; spends nothing. Raises RequestError."""
-        return self.provider.plan(self.cluster_spec(self.installed()))
+        plan = self.provider.plan(self.cluster_spec(self.installed()))
+        tree = self._asked.tree
+        include, exclude = tree.files.include, tree.files.exclude
+        paths = listing(tree.top, start=tree.start, include=include, exclude=exclude)
+        return replace(plan, lines=(*plan.lines, f"tree      files: {len(paths)}"))
 
-    def closing_lines(self, *, simulated: bool) -> list[str]:
-        """Return the last lines: the record, the machines, and the time that the cluster stays."""
+    def closing_lines(self, *, simulated: bool, quiet: bool) -> list[str]:
+        """Return the last lines: the record, the machines, and the time that the cluster stays.
+
+        `quiet`: only what must not be missed.
+        """
+        if quiet:
+            return ["on SIMULATED GPUs"] if simulated else []
         suffix = "; on SIMULATED GPUs" if simulated else ""
         lines = [f"session {self.id}  {self.record.url}{suffix}"]
         if self.cluster is not None and self.cluster.stage is Hold.HELD and self.stays_warm():
@@ -191,18 +211,44 @@ class Run:
             raise
         try:
             yield self.cluster
-        except KeyboardInterrupt:  # the user's: a test's own arrives as an event
-            self.interrupted = True
+        except KeyboardInterrupt as problem:  # the user's: a test's own arrives as an event
+            self.interrupt(problem)
             raise
         finally:
-            if self.stage is not Stage.FINISHED and not self.interrupted:
-                self.stop()
+            self.release(self.cluster)
+
+    def interrupt(self, problem: BaseException) -> None:
+        """Note that the user ends the run, and with SIGTERM or SIGHUP the cluster too."""
+        self.interrupted = True
+        self.must_end = self.must_end or isinstance(problem, Terminated)
+
+    def release(self, cluster: HeldCluster) -> None:
+        """End the session, then let the cluster stay warm or close it.
+
+        After a Ctrl-C it stays where it is up and would have stayed; a further one closes it.
+        """
+        self.releasing, hurried = True, False
+        try:
+            keeps = not self.must_end and cluster.up and self.settings.limits.idle_minutes > 0
+            if self.stage is not Stage.FINISHED and self.interrupted and keeps:
+                name = cluster.ref.id
+                self.say(f"the tests end, cluster {name} stays warm; Ctrl-C again ends it too")
+                self.stop(StopReason.CANCELLED)
+            elif self.stage is not Stage.FINISHED and not self.interrupted:
+                self.stop(StopReason.CLIENT_DONE)
+        except KeyboardInterrupt:
+            self.interrupted = self.must_end = hurried = True
+        try:
             if not self.stays_warm():
-                self.close_cluster()
+                if self.interrupted:
+                    self.say(f"the tests and cluster {cluster.ref.id} end")
+                self.close_cluster(now=hurried)
+        finally:
+            self.releasing = False
 
     def stays_warm(self) -> bool:
         """Return True where the cluster may wait for the next session."""
-        return self.reusable and not self.interrupted and self.settings.limits.idle_minutes > 0
+        return self.reusable and not self.must_end and self.settings.limits.idle_minutes > 0
 
     def follow(self, cluster: HeldCluster) -> Iterator[Event]:
         """Yield the journal to the agent's last event.
@@ -210,7 +256,7 @@ class Run:
         When it falls silent, the provider is asked about the cluster.
         """
         reader = self.record.reader()
-        last_event = last_read = time.monotonic()
+        began = last_event = last_read = time.monotonic()
         while self.stage is not Stage.FINISHED:
             try:
                 events, last_read = reader.poll(), time.monotonic()
@@ -221,20 +267,30 @@ class Run:
             for event in events:
                 last_event = time.monotonic()
                 self.on_event(event)
+                self._last[event.writer] = event.seq
                 yield event
             if not events:
                 reader.wait()
+                if not cluster.up:
+                    self.waiting(time.monotonic() - began)
             if time.monotonic() - last_event > SILENCE_S:
                 last_event = time.monotonic()
                 raise_if_gone(cluster, reader)
 
-    def stop(self) -> None:
+    def unread(self) -> list[Event]:
+        """Return the events that `events` has not yielded: what came while it was interrupted."""
+        with contextlib.suppress(HarnessError):
+            events = self.record.reader().poll()
+            return [event for event in events if event.seq > self._last.get(event.writer, -1)]
+        return []
+
+    def stop(self, reason: StopReason) -> None:
         """Ask the agent to end the session, and wait for its last event.
 
         Then the cluster can serve the next.
         """
         with contextlib.suppress(HarnessError):
-            self.record.order_stop(StopReason.CLIENT_DONE)
+            self.record.order_stop(reason)
             reader = self.record.reader()
             deadline = time.monotonic() + WAITS.stop_grace_s
             while self.stage is not Stage.FINISHED and time.monotonic() < deadline:
@@ -249,16 +305,13 @@ class Run:
         """
         if isinstance(event, SessionFinished):
             self.stage, self.reusable = Stage.FINISHED, event.fit
+        elif isinstance(event, PhaseFinished) and event.name == "ray" and self.cluster is not None:
+            self.cluster.up = True  # the agent has joined every node
 
     def close_cluster(self, *, now: bool = False) -> None:
         """End the cluster, once. One that would not go is the failure of the session."""
         if self.cluster is not None:
             self.teardown_failure = self.cluster.close(now=now) or self.teardown_failure
-
-    @property
-    def closing(self) -> bool:
-        """True while the cluster is being closed: a further Ctrl-C hurries it."""
-        return self.cluster is not None and self.cluster.stage is Hold.CLOSING
 
     def bring_home(self) -> Homecoming:
         """Write what the tests wrote below `outputs` into the working tree. Raises StoreError."""
@@ -271,12 +324,13 @@ class Run:
             began=self.request.asked_at,
         )
 
-    def write_result(self, ending: Ending) -> None:
+    def write_result(self, ending: Ending, counts: Mapping[str, int]) -> None:
         """Make the record final, once; forget the oldest sessions of a local store.
 
         Raises StoreError.
         """
-        self.record.close(ending, by=Closer.CLIENT)
+        seconds = round(time.time() - self.request.asked_at, 3)
+        self.record.close(ending, by=Closer.CLIENT, seconds=seconds, counts=counts)
         if self.store.is_local:
             prune(self.store, keep_sessions=self.settings.keep_sessions)
 
@@ -341,21 +395,10 @@ def raise_if_gone(cluster: HeldCluster, reader: EventReader) -> None:
         )
 
 
-def phase(name: str, detail: str, began: float) -> Event:
-    """Return the event of a phase that began at `began`, by the monotonic clock."""
-    seconds = time.monotonic() - began
-    return PhaseFinished(writer="client", name=name, detail=detail, seconds=seconds)
+def phase(name: str, detail: str, began: float | None) -> Event:
+    """Return the event of a phase that began at `began`, by the monotonic clock; None: it goes on.
 
-
-def tree_name(top: Path, invocation_dir: Path) -> str:
-    """Return the path of a tree on a node, relative to the directory that holds it.
-
-    The tree's place relative to the invocation directory stays the same.
-
-    >>> tree_name(Path("/a/project"), Path("/a/project/tests"))
-    'project'
-    >>> tree_name(Path("/a/b/c"), Path("/a"))
-    'a/b/c'
+    Seconds of 0 are not shown.
     """
-    common = Path(os.path.commonpath([top, invocation_dir]))
-    return str(Path(common.name, top.relative_to(common)))
+    seconds = time.monotonic() - began if began is not None else 0.0
+    return PhaseFinished(writer="client", name=name, detail=detail, seconds=seconds)

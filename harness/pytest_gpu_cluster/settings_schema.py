@@ -80,7 +80,6 @@ def _base_keys() -> dict[str, Key]:
             read=_read_default_gpus,
             from_text=number_from_text,
         ),
-        "isolation": one_of("worker"),
         "distribute": one_of("auto", "test", "class", "module", "file", "group"),
         "test-timeout-s": number(zero=False),
         "max-minutes": number(zero=False),

@@ -33,7 +33,7 @@ def refused(ran: Ran, *words: str) -> None:
     [
         ("nodez = 2", ("tool.gpu-cluster.nodez", "pyproject.toml", "did you mean nodes?")),
         ("nodes = 0", ("tool.gpu-cluster.nodes", "is 0", "a whole number, 1 or more")),
-        ('isolation = "test"', ("tool.gpu-cluster.isolation", "'test'", '"worker"')),
+        ('distribute = "tests"', ("tool.gpu-cluster.distribute", "'tests'", '"module"')),
         ('provider = "locl"', ("tool.gpu-cluster.provider", "'locl'", "did you mean local?")),
         (
             'provider = "nowhere.at_all:Cloud"',
@@ -136,7 +136,7 @@ def test_an_interpreter_without_ray_is_refused_with_the_pip_line(
     refused(
         lone.run(),
         f"Ray is not installed for {python}",
-        f"{python} -m pip install 'pytest-gpu-cluster[local]'",
+        f"{python} -m pip install 'ray[default]",
     )
 
 

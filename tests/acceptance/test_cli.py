@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -25,14 +26,23 @@ def test_what_ran_is_listed_told_and_closed(lone: Project) -> None:
 
     listed = lone.command("ls")
     as_json = json.loads(lone.command("ls", "--json").stdout)
-    log = lone.command("logs", "last")
+    log = lone.command("logs")
+    version = lone.command("--version")
     by_beginning = lone.command("logs", ran.session[:-2], "--json")
     wrong = lone.command("down", "c000000")
     running = left_of(ran.cluster)
     closed = lone.command("down", ran.cluster)
     again = lone.command("down", "--json")
 
-    assert f"{ran.session}  exit 1" in listed.stdout
+    assert re.search(
+        rf"^{ran.session}  \d\d \w+ \d\d:\d\d +\d+\.\d s  exit 1     1 failed, 1 passed$",
+        listed.stdout,
+        re.MULTILINE,
+    ), listed.stdout
+    failed = r"^\d\d:\d\d:\d\d .* nodeid=test_a.py::test_fails .*outcome=failed"
+    assert re.search(failed, log.stdout, re.MULTILINE), log.stdout
+    assert re.search(r" collected .*tests=2$", log.stdout, re.MULTILINE)
+    assert version.stdout.startswith("pytest-gpu-cluster ")
     assert f"cluster {ran.cluster}  local  idle" in listed.stdout
     assert [(s["session"], s["exitstatus"]) for s in as_json["sessions"]] == [(ran.session, 1)]
     assert [(c["cluster"], c["state"], c["nodes"]) for c in as_json["clusters"]] == [
@@ -179,7 +189,7 @@ def test_doctor_says_what_the_ci_host_will_not_take(project: Project) -> None:
     wrong = project.command("doctor", **step, BITBUCKET_TOKEN="ATBBx7Yz9x7Yz9x7Yz9")
 
     assert (
-        "ok   CI host: Bitbucket, acme/aerial at cccccccccccc; no BITBUCKET_TOKEN: the report alone"
+        "ok   CI host: Bitbucket, acme/aerial at cccccccccccc; BITBUCKET_TOKEN is not set:"
         in fine.stdout
     )
     assert wrong.returncode == 4

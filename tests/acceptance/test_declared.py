@@ -53,14 +53,26 @@ def test_the_plan_is_printed_and_spends_nothing(lone: Project) -> None:
 
     assert ran.code == 0, ran.out
     for words in (
-        "provider  local, 3 Ray node(s)",
+        "provider  local, Ray nodes on this machine: 3",
         "python    ",
-        "limits    ",
+        "limits    ends after 5 idle minutes, after 75 in any case",
+        "tree      files: 2",
         "price     at most 0.00 USD; nothing was started",
     ):
         assert words in ran.out
     assert not any(Path(lone.store).glob("*/*")), "a plan wrote to the store"
     assert ran.cluster == ""
+
+
+def test_a_profile_that_is_not_there_is_refused_without_a_cluster_too(lone: Project) -> None:
+    """It stands in a script or in `addopts`, where a typo would wait for the first run in CI."""
+    lone.write(test_a=SUITE)
+
+    ran = lone.plain("--gpu-profile", "nope")
+
+    assert ran.code == 4
+    assert "it has: no profile" in ran.out
+    assert "leave the option out" in ran.out
 
 
 def test_the_plan_of_a_wrong_request_is_refused(lone: Project) -> None:

@@ -88,6 +88,44 @@ def run(lines: list[str], clone: Path, environ: dict[str, str]) -> subprocess.Co
     )
 
 
+def test_a_copied_file_for_the_runner_itself_passes_in_a_fresh_project(
+    repository: Path, tmp_path: Path
+) -> None:
+    """With nothing set but what every runner sets, on a machine without a GPU.
+
+    GitLab's job has the same commands.
+    """
+    bitbucket, gitlab = (
+        yaml.safe_load((repository / "ci" / name).read_text())
+        for name in ("bitbucket-local.yml", "gitlab/gpu-cluster-local.gitlab-ci.yml")
+    )
+    script = bitbucket["definitions"]["steps"][0]["step"]["script"]
+    job = gitlab[".gpu-cluster"]
+    project, tools = tmp_path / "project", tmp_path / "bin"
+    project.mkdir()
+    tools.mkdir()
+    (project / "test_a.py").write_text("def test_a(gpus):\n    assert len(gpus) == 1\n")
+    (project / "requirements.txt").write_text("")
+    (tools / "pip").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/pip\n')  # no network here
+    (tools / "pip").chmod(0o755)
+    environ = {
+        "PATH": f"{tools}:{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "CI": "true",
+    }
+
+    ran = run(script, project, environ)
+
+    assert ran.returncode == 0, ran.stdout
+    assert "1 passed" in ran.stdout
+    assert "on SIMULATED GPUs" in ran.stdout
+    assert (project / "test-results" / "gpu-cluster.xml").exists()
+    installed = (tmp_path / "pip").read_text().splitlines()
+    assert any("pytest-gpu-cluster[local] @ git+https://" in line for line in installed)
+    own = [line for line in script if not line.startswith("export")]
+    assert [*job["before_script"], *job["script"]] == own
+
+
 @pytest.mark.slow  # it makes the smoke tests of `make test` a second time
 def test_the_smoke_step_tells_its_pull_request(repository: Path, clone: Path) -> None:
     """We do as we ask of others: the step's own lines suffice, and Bitbucket shows the session."""

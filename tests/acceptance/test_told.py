@@ -43,7 +43,7 @@ def play(project: Project, scene: Scene) -> Ran:
     if scene.provider:
         project.settings(f'provider = "{scene.provider}"')
     if not scene.kill:
-        return project.run("tests", "-q", *scene.args, GPU_TESTS_API_TOKEN=SECRET)
+        return project.run("tests", *scene.args, GPU_TESTS_API_TOKEN=SECRET)
     running = project.start("tests", "-v")
     running.until("test_quick PASSED")
     running.process.send_signal(signal.SIGTERM)

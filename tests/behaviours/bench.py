@@ -303,6 +303,19 @@ class Bench:
             session=session,
         )
 
+    def command(self, *args: str) -> str:
+        """Return what `gpu-cluster ARGS` says in the project."""
+        finished = subprocess.run(
+            [sys.executable, "-m", "pytest_gpu_cluster.cli", *args],
+            cwd=self.project,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+        return finished.stdout + finished.stderr
+
     def requests(self) -> set[str]:
         """Sessions whose tree is in the store."""
         paths = self.store.glob("sessions/*/request.json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.acceptance.conftest import interpreter, shared_store  # noqa: F401 - fixtures
+from tests.acceptance.conftest import interpreter, lone, shared_store  # noqa: F401 - fixtures
 from tests.behaviours.bench import Bench
 
 

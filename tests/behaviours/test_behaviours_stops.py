@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests.acceptance.processes import eventually, left_of
+from tests.acceptance.project import Project
 from tests.behaviours.bench import Bench
 from tests.behaviours.listed import scenarios
 from tests.behaviours.outcome import Outcome
@@ -23,18 +24,45 @@ ENDLESS = (
 )
 
 
-@pytest.mark.parametrize(
-    ("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2)], ids=["once", "twice"]
-)
-def test_b67_ctrl_c_ends_the_run_and_the_cluster(
-    bench: Bench, number: signal.Signals, times: int
-) -> None:
-    """Once: a summary, exit 2, no process left. Twice: at once, and nothing left either."""
-    ours, cluster = interrupted(bench, number, times)
+def test_b67_ctrl_c_ends_the_tests_and_the_cluster_stays(bench: Bench) -> None:
+    """A cold start is the price of the next run. The place is the test's, as in plain pytest."""
+    ours, cluster = interrupted(bench, signal.SIGINT, 1)
+    report = bench.command("report")
+    again = bench.ours(Scenario(files=PASS))
 
     assert ours.code == 2
-    assert times == 2 or "1 passed" in ours.out
+    assert "1 passed" in ours.out
+    assert "cancelled, 1 passed" in report
+    assert f"the tests end, cluster {cluster} stays warm; Ctrl-C again ends it too" in ours.raw
+    assert f"{bench.project / 'test_e.py'}:3: KeyboardInterrupt" in ours.raw
+    assert "pytest_gpu_cluster/" not in ours.raw
+    assert again.code == 0
+    assert f"{cluster}, warm" in again.raw
+
+
+def test_b67_a_second_ctrl_c_ends_the_cluster_too(bench: Bench) -> None:
+    """Whoever asks twice wants nothing left."""
+    ours, cluster = interrupted(bench, signal.SIGINT, 2)
+
+    assert ours.code == 2
+    assert f"the tests and cluster {cluster} end" in ours.raw
     assert "KeyboardInterrupt" in ours.out
+    assert "stays warm until" not in ours.raw
+    assert eventually(lambda: left_of(cluster) == [], within_s=30), left_of(cluster)
+
+
+def test_b67_ctrl_c_while_a_cluster_starts_ends_it(lone: Project) -> None:
+    """Nothing is there to keep. Here and with `idle-minutes` 0 the first Ctrl-C ends all."""
+    lone.write(test_a="def test_a():\n    pass\n")
+    running = lone.start(GPU_CLUSTER_IDLE_MINUTES="5")
+    cluster = running.until("gpu-cluster: cluster ").cluster
+
+    running.process.send_signal(signal.SIGINT)
+    ran = running.wait()
+
+    assert ran.code == 2, ran.out
+    assert f"the tests and cluster {cluster} end" in ran.out
+    assert "pytest_gpu_cluster/" not in ran.out
     assert eventually(lambda: left_of(cluster) == [], within_s=30), left_of(cluster)
 
 
@@ -44,6 +72,7 @@ def test_b68_sigterm_ends_the_run_and_the_cluster(bench: Bench) -> None:
 
     assert ours.code == 2
     assert "1 passed" in ours.out
+    assert "stays warm" not in ours.raw
     assert eventually(lambda: left_of(cluster) == [], within_s=30), left_of(cluster)
 
 

@@ -21,8 +21,9 @@ from dataclasses import asdict, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from tests.benchmarks.charts import draw_plugin
 from tests.benchmarks.drive import Lab
-from tests.benchmarks.figures import FIGURES, Row
+from tests.benchmarks.figures import FIGURES, WORDS, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -99,12 +100,16 @@ def table(rows: Mapping[str, Row]) -> str:
     """The README's table: a figure a line, measured without and with CI set; a missed budget is
     bold.
     """
-    lines = ["| figure | measured | with `CI` | budget | baseline | |", "|---|--:|--:|--:|--:|---|"]
+    lines = [
+        "| what (lower is better) | figure | measured | with `CI` | budget | baseline | |",
+        "|---|---|--:|--:|--:|--:|---|",
+    ]
     for name, plain in rows.items():
         if name.endswith(CI):
             continue
         ci = rows.get(name + CI)
         cells = [
+            WORDS.get(name, ""),
             f"`{name}`",
             f"{cell(plain)} {plain.unit}",
             cell(ci),
@@ -176,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         save(ROOT / "bench.json", rows)
     readme = ROOT / "README.md"
     readme.write_text(with_table(readme.read_text("utf-8"), table(rows)), "utf-8")
+    draw_plugin(rows, ROOT / "docs" / "charts")
     print("\n" + "\n".join(line(r) for r in rows.values()))
     missed = [r.name for r in rows.values() if r.missed]
     if missed or failed:

@@ -116,6 +116,22 @@ def cold(lab: Lab, rounds: int) -> list[Row]:
     ]
 
 
+TORCH = "import torch\n\ndef test_it():\n    assert torch.ones(3).sum() == 3\n"
+
+
+def torch_test(lab: Lab, rounds: int) -> list[Row]:
+    """One test that imports torch: the whole command on a warm cluster, and plain pytest."""
+    with lab.cluster_of(lab.project("torch", TORCH)) as project:
+        lab.pytest(project, "-q", "--gpu-cluster")
+        plain, ours = [], []
+        for _ in range(rounds):
+            plain.append(lab.pytest(project, "-q").wall_s)
+            ours.append(lab.pytest(project, "-q", "--gpu-cluster").wall_s)
+    ratios = [o / p for o, p in zip(ours, plain, strict=True)]
+    note = f"wall {statistics.median(ours):.2f} s; baseline: seconds of plain pytest"
+    return [row("torch_warm_vs_plain", "ratio", ratios, baseline=plain, note=note)]
+
+
 def thousand(lab: Lab, rounds: int) -> list[Row]:
     """1,000 trivial tests on two warm slots beside pytest-xdist with two workers, and what they
     cost in the journal.
@@ -366,10 +382,31 @@ BUDGETS = {
     "plugin_import_ms": 10.0,
 }
 
+# Of each figure, what it is to somebody who has read no code.
+WORDS = {
+    "machine_cores": "the machine",
+    "warm_first_result_over_plain_s": "first result later than with plain pytest, cluster warm",
+    "torch_warm_vs_plain": "one test that imports torch, cluster warm, over plain pytest",
+    "cold_first_result_over_ray_s": "first result later than Ray's own start, no cluster there",
+    "trivial_1000_vs_xdist": "1,000 trivial tests, over pytest-xdist",
+    "event_bytes_per_test": "size of a test in the record",
+    "heavy_tail_vs_bound": "tests of very different length, over the best possible plan",
+    "tree_unchanged_s": "sending an unchanged tree",
+    "tree_one_changed_blobs": "files sent when one has changed",
+    "result_lag_file_s": "from a test's end to its line here",
+    "result_lag_s3_s": "the same, with a store on S3",
+    "store_requests_per_minute_busy": "requests to S3 while tests run",
+    "store_requests_per_minute_idle": "requests to S3 while a cluster waits",
+    "plugin_import_ms": "what a plain `pytest` pays for the installed plugin",
+    "client_peak_mib_20000": "memory here, 20,000 tests",
+    "agent_peak_mib_20000": "memory on the cluster, 20,000 tests",
+}
+
 # What is measured together, and the rows it gives.
 FIGURES: dict[Callable[[Lab, int], list[Row]], tuple[str, ...]] = {
     machine: ("machine_cores",),
     warm: ("warm_first_result_over_plain_s",),
+    torch_test: ("torch_warm_vs_plain",),
     cold: ("cold_first_result_over_ray_s",),
     thousand: ("trivial_1000_vs_xdist", "event_bytes_per_test"),
     heavy_tail: ("heavy_tail_vs_bound",),

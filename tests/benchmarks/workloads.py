@@ -23,7 +23,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.benchmarks.bench import with_table
-from tests.benchmarks.ratios import Figure, draw_chart, load, save, table
+from tests.benchmarks.charts import draw_chart
+from tests.benchmarks.ratios import Figure, charted, load, save, table
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench-workloads.json"
@@ -74,7 +75,7 @@ def measure(module: str, function: str, *, rounds: int, busy: bool) -> list[Figu
 
 def write_document(figures: Mapping[str, Figure]) -> None:
     """Put the table and the charts into docs/."""
-    for figure in figures.values():
+    for figure in charted(figures):
         draw_chart(figure, CHARTS)
     text = DOCUMENT.read_text("utf-8")
     DOCUMENT.write_text(with_table(text, table(figures), BEGIN, END), "utf-8")

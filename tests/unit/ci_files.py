@@ -18,6 +18,12 @@ ACTION, WORKFLOW, PIPE = (
     CI / "github" / "workflow.yml",
     CI / "pipe" / "pipe.yml",
 )
+# On the runner itself; the others rent.
+BITBUCKET_LOCAL, GITLAB_LOCAL, WORKFLOW_LOCAL = (
+    CI / "bitbucket-local.yml",
+    CI / "gitlab" / "gpu-cluster-local.gitlab-ci.yml",
+    CI / "github" / "workflow-local.yml",
+)
 Json = dict[str, Any]
 
 README = (CI / "README.md").read_text("utf-8")

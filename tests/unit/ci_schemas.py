@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.unit.ci_files import ACTION, BITBUCKET, CI, GITLAB, PIPE, ROOT, WORKFLOW, Json
+from tests.unit.ci_files import (
+    ACTION,
+    BITBUCKET,
+    BITBUCKET_LOCAL,
+    CI,
+    GITLAB,
+    GITLAB_LOCAL,
+    PIPE,
+    ROOT,
+    WORKFLOW,
+    WORKFLOW_LOCAL,
+    Json,
+)
 
 TEXT: Json = {"type": "string", "minLength": 1}
 ANY_TEXT: Json = {"type": "string"}
@@ -224,10 +236,13 @@ POLICY_SCHEMA = closed(
 
 SCHEMAS: list[tuple[Path, Json]] = [
     (BITBUCKET, BITBUCKET_SCHEMA),
+    (BITBUCKET_LOCAL, BITBUCKET_SCHEMA),
     (ROOT / "bitbucket-pipelines.yml", BITBUCKET_SCHEMA),
     (PIPE, PIPE_SCHEMA),
     (ACTION, ACTION_SCHEMA),
     (WORKFLOW, WORKFLOW_SCHEMA),
+    (WORKFLOW_LOCAL, WORKFLOW_SCHEMA),
     (GITLAB, GITLAB_SCHEMA),
+    (GITLAB_LOCAL, GITLAB_SCHEMA),
     *((path, POLICY_SCHEMA) for path in sorted(CI.glob("iam/*.json"))),
 ]

@@ -311,6 +311,37 @@ def test_a_process_that_does_not_start_is_tried_again_while_a_machine_may_be_the
     assert parts.state.stop_message == "no test process could be started: TimeoutError: no actor"
 
 
+def test_a_process_that_is_killed_before_its_first_test_is_tried_again(parts: Parts) -> None:
+    """The kernel kills one when memory is short; the tests must not end without a name."""
+    parts.state.selected = True
+    parts.state.tests, parts.state.backlog = parts.tests, Backlog(parts.tests)
+    parts.workers.on_messages(parts.worker, [Exit(status=-9)])
+    first, damage = parts.state.stop, parts.state.damage
+    other = Worker("gw1", Demand(), {"a": 0.0})
+    parts.state.workers.append(other)
+    parts.workers.on_messages(other, [Exit(status=-9)])
+
+    assert (first, damage, parts.state.stop) == (None, None, StopReason.INFRASTRUCTURE)
+    assert "crash: SIGKILL (out of memory?) before its first test" in parts.state.stop_message
+    named = dict.fromkeys((test.nodeid for test in parts.tests), FailureClass.INFRASTRUCTURE)
+    assert parts.outcomes() == named
+
+
+@pytest.mark.parametrize("status", [-9, -11])
+def test_a_selection_that_is_lost_while_tests_run_names_those_without_a_turn(
+    parts: Parts, status: int
+) -> None:
+    """No code of theirs runs in that process then, so it is not their fault: exit 10, not 3."""
+    collected = Collected(items=[row(0), row(1)], collectors=[], parts=[])
+    for message in (collected, Ready(), Exit(status=status)):
+        parts.selection.on_message(message, resources)
+
+    assert parts.state.stop is StopReason.INFRASTRUCTURE
+    assert parts.state.stop_message.endswith("while the tests ran")
+    assert set(parts.outcomes().values()) == {FailureClass.INFRASTRUCTURE}
+    assert len(parts.outcomes()) == 2
+
+
 def test_a_process_that_refuses_to_start_ends_the_session_with_its_words(parts: Parts) -> None:
     """Every other process would refuse the same arguments."""
     parts.state.selected = True

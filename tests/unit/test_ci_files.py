@@ -19,12 +19,15 @@ from pytest_gpu_cluster.settings_schema import KeyTable
 from tests.unit.ci_files import (
     ACTION,
     BITBUCKET,
+    BITBUCKET_LOCAL,
     CI,
     GITLAB,
+    GITLAB_LOCAL,
     PIPE,
     README,
     ROOT,
     WORKFLOW,
+    WORKFLOW_LOCAL,
     Json,
     Loader,
     load,
@@ -41,6 +44,7 @@ from tests.unit.ci_schemas import (
 )
 
 VARIABLES = KeyTable().variables
+FROM = "git+https://HOST/OWNER/pytest-gpu-cluster@TAG"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +106,7 @@ def scripts(path: Path) -> dict[str, tuple[str, str]]:
     """
     document = load(path)
     match path:
-        case _ if path.name == "bitbucket-pipelines.yml":
+        case _ if path.name in ("bitbucket-pipelines.yml", BITBUCKET_LOCAL.name):
             keys = ("script", "after-script")
             found = {
                 f"{step['name']}: {key}": ("sh", "\n".join(step[key]))
@@ -110,7 +114,7 @@ def scripts(path: Path) -> dict[str, tuple[str, str]]:
                 for key in keys
                 if key in step
             }
-        case _ if path == GITLAB:
+        case _ if path in (GITLAB, GITLAB_LOCAL):
             job = document[".gpu-cluster"]
             found = {
                 "job": ("sh", "\n".join([*job["before_script"], *job["script"]])),
@@ -132,7 +136,8 @@ def scripts(path: Path) -> dict[str, tuple[str, str]]:
     return found
 
 
-COPIED = [BITBUCKET, GITLAB, ACTION, WORKFLOW]
+LOCAL = [BITBUCKET_LOCAL, GITLAB_LOCAL, WORKFLOW_LOCAL]
+COPIED = [BITBUCKET, GITLAB, ACTION, WORKFLOW, *LOCAL]
 SCRIPTS = [
     pytest.param(interpreter, text, id=f"{path.name}: {where}")
     for path in (*COPIED, ROOT / "bitbucket-pipelines.yml")
@@ -185,8 +190,10 @@ def test_a_command_that_is_called_exists(interpreter: str, text: str) -> None:
                     )
             case ["pip", "install", *arguments] | ["python", "-m", "pip", "install", *arguments]:
                 assert arguments[-1] in (
-                    "pytest-gpu-cluster",
-                    "${PACKAGE:-$GITHUB_ACTION_PATH/../..}",
+                    "requirements.txt",
+                    f"pytest-gpu-cluster @ {FROM}",
+                    f"pytest-gpu-cluster[local] @ {FROM}",
+                    "${PACKAGE:-$GITHUB_ACTION_PATH/../..${EXTRAS:+[$EXTRAS]}}",
                 )
             case _:
                 pytest.fail(f"{path} is a command that no test here knows")
@@ -217,7 +224,33 @@ def test_the_settings_that_pipelines_need_exist() -> None:
     assert {f"GPU_CLUSTER_{name}" for name in needed} <= set(VARIABLES)
 
 
-@pytest.mark.parametrize("path", [BITBUCKET, GITLAB, WORKFLOW], ids=lambda path: path.name)
+def test_nothing_tells_to_install_from_an_index() -> None:
+    """It is published nowhere: the bare name would fetch whatever somebody else puts there."""
+    told = subprocess.run(
+        ["git", "grep", "-nE", r"pip3? install.*pytest-gpu-cluster(\[[a-z]+\])?['\"]?( |$)"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+    ).stdout.splitlines()
+
+    assert [line for line in told if " @ git+" not in line] == []
+
+
+@pytest.mark.parametrize("path", LOCAL, ids=lambda path: path.name)
+def test_a_file_for_the_runner_itself_needs_no_account(path: Path) -> None:
+    """It is what a team tries first, and it has to work with nothing set."""
+    text = path.read_text("utf-8")
+
+    assert "AWS" not in text
+    assert "GPU_CLUSTER_STORE" not in text
+    assert "[local]" in text or "extras: local" in text
+    assert (
+        "git+https://HOST/OWNER" in text or "uses: OWNER/pytest-gpu-cluster/ci/github@TAG" in text
+    )
+
+
+@pytest.mark.parametrize("path", [BITBUCKET, GITLAB, WORKFLOW, *LOCAL], ids=lambda path: path.name)
 def test_results_are_taken_from_where_they_are_written(path: Path) -> None:
     """test-results/ is also the one name that Bitbucket finds by itself."""
     named = {
@@ -275,20 +308,22 @@ def test_the_action_hands_its_inputs_over_as_environment() -> None:
     assert set(load(ACTION)["outputs"]) == {"session", "verdict", "link"}
 
 
-def test_the_workflow_uses_the_action_with_inputs_that_it_has() -> None:
+@pytest.mark.parametrize("path", [WORKFLOW, WORKFLOW_LOCAL], ids=lambda path: path.name)
+def test_the_workflow_uses_the_action_with_inputs_that_it_has(path: Path) -> None:
     """GitHub only warns of an input that does not exist."""
     (step,) = [
         step
-        for step in load(WORKFLOW)["jobs"]["gpu-tests"]["steps"]
+        for step in load(path)["jobs"]["gpu-tests"]["steps"]
         if "/ci/github@" in step.get("uses", "")
     ]
 
     assert set(step["with"]) <= set(load(ACTION)["inputs"])
-    assert load(WORKFLOW)["permissions"] == {
+    rents = {"id-token": "write"} if path == WORKFLOW else {}
+    assert load(path)["permissions"] == {
         "contents": "read",
-        "id-token": "write",
         "statuses": "write",
         "pull-requests": "write",
+        **rents,
     }
 
 
@@ -395,7 +430,10 @@ def test_a_failed_sweep_is_seen_and_does_not_keep_the_report_back(
 
 @pytest.mark.parametrize(
     ("path", "limit"),
-    [(BITBUCKET, 60), (GITLAB, 50), (WORKFLOW, 60)],
+    [
+        *((path, 60) for path in (BITBUCKET, BITBUCKET_LOCAL, WORKFLOW, WORKFLOW_LOCAL)),
+        *((path, 50) for path in (GITLAB, GITLAB_LOCAL)),
+    ],
     ids=lambda each: getattr(each, "name", ""),
 )
 def test_the_session_ends_before_the_host_ends_the_step(path: Path, limit: int) -> None:

@@ -18,9 +18,10 @@ PACKAGE = "pytest_gpu_cluster"
 ARROWS: dict[str, tuple[str, ...]] = {
     "plugin": ("options", "fixtures", "host", "contract"),
     "cli": (
-        *("options", "project", "clusters", "providers", "report_command", "artifacts_command"),
-        *("doctor", "outputs", "contract"),
+        *("cli_lines", "options", "project", "clusters", "providers", "report_command"),
+        *("artifacts_command", "doctor", "outputs", "contract"),
     ),
+    "cli_lines": ("contract",),
     "artifacts_command": ("outputs", "contract"),
     "doctor": ("options", "project", "providers", "publish", "contract"),
     "report_command": ("liveness", "outputs", "report", "publish", "contract"),

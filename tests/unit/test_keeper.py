@@ -25,6 +25,7 @@ from pytest_gpu_cluster.contract.request import Limits, SessionRequest
 from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import Waits
+from pytest_gpu_cluster.node.keeper import TOLD_TO_END
 
 T = TypeVar("T")
 
@@ -270,7 +271,7 @@ def test_a_killed_guard_leaves_nothing(boot: Boot) -> None:
 
     until(lambda: procfs.start_time(keeper) is None)
     end = until(booted.end)
-    assert (end.writer, end.message) == ("keeper", "asked to close")
+    assert (end.writer, end.message) == ("keeper", TOLD_TO_END)
     until(lambda: booted.processes() == [])
     assert not booted.directory.parent.exists()
     assert booted.cluster.store.list("clusters") == []

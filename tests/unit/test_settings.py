@@ -56,7 +56,6 @@ nodes = 3
 gpus-per-node = 4
 simulated-gpus = 0
 default-gpus = 0.5
-isolation = "worker"
 test-timeout-s = 1.5
 max-minutes = 90
 idle-minutes = 0
@@ -89,7 +88,6 @@ def test_every_key_reaches_its_field(tmp_path: Path, python: Path) -> None:
         gpus_per_node=4,
         simulated_gpus=0,
         default_gpus=0.5,
-        isolation="worker",
         limits=LimitSettings(
             test_timeout_s=1.5, max_minutes=90.0, idle_minutes=0.0, infra_retries=0
         ),
@@ -194,7 +192,6 @@ def test_a_cluster_stays_warm_for_people_not_for_ci(
         ("default-gpus = 1.5", "a number from 0 to 1, or a whole number"),
         ("default-gpus = -0.5", "a number from 0 to 1, or a whole number"),
         ("default-gpus = true", "a number from 0 to 1, or a whole number"),
-        ('isolation = "module"', '"worker"'),
         ("test-timeout-s = 0", "a number, more than 0"),
         ("test-timeout-s = inf", "a number, more than 0"),
         ("max-minutes = nan", "a number, more than 0"),

@@ -7,6 +7,11 @@ import signal
 from pytest_gpu_cluster.contract.messages import Exit
 
 
+def was_killed(ending: Exit) -> bool:
+    """Return True for a process that somebody else has killed, such as the kernel out of memory."""
+    return ending.status == -signal.SIGKILL and not ending.ordered
+
+
 def crash_text(ending: Exit, place: str) -> str:
     """Return `crash: SIGSEGV …` or `crash: exit 3 …`; `place` is what the process was doing."""
     status = ending.status
@@ -17,7 +22,7 @@ def crash_text(ending: Exit, place: str) -> str:
             name = signal.Signals(-status).name
         except ValueError:
             name = f"signal {-status}"
-    hint = " (out of memory?)" if status == -signal.SIGKILL and not ending.ordered else ""
+    hint = " (out of memory?)" if was_killed(ending) else ""
     return f"crash: {name}{hint} {place}"
 
 

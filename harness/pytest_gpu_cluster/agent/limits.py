@@ -15,6 +15,7 @@ START_LIMIT_S = 300.0  # for a worker to get from fork to its first message
 CONTROL_LOCAL_S, CONTROL_REMOTE_S = 0.25, 2.0  # between two looks for the order to stop
 ORDERS = {
     StopReason.CLIENT_DONE: "the client needs no more results",
+    StopReason.CANCELLED: "interrupted by the user",
     StopReason.CLIENT_LOST: "the client was lost",
 }
 

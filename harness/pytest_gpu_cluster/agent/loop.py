@@ -163,7 +163,8 @@ class Agent:
             case NodeJoined():
                 state.journal.append(change.node)
             case ClusterReady():
-                detail = f"connected to {self.spec.nodes} node(s)"
+                nodes = self.spec.nodes
+                detail = f"{nodes} node{'s' if nodes > 1 else ''}"
                 state.journal.append(
                     events.PhaseFinished(name="ray", detail=detail, seconds=change.seconds)
                 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum, auto
 
 from pytest_gpu_cluster.agent.cases import Cases, Resources, cases_of
-from pytest_gpu_cluster.agent.crash import crash_text, with_last_output
+from pytest_gpu_cluster.agent.crash import crash_text, was_killed, with_last_output
 from pytest_gpu_cluster.agent.plan import Backlog
 from pytest_gpu_cluster.agent.processes import SELECTING, Launcher
 from pytest_gpu_cluster.agent.state import SessionState
@@ -126,10 +126,18 @@ class Selection:
             self.start()
             return
         place = "before any file was collected"
-        if self.stage is not SelectionStage.COLLECTING:
+        if self.stage is SelectionStage.COLLECTED:
+            place = "while the tests ran"
+        elif self.stage is SelectionStage.FINISHING:
             place = "while the session was being finished"
-        self.stage = SelectionStage.ENDED
         text = crash_text(ending, place)
+        # No code of the user runs there while tests run, and no code kills its process in that way.
+        lost = self.stage is SelectionStage.COLLECTED or was_killed(ending)
+        self.stage = SelectionStage.ENDED
+        if lost:
+            message = f"the process that selects the tests is lost: {text}"
+            state.end(StopReason.INFRASTRUCTURE, message)
+            return
         state.journal.append(InternalError(text=with_last_output(text, ending)))
         state.end(StopReason.CRASH, text)
 

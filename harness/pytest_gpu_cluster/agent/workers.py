@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pytest_gpu_cluster.agent.crash import crash_text, with_last_output
+from pytest_gpu_cluster.agent.crash import crash_text, was_killed, with_last_output
 from pytest_gpu_cluster.agent.plan import Case, Demand
 from pytest_gpu_cluster.agent.processes import Launcher
 from pytest_gpu_cluster.agent.ray_cluster import Cluster
@@ -121,10 +121,11 @@ class Workers:
 
     def _on_end_of_session(self, worker: Worker, message: InternalError | Interrupted) -> None:
         """Stop the session: pytest.exit or Ctrl-C in a test, or an internal error."""
-        if self._state.stop is None:
+        interrupted = isinstance(message, Interrupted)
+        # After the user's Ctrl-C it says where the running test was.
+        if self._state.stop is None or (interrupted and self._state.stop is StopReason.CANCELLED):
             self._state.journal.append(replace(message, worker=worker.name))
         worker.drop_tests()
-        interrupted = isinstance(message, Interrupted)
         reason = StopReason.INTERRUPTED if interrupted else StopReason.INTERNAL_ERROR
         self._state.end(reason, message.text)
 
@@ -181,8 +182,12 @@ class Workers:
         """Try again a few times when a machine may be the reason, else end the session."""
         self._not_started += 1
         state = self._state
-        if worker.machine_lost(ending):
-            message = worker.loss or ending.why or "its node went down"
+        if worker.machine_lost(ending) or was_killed(ending):
+            if worker.machine_lost(ending):
+                message = worker.loss or ending.why or "its node went down"
+                state.damage = state.damage or message
+            else:
+                message = crash_text(ending, "before its first test")
             self._append_lost(worker, message)
             if self._not_started > self._limits.infra_retries:
                 text = f"no test process could be started: {message}"
@@ -204,11 +209,10 @@ class Workers:
                 message=message,
             )
         )
-        self._state.damage = self._state.damage or message
 
     def _fail_timeout(self, worker: Worker, victim: Case, ending: Exit) -> None:
         limit_s = self._limits.test_timeout_s
-        text = f"timeout: {victim.nodeid} outlived its limit of {limit_s:g} s in {worker.phase}"
+        text = f"timeout: more than its limit of {limit_s:g} s in {worker.phase}"
         self._state.fail(
             victim,
             with_last_output(text, ending),
@@ -220,13 +224,13 @@ class Workers:
 
     def _fail_crash(self, worker: Worker, victim: Case, ending: Exit) -> None:
         running_s = time.monotonic() - worker.since
-        text = crash_text(ending, f"in {worker.phase} of {victim.nodeid}")
+        text = crash_text(ending, f"in {worker.phase}")
         self._state.journal.append(
             WorkerLost(
                 worker=worker.name,
                 failure_class=FailureClass.CRASH,
                 status=ending.status,
-                message=text,
+                message=f"{text} of {victim.nodeid}",
             )
         )
         self._state.fail(
@@ -242,6 +246,7 @@ class Workers:
         """Run lost tests again, on another node if possible; the running one spends an attempt."""
         state = self._state
         self._append_lost(worker, message)
+        state.damage = state.damage or message
         waiting: list[Case] = []
         for test in tests:
             test.avoid.add(worker.home)

@@ -19,6 +19,7 @@ _BY_NAME = (
     (re.compile(r"(^|/)(\.netrc|_netrc|\.pypirc|\.git-credentials)$"), "a file of logins"),
     (re.compile(r"\.(p12|pfx)$", re.IGNORECASE), "a container of private keys"),
     (re.compile(r"\.kdbx$", re.IGNORECASE), "a password database"),
+    (re.compile(r"(^|/)kaggle\.json$"), "a Kaggle key"),
     (
         re.compile(r"(^|/)[^/]*service[-_]account[^/]*\.json$", re.IGNORECASE),
         "a service account's key",
@@ -50,6 +51,24 @@ _TOKENS = (
     (b"glpat-", re.compile(rb"glpat-[A-Za-z0-9_-]{20,}"), "a GitLab token"),
     (b"xox", re.compile(rb"xox[abprs]-[A-Za-z0-9]{8,}-[A-Za-z0-9-]{10,}"), "a Slack token"),
     (b"hf_", re.compile(rb"hf_[A-Za-z0-9]{34}"), "a Hugging Face token"),
+    (b"sk-ant-", re.compile(rb"\bsk-ant-[A-Za-z0-9]+-[A-Za-z0-9_-]{40,}"), "an Anthropic key"),
+    # This mark is in the middle of every OpenAI key, old or new.
+    (
+        b"T3BlbkFJ",
+        re.compile(rb"\bsk-(?:[a-z]+-)?[A-Za-z0-9_-]{20,}T3BlbkFJ[A-Za-z0-9_-]{20,}"),
+        "an OpenAI key",
+    ),
+    (b"sk-", re.compile(rb"\bsk-(?:proj|svcacct|admin)-[A-Za-z0-9_-]{40,}"), "an OpenAI key"),
+    (
+        b"WANDB_API_KEY",
+        re.compile(rb"WANDB_API_KEY[\"']?\]?\s*[=:]\s*[\"']?([0-9a-f]{40})\b"),
+        "a Weights & Biases key",
+    ),
+    (
+        b"KAGGLE_KEY",
+        re.compile(rb"KAGGLE_KEY[\"']?\]?\s*[=:]\s*[\"']?([0-9a-f]{32})\b"),
+        "a Kaggle key",
+    ),
 )
 _DISTINCT = 6  # a token of fewer different characters is a placeholder
 

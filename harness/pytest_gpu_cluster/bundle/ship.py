@@ -61,6 +61,27 @@ class Tree:
     sent_blobs: int
     sent_bytes: int
 
+    @property
+    def detail(self) -> str:
+        """The numbers of files, and of contents that the store did not have."""
+        return (
+            f"{self.files} file{'' if self.files == 1 else 's'}, {self.sent_blobs or 'nothing'} new"
+        )
+
+
+def tree_name(root: Path, invocation_dir: Path) -> str:
+    """Return the path of a tree on a node, relative to the directory that holds it.
+
+    The tree's place relative to the invocation directory stays the same.
+
+    >>> tree_name(Path("/a/project"), Path("/a/project/tests"))
+    'project'
+    >>> tree_name(Path("/a/b/c"), Path("/a"))
+    'a/b/c'
+    """
+    common = Path(os.path.commonpath([root, invocation_dir]))
+    return str(Path(common.name, root.relative_to(common)))
+
 
 def ship(
     store: Store,
@@ -245,7 +266,7 @@ def _refuse_credentials(
         raise RequestError(
             f"what looks like a credential would leave this machine:{named}{more}",
             remedy="git-ignore it, or name it in exclude = [...] in [tool.gpu-cluster];"
-            f" if it is meant to travel: allow-files = [{json.dumps(refused[0][0])}]",
+            f" what is meant to travel: allow-files = {json.dumps([path for path, _ in refused])}",
         )
 
 

@@ -6,7 +6,7 @@ HarnessError                10
 │   └── StoreError          10   the object store refused, vanished or lied
 │       └── UnreadableRecordError   a record is not what this version writes
 ├── EnvironmentBuildError   11   the environment could not be built, or is not what was asked for
-├── CapacityError           12   nobody would rent us this machine
+├── CapacityError           12   no machine could be had
 ├── LimitError              13   the session's deadline was reached
 └── TeardownError           14   results stand, but something may still be running
 
@@ -63,7 +63,7 @@ class EnvironmentBuildError(HarnessError):
 
 
 class CapacityError(HarnessError):
-    """Nobody would rent us this machine; `what` lists every refusal."""
+    """No machine could be had; `what` lists every refusal."""
 
     failure_class = FailureClass.CAPACITY
 

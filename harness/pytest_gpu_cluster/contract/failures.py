@@ -17,7 +17,7 @@ class FailureClass(StrEnum):
     REQUEST = "request"  # what was asked cannot be done; nothing was spent
     INFRASTRUCTURE = "infrastructure"  # Ray, a node, the agent or the store failed
     ENVIRONMENT = "environment"  # the environment of the nodes could not be built
-    CAPACITY = "capacity"  # nobody would rent us the machines
+    CAPACITY = "capacity"  # no machine could be had
     LIMIT = "limit"  # the session's deadline was reached
     TEARDOWN = "teardown"  # results stand, but something may still be running
 
@@ -69,6 +69,7 @@ class StopReason(StrEnum):
     LIMIT = "limit"  # the session's deadline
     INFRASTRUCTURE = "infrastructure"
     CLIENT_DONE = "client_done"  # the client needs no more results
+    CANCELLED = "cancelled"  # the user's Ctrl-C
     CLIENT_LOST = "client_lost"  # nobody is left to want a result
 
     @property

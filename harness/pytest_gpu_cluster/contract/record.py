@@ -57,6 +57,8 @@ class Result(Ending):
     v: int = VERSION
     closed_by: Closer
     nonce: str
+    seconds: float | None = None  # None: its client was not there at the end
+    counts: Mapping[str, int] = field(default_factory=dict)  # tests by the word of pytest's summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +204,22 @@ class SessionRecord:
         """Return the ending; None while the record is open."""
         return get_noun(self.store, f"{self.prefix}/result.json", Result)
 
-    def close(self, ending: Ending, *, by: Closer) -> bool:
+    def close(
+        self,
+        ending: Ending,
+        *,
+        by: Closer,
+        seconds: float | None = None,
+        counts: Mapping[str, int] | None = None,
+    ) -> bool:
         """Make the record final, once. False when another has done it before."""
-        result = Result(closed_by=by, nonce=secrets.token_hex(8), **vars(ending))
+        result = Result(
+            closed_by=by,
+            nonce=secrets.token_hex(8),
+            seconds=seconds,
+            counts=counts or {},
+            **vars(ending),
+        )
         key = f"{self.prefix}/result.json"
         return self.store.create(key, json.dumps(result.to_json()).encode())
 

@@ -64,7 +64,6 @@ class Settings:
     gpus_per_node: int | Literal["auto"] = "auto"
     simulated_gpus: int = 2
     default_gpus: float | None = None  # None: 1, or none where the cluster has none
-    isolation: Literal["worker"] = "worker"
     distribute: Literal["auto", "test", "class", "module", "file", "group"] = "auto"
     limits: LimitSettings = LimitSettings()
     require_gpu: bool = False

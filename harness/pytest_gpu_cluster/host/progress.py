@@ -20,28 +20,33 @@ from pytest_gpu_cluster.report.sinks import Current, Sink, SinkContext
 
 
 class Progress(Sink):
-    """Writes a line for a phase, a node, or a failure of a machine; none for a result."""
+    """Writes a line for a phase, a node, or a failure of a machine; none for a result.
+
+    With -q only for failures of machines, with -qq none.
+    """
 
     uses_report = False
 
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[str], None], *, quiet: bool) -> None:
+        self._write, self._quiet = write, quiet
         self._has_results = False  # phases and nodes would only interrupt pytest's own output
 
     @classmethod
     def create(cls, context: SinkContext, current: Current) -> Progress | None:
-        quiet = not context.live or context.verbosity < -1
-        return None if quiet else cls(context.write)
+        if not context.live or context.verbosity < -1:
+            return None
+        return cls(context.write, quiet=context.verbosity < 0)
 
     def event(self, event: Event) -> None:
         match event:
             case TestStarted() | TestFinished():
                 self._has_results = True
-            case PhaseFinished() if not self._has_results:
-                self._write(f"{event.name:12} {event.detail}  {event.seconds:.2f} s")
-            case Notice():
+            case PhaseFinished() if not (self._quiet or self._has_results):
+                seconds = f"  {event.seconds:.2f} s" if event.seconds else ""
+                self._write(f"{event.name:12} {event.detail}{seconds}")
+            case Notice() if not self._quiet:
                 self._write(f"{event.name:12} {event.text}")
-            case NodeReady() if not self._has_results:
+            case NodeReady() if not (self._quiet or self._has_results):
                 driver = f", driver {event.driver}" if event.driver else ""
                 gpus = counted(gpu.name for gpu in event.gpus)
                 self._write(f"{'node':12} {event.node} on {event.host}: {gpus}{driver}")

@@ -30,15 +30,11 @@ from pytest_gpu_cluster.publish.links import link
 from pytest_gpu_cluster.report.files import write_refusal
 from pytest_gpu_cluster.report.model import ReportContext
 from pytest_gpu_cluster.report.sinks import SinkContext, Sinks
-from pytest_gpu_cluster.session import Run
+from pytest_gpu_cluster.session import Run, Terminated
 from pytest_gpu_cluster.session import Stage as RunStage
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = "interrupted while the CI host was told; to tell it: gpu-cluster report --publish"
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: the same orderly way out as Ctrl-C."""
 
 
 class PytestHost:
@@ -52,6 +48,7 @@ class PytestHost:
         facts = publish.facts(request, self._ci, os.environ, quiet=self._quiet)
         self._request = request
         self.run = Run(request, pytest.__version__, local_facts(config, request.tree.top), facts)
+        self.run.say, self.run.waiting = self.write, self.replay.terminal.show_wait
         self._not_sent = NotSent(config, request)
         self._events: Generator[Event, None, None] | None = None  # None: nothing is collected
         self._sinks: Sinks | None = None
@@ -61,6 +58,7 @@ class PytestHost:
 
     def write(self, line: str) -> None:
         """Write a line of this plugin's own to the terminal."""
+        self.replay.terminal.end_wait()
         reporter = self.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             # Private: a line of dots, whose end ensure_newline does not know with many workers.
@@ -128,6 +126,7 @@ class PytestHost:
         assert self._events is not None
         assert self._sinks is not None
         while self.replay.stage < stage and (event := next(self._events, None)) is not None:
+            self.replay.terminal.end_wait()
             self._sinks.event(event)
             self._not_sent.note(event)
             if isinstance(event, SessionFinished):
@@ -150,21 +149,44 @@ class PytestHost:
             self._failure = Failure.of(problem)
             # Of each test; the remedy is said once.
             self.replay.fail_unfinished(problem.what, problem.failure_class)
-        except (KeyboardInterrupt, pytest.exit.Exception):
-            if (
-                self.run.stage is not RunStage.FINISHED
-            ):  # else a test raised it, and the cluster may stay
-                self.run.interrupted = True
-                self.replay.expect_no_end()
-                signal.signal(signal.SIGINT, self._hurry)
+        except (KeyboardInterrupt, pytest.exit.Exception) as problem:
+            # Else a test raised it, and the session is over.
+            if self.run.stage is not RunStage.FINISHED or self.run.interrupted:
+                self._end_interrupted(problem)
             raise
 
-    def _hurry(self, number: int, frame: object) -> None:
-        """Hurry the closing of the cluster for a further Ctrl-C.
+    def _end_interrupted(self, problem: BaseException) -> None:
+        """End the tests for the user, and show the results that had come by then."""
+        assert self._events is not None
+        assert self._sinks is not None
+        signal.signal(signal.SIGINT, self._hurry)
+        self.run.interrupt(problem)
+        self._release()
+        for event in self.run.unread():
+            if not isinstance(event, SessionFinished):
+                self._sinks.event(event)
+                self.replay.event(event)
+        self.replay.interrupt(problem)
 
-        Outside of closing it is ignored: it would only cut off the summary.
+    def _release(self) -> None:
+        """Close the generator of the run, which lets the cluster stay warm or ends it."""
+        assert self._events is not None
+        try:
+            self._events.close()
+        except HarnessError as problem:
+            self.run.teardown_failure = problem
+        except KeyboardInterrupt:  # asked a second time: at once, then
+            self.run.interrupted = self.run.must_end = True
+        if self.run.interrupted and not self.run.stays_warm():
+            self.run.close_cluster(now=True)
+
+    def _hurry(self, number: int, frame: object) -> None:
+        """End the cluster too for a further Ctrl-C, at once where it is being let go.
+
+        Elsewhere it waits for the end of the summary, which it would only cut off.
         """
-        if self.run.closing:
+        self.run.must_end = True
+        if self.run.releasing:
             raise KeyboardInterrupt
 
     def _combine_coverage(self) -> None:
@@ -186,14 +208,7 @@ class PytestHost:
             self._events is None
         ):  # a command of pytest's own that collects nothing, such as --cache-show
             return
-        try:
-            self._events.close()
-        except HarnessError as problem:
-            self.run.teardown_failure = problem
-        except KeyboardInterrupt:  # asked a second time: at once, then
-            self.run.interrupted = True
-        if self.run.interrupted:
-            self.run.close_cluster(now=True)
+        self._release()
         self._describe_suite()
         self.replay.finalize(session)
         ending = self.ending(int(session.exitstatus))
@@ -235,7 +250,7 @@ class PytestHost:
 
     def _write_result(self, ending: Ending) -> None:
         try:
-            self.run.write_result(ending)
+            self.run.write_result(ending, self.replay.terminal.counts())
         except HarnessError as problem:
             self.write(f"the record could not be finished: {problem}")
 
@@ -243,10 +258,12 @@ class PytestHost:
         """Write the last lines: failures of machines, the record, a cluster that stays."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+        if self.run.must_end:
+            self.run.close_cluster(now=True)
         lines = [*self._failure_lines(), *self._not_sent_lines(), *self._file_lines()]
         sinks = self._sinks if self._events is not None else None
         if self.run.stage is not RunStage.NEW and sinks is not None:
-            lines += self.run.closing_lines(simulated=sinks.facts.simulated)
+            lines += self._closing_lines(sinks)
         if sinks is not None:
             final = int(self._session.exitstatus)  # a plugin may have changed it since
             try:
@@ -276,6 +293,13 @@ class PytestHost:
         quiet = self.config.get_verbosity() < -1
         lines = [*output_lines(home, run.id), *artifact_lines(artifacts, run.id)]
         return [] if quiet else lines
+
+    def _closing_lines(self, sinks: Sinks) -> list[str]:
+        """Return the lines below the results; with -q a list of tests has none."""
+        quiet = self.config.get_verbosity() < 0
+        if quiet and self.config.option.collectonly:
+            return []
+        return self.run.closing_lines(simulated=sinks.facts.simulated, quiet=quiet)
 
     def _failure_lines(self) -> list[str]:
         lines = []

@@ -6,6 +6,8 @@ import sys
 from typing import Any
 
 import pytest
+from _pytest._code.code import ReprFileLocation
+from _pytest._io import TerminalWriter
 
 from pytest_gpu_cluster.contract.codec import PathMap
 from pytest_gpu_cluster.contract.events import Interrupted
@@ -14,6 +16,19 @@ from pytest_gpu_cluster.host import deserialize
 
 class RemoteInterrupt(KeyboardInterrupt):
     """KeyboardInterrupt was raised on the cluster, by a test or a hook."""
+
+
+class InterruptedTest(ReprFileLocation):
+    """The test that ran when the user ended the session; None when none ran."""
+
+    def __init__(self, item: pytest.Item | None, message: str) -> None:
+        line = item.location[1] if item is not None else None
+        super().__init__(str(item.path if item is not None else ""), (line or 0) + 1, message)
+        self.reprcrash = self
+
+    def toterminal(self, tw: TerminalWriter) -> None:
+        if self.path:
+            super().toterminal(tw)
 
 
 class RemoteInternalError(Exception):

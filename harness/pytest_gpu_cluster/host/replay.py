@@ -55,6 +55,7 @@ from pytest_gpu_cluster.host.cross_check import (
 from pytest_gpu_cluster.host.junit_order import JUnitOrder
 from pytest_gpu_cluster.host.record_replay import RecordReplay
 from pytest_gpu_cluster.host.remote_errors import (
+    InterruptedTest,
     RemoteInternalError,
     interruption,
     notify_exception,
@@ -90,6 +91,7 @@ class Replay:
             None  # ends the session here, once the remote one has ended
         )
         self._waiting: list[Event] = []  # of a selection that is not final
+        self._running: dict[str, pytest.Item] = {}  # by node id
         self._records = RecordReplay(config, self.terminal, self._junit)
         self._usage = ""
         notify = MethodType(notify_exception, config)
@@ -169,10 +171,18 @@ class Replay:
             if not getattr(self.config.option, "stepwise", False):
                 self.stage = Stage.ENDED
 
-    def expect_no_end(self) -> None:
-        """The user has interrupted the run: what is missing is no surprise."""
+    def interrupt(self, problem: BaseException) -> None:
+        """End what is replayed for the user's `problem`: what is missing is no surprise.
+
+        It is given the place of a test that ran, as the cluster says or else as it was collected.
+        """
+        place = getattr(self._stop, "remote_repr", None)
+        if place is None:
+            running = next(iter(self._running.values()), None)
+            place = InterruptedTest(running, type(problem).__name__)
+        problem.__dict__.setdefault("remote_repr", place)
         self.ended = self.ended or SessionFinished()
-        self._stop = self._stop or KeyboardInterrupt()
+        self._stop = problem
 
     def fail_unfinished(self, message: str, failure_class: FailureClass) -> None:
         """Make an error of every test without a result: no further event will come."""
@@ -265,12 +275,15 @@ class Replay:
     def _test_started(self, event: TestStarted) -> None:
         """With one worker, show a test's name while it runs: its live output follows."""
         place = self._collection.place(event)
-        alone = self.terminal.workers == 1 and self._stop is None
-        if alone and place is not None:
-            self._records.start(self._collection.items[place])
+        if place is None:
+            return
+        item = self._running[event.nodeid] = self._collection.items[place]
+        if self.terminal.workers == 1 and self._stop is None:
+            self._records.start(item)
 
     def _test(self, event: TestFinished) -> None:
         place = self._collection.place(event)
+        self._running.pop(event.nodeid, None)
         repeated = event.index is not None and self._collection.is_reported(place)
         if self._stop is not None or repeated:
             return
@@ -302,7 +315,7 @@ class Replay:
     @pytest.hookimpl(trylast=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         place = getattr(excinfo.value, "remote_repr", None)
-        if place is not None:
+        if place is not None and isinstance(excinfo.value, KeyboardInterrupt):
             self.terminal.interrupted_at(place)
 
     def finalize(self, session: pytest.Session) -> None:

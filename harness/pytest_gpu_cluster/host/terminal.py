@@ -19,6 +19,8 @@ from pytest_gpu_cluster.contract.events import Output, Summary
 from pytest_gpu_cluster.contract.records import PluginLines, WarningRecord
 from pytest_gpu_cluster.host import deserialize
 
+COUNTED = ("failed", "passed", "skipped", "xfailed", "xpassed", "error")
+
 
 class Terminal:
     """The local reporter. With `-p no:terminal` there is none, and nothing is shown."""
@@ -29,6 +31,7 @@ class Terminal:
         self.workers = 1
         self.collection_lines: list[str] | None = None  # of plugins, about the collection
         self.finishing = False  # output goes below the results
+        self._waited = 0  # seconds that are shown; 0: none are
         self._warnings: list[Any] = []  # those that are shown: not those of this process
         self._held: tuple[Any, Any, io.StringIO] | None = None
         self._late: list[Output] = []  # output of the end, until the results are shown
@@ -51,6 +54,25 @@ class Terminal:
             self.reporter._tw.write(text, flush=True)
             if fresh:
                 self.reporter.currentfspath = None
+
+    # -- a cluster that starts ---------------------------------------------------------------------
+
+    def show_wait(self, seconds: float) -> None:
+        """Count the seconds of a start on a terminal, in a line that does not stay."""
+        reporter = self.reporter
+        if reporter is None or not reporter.isatty or self._config.get_verbosity() < 0:
+            return
+        if int(seconds) > self._waited and (self._waited or not reporter._tw._current_line):
+            self._waited = int(seconds)
+            reporter.rewrite(f"gpu-cluster: starting     {self._waited} s", erase=True)
+
+    def end_wait(self) -> None:
+        """Take that line away."""
+        if self._waited:
+            self._waited = 0
+            writer = self.reporter._tw
+            writer.write(f"\r{' ' * (writer.fullwidth - 1)}\r", flush=True)
+            writer._current_line = ""
 
     # -- the beginning -----------------------------------------------------------------------------
 
@@ -154,6 +176,11 @@ class Terminal:
         """Show the test's place for a Ctrl-C, not this package's."""
         if self.reporter is not None:
             self.reporter._keyboardinterrupt_memo = place
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of tests by the words of the last line; empty without a reporter."""
+        stats = self.reporter.stats if self.reporter is not None else {}
+        return {word: len(stats[word]) for word in COUNTED if stats.get(word)}
 
     def keep_summary(self, event: Summary) -> None:
         self._summaries.append(event)

@@ -42,6 +42,8 @@ from pytest_gpu_cluster.node.working_trees import WorkingTrees
 BUSY_TICK_S = 0.1
 ORPHANS_S = 1.0  # between two looks for orphans
 
+TOLD_TO_END = "its cluster was told to end: gpu-cluster down, or SIGTERM"
+
 
 class Stage(Enum):
     """The life of a node."""
@@ -99,7 +101,7 @@ class Keeper:
 
     def run(self) -> str:
         """Keep the node until there is a reason to close it; return the reason."""
-        signal.signal(signal.SIGTERM, lambda *_: self.shutdown.request("asked to close"))
+        signal.signal(signal.SIGTERM, lambda *_: self.shutdown.request(TOLD_TO_END))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         RequestServer(self.node, self.trees).start()
         self.fork_server.start()

@@ -136,7 +136,7 @@ class LocalProvider:
         if spec.require_gpu and offered == 0:
             raise RequestError(
                 "require-gpu is set, and NVML finds no GPU on this machine",
-                remedy="run where a GPU is, or set require-gpu = false",
+                remedy="run on a machine with a GPU, or set require-gpu = false",
             )
         if real and spec.gpus_per_node != "auto" and spec.gpus_per_node > len(real):
             raise RequestError(
@@ -149,11 +149,12 @@ class LocalProvider:
             else spec.gpus_per_node
         )
         gpus = f"{offered} x {real[0].name}" if offered else f"{simulated} simulated GPUs"
+        most = spec.deadline_s / 60  # max-minutes, idle-minutes, and a margin
         lines = (
-            f"provider  local, {spec.nodes} Ray node(s) on this machine",
+            f"provider  local, Ray nodes on this machine: {spec.nodes}",
             f"gpus      {gpus} per node",
             f"python    {spec.python}",
-            f"limits    {spec.deadline_s / 60:g} minutes, idle {spec.idle_s / 60:g} minutes",
+            f"limits    ends after {spec.idle_s / 60:g} idle minutes, after {most:g} in any case",
         )
         return LaunchPlan(spec=spec, lines=lines, price_ceiling_usd=0.0)
 

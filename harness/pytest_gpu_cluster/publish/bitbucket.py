@@ -84,7 +84,7 @@ class Bitbucket(Publisher):
             self.endpoints["token"] = Endpoint(base=ci.api, headers={"Authorization": header})
         elif not self.troubles:
             self.notes.append(
-                "no BITBUCKET_TOKEN: the report alone, no build status and no comment"
+                "BITBUCKET_TOKEN is not set: a Code Insights report, no build status and no comment"
             )
         workspace, _, slug = ci.repository.partition("/")
         self._repository = f"/repositories/{quote(workspace, safe='')}/{quote(slug, safe='')}"

@@ -28,9 +28,14 @@ def command(kind: str, message: str, **properties: str) -> str:
 
 def commands(report: Report, context: str, *, annotate: bool) -> Iterator[str]:
     """Yield the commands for a report; `annotate`: with an annotation for each failed test."""
+    failures = [
+        result for result in report.bad if result.problems[0].failure_class not in NOT_TESTS
+    ]
+    more = len(failures) - MAX_FAILURES if annotate else 0
+    hidden = f"; {more} more failures have no annotation" if more > 0 else ""
     yield command(
         "notice",
-        f"{render.headline(report)} {report.context.link}".strip(),
+        f"{render.headline(report)}{hidden} {report.context.link}".strip(),
         title=f"{context}: session {report.session}",
     )
     if report.verdict in NOT_TESTS:
@@ -38,9 +43,6 @@ def commands(report: Report, context: str, *, annotate: bool) -> Iterator[str]:
         if report.remedy:
             message = f"{report.message}\nremedy: {report.remedy}"
         yield command("error", message, title=f"Not your tests: {report.verdict}")
-    failures = [
-        result for result in report.bad if result.problems[0].failure_class not in NOT_TESTS
-    ]
     for result in failures[:MAX_FAILURES] if annotate else ():
         problem = result.problems[0]
         line = str(problem.line or result.line or 1)

@@ -120,7 +120,7 @@ class Summaries(Sink):
         )
         if troubles:
             return Closing(lines=troubles, troubles=troubles)
-        return Closing(lines=(f"results for this host: {directory.stem}.xml, .json and .md",))
+        return Closing(lines=(f"result files: {directory.stem}.xml, .json and .md",))
 
     def _put(self, report: Report) -> None:
         """A pull request's results are not its branch's: its code is not on it yet."""

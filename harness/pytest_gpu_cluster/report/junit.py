@@ -190,7 +190,8 @@ def _add_problem(case: ET.Element, problem: Problem, result: Result, report: Rep
     element.set("message", _first_filled(message[:MESSAGE_CHARS], problem.failure_class))
     link = session_line(report)
     output = [result.output] if result.output else []
-    element.text = _escape("\n".join([link, message, "", problem.text, *output]))
+    cause = [] if problem.text.startswith(problem.message) else [message]  # else its first line
+    element.text = _escape("\n".join([link, *cause, "", problem.text, *output]))
     ET.SubElement(case, "system-out").text = _escape("\n".join([link, *output]))
 
 

@@ -13,7 +13,7 @@ from pytest_gpu_cluster.contract.frozen import dataclass
 NOT_TESTS: Mapping[str, str] = {
     FailureClass.INFRASTRUCTURE: "a machine, Ray, the agent or the store failed",
     FailureClass.ENVIRONMENT: "the environment of the cluster could not be built",
-    FailureClass.CAPACITY: "nobody would rent the machines",
+    FailureClass.CAPACITY: "no machine could be had",
     FailureClass.LIMIT: "the session's limit was reached",
     FailureClass.TEARDOWN: "the results stand, but something of the cluster may still be running",
 }

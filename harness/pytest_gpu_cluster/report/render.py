@@ -57,7 +57,10 @@ def headline(report: Report) -> str:
 
 
 def _counts(report: Report) -> str:
-    return ", ".join(f"{number} {outcome}" for outcome, number in report.counts.items())
+    return ", ".join(
+        f"{number} {outcome}{'s' if outcome == 'error' and number > 1 else ''}"
+        for outcome, number in report.counts.items()
+    )
 
 
 def session_line(report: Report) -> str:

@@ -67,6 +67,12 @@ SUSPECTS: dict[str, tuple[str, str]] = {
     "c.yml": (f"token: glpat-{body(20)}\n", "a GitLab token"),
     "d.yml": (f"token: xoxb-{body(12, '0123456789')}-{body(24)}\n", "a Slack token"),
     "e.yml": (f"token: hf_{body(34)}\n", "a Hugging Face token"),
+    "f.yml": (f"key: sk-ant-api03-{body(80)}\n", "an Anthropic key"),
+    "g.yml": (f"key: sk-{body(20)}T3BlbkFJ{body(20)}\n", "an OpenAI key"),
+    "h.yml": (f"key: sk-proj-{body(74)}\n", "an OpenAI key"),
+    "i.sh": (f"export WANDB_API_KEY={body(40, '0123456789abcdef')}\n", "a Weights & Biases key"),
+    "j.sh": (f"export KAGGLE_KEY='{body(32, '0123456789abcdef')}'\n", "a Kaggle key"),
+    ".kaggle/kaggle.json": ('{"username": "u", "key": "k"}', "a Kaggle key"),
 }
 
 
@@ -112,7 +118,19 @@ HARMLESS = {
     "usage.md": "export GITHUB_TOKEN=ghp_" + "x" * 36 + "\n",
     "lock.json": f'"integrity": "sha512-{body(86)}==", "sha1": "{body(40)}"\n',
     "id_only.py": f"ACCOUNT_KEY = '{AWS_ID}'\n",
+    "openai.md": f"export OPENAI_API_KEY=sk-proj-{'x' * 60}\nWANDB_API_KEY={'0' * 40}\n",
+    "cli.py": "parser.add_argument('--task-kind', help='risk-proj-name, disk-admin-tool')\n",
 }
+
+
+def test_the_remedy_names_each_file_that_is_refused(root: Path, store: Store) -> None:
+    """It is pasted once, not once for each file."""
+    write(root, {".env": "A=1\n", "b/.env": "A=1\n"})
+
+    with pytest.raises(RequestError) as caught:
+        ship(store, root)
+
+    assert 'allow-files = [".env", "b/.env"]' in caught.value.remedy
 
 
 def test_what_only_resembles_a_credential_may_travel(root: Path, store: Store) -> None:

@@ -146,6 +146,7 @@ def test_the_runner_shows_every_command_that_is_sent(github: FakeGitHub, tmp_pat
     assert [entry.name for entry in commands] == ["notice"] + ["error"] * 10
     assert all(entry.shown for entry in commands)
     assert commands[1].message == f"{MACHINES_FAULT}\nremedy: run it again"
+    assert "; 2991 more failures have no annotation" in commands[0].message
 
 
 def test_the_summary_of_a_job_is_added_to_what_is_there(github: FakeGitHub, tmp_path: Path) -> None:
