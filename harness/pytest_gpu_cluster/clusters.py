@@ -54,9 +54,19 @@ class HeldCluster:
         self.up = False  # it has served a session, or has joined its nodes for this one
         self.stage = Hold.HELD
         self._store, self._provider = store, provider
+        self._seen: ClusterState | None = None
 
-    def state(self) -> ClusterState:
-        return self._provider.state(self.ref)
+    def look(self) -> None:
+        """Ask the provider about the cluster."""
+        self._seen = self._provider.state(self.ref)
+
+    def raise_if_gone(self) -> None:
+        """Raise InfrastructureError where the cluster was gone when it was looked at."""
+        if self._seen is not None and self._seen.state == "gone":
+            raise InfrastructureError(
+                f"cluster {self.ref.id} is gone: {self._seen.reason}",
+                remedy="run again; what had finished is kept in the record",
+            )
 
     def close(self, *, now: bool = False) -> TeardownError | None:
         """End the cluster, once; `now` does not wait for its own orderly end.

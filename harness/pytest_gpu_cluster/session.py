@@ -15,15 +15,15 @@ from dataclasses import replace
 from enum import Enum, auto
 
 from pytest_gpu_cluster import clusters, environment
+from pytest_gpu_cluster.asked import cluster_spec, session_request
 from pytest_gpu_cluster.bundle.listing import listing
 from pytest_gpu_cluster.bundle.minimal_git import repository_of
 from pytest_gpu_cluster.bundle.repository import GitQuery, modification_times
 from pytest_gpu_cluster.bundle.retention import prune
-from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files, tree_name
+from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files
 from pytest_gpu_cluster.clusters import HeldCluster, Hold
 from pytest_gpu_cluster.contract.errors import (
     HarnessError,
-    InfrastructureError,
     RequestError,
     StoreError,
 )
@@ -34,15 +34,12 @@ from pytest_gpu_cluster.contract.events import (
     SessionFinished,
 )
 from pytest_gpu_cluster.contract.failures import Closer, StopReason
-from pytest_gpu_cluster.contract.record import Ending, EventReader, SessionRecord
+from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import (
     GitFacts,
-    Limits,
     PytestFacts,
     ReportFacts,
-    SessionRequest,
 )
-from pytest_gpu_cluster.contract.selection import Distribution
 from pytest_gpu_cluster.contract.settings import RunRequest, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import WAITS
@@ -50,11 +47,7 @@ from pytest_gpu_cluster.liveness import heartbeat
 from pytest_gpu_cluster.outputs import Homecoming, bring_home
 from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, load_provider
 
-AGENT = "pytest_gpu_cluster.agent.main:main"  # in the code that is shipped with the session
 SILENCE_S = 2.0  # without an event for so long, the provider is asked whether the cluster is there
-CLUSTER_MARGIN_S = (
-    600.0  # a cluster outlives the deadline of its first session by this and idle-minutes
-)
 
 
 class Terminated(KeyboardInterrupt):
@@ -82,7 +75,7 @@ class Run:
         self.provider: Provider = load_provider(self.settings.provider, self.settings, os.environ)
         self.store = Store.open(self.settings.store, base=request.project)
         self.record = SessionRecord(self.store, self.id)
-        self.request = self._session_request(local, report)
+        self.request = session_request(self.id, request, local, report)
         self.stage = Stage.NEW
         self.cluster: HeldCluster | None = None
         self.reusable = False  # the agent says that the cluster may serve another session
@@ -129,6 +122,17 @@ class Run:
                 since = began if cluster.up else None
                 yield phase("cluster", f"{cluster.ref.id}, {cluster.note}", since)
                 yield from self.follow(cluster)
+
+    def cluster_spec(self, installed: environment.Environment) -> ClusterSpec:
+        """Return the cluster that this session wants."""
+        return cluster_spec(
+            self.settings,
+            token=clusters.new_id(),
+            owner=self.provider.owner(),
+            python=installed.python,
+            environment=installed.digest,
+            code=self.request.code,
+        )
 
     def plan(self) -> LaunchPlan:
         """Return what would be launched; spends nothing. Raises RequestError."""
@@ -253,7 +257,8 @@ class Run:
     def follow(self, cluster: HeldCluster) -> Iterator[Event]:
         """Yield the journal to the agent's last event.
 
-        When it falls silent, the provider is asked about the cluster.
+        When it falls silent, the provider is asked about the cluster. Raises InfrastructureError
+        where that is gone, once everything was read that it had written before.
         """
         reader = self.record.reader()
         began = last_event = last_read = time.monotonic()
@@ -270,12 +275,13 @@ class Run:
                 self._last[event.writer] = event.seq
                 yield event
             if not events:
+                cluster.raise_if_gone()
                 reader.wait()
                 if not cluster.up:
                     self.waiting(time.monotonic() - began)
             if time.monotonic() - last_event > SILENCE_S:
                 last_event = time.monotonic()
-                raise_if_gone(cluster, reader)
+                cluster.look()
 
     def unread(self) -> list[Event]:
         """Return the events that `events` has not yielded: what came while it was interrupted."""
@@ -333,66 +339,6 @@ class Run:
         self.record.close(ending, by=Closer.CLIENT, seconds=seconds, counts=counts)
         if self.store.is_local:
             prune(self.store, keep_sessions=self.settings.keep_sessions)
-
-    # -- nouns -------------------------------------------------------------------------------------
-
-    def cluster_spec(self, installed: environment.Environment) -> ClusterSpec:
-        s = self.settings
-        idle_s = s.limits.idle_minutes * 60
-        return ClusterSpec(
-            token=clusters.new_id(),
-            owner=self.provider.owner(),
-            python=installed.python,
-            environment=installed.digest,
-            code=self.request.code,
-            nodes=s.nodes,
-            gpus_per_node=s.gpus_per_node,
-            simulated_gpus=s.simulated_gpus,
-            require_gpu=s.require_gpu,
-            idle_s=idle_s,
-            deadline_s=s.limits.max_minutes * 60 + idle_s + CLUSTER_MARGIN_S,
-        )
-
-    def _session_request(self, local: PytestFacts, report: ReportFacts) -> SessionRequest:
-        """Return the request before anything is done: without tree, code and shape."""
-        s, request = self.settings, self._asked
-        limits = Limits(
-            max_s=s.limits.max_minutes * 60,
-            idle_s=s.limits.idle_minutes * 60,
-            test_timeout_s=s.limits.test_timeout_s,
-            infra_retries=s.limits.infra_retries,
-            default_gpus=s.default_gpus,
-        )
-        return SessionRequest(
-            session=self.id,
-            asked_at=time.time(),
-            provider=s.provider,
-            agent=AGENT,
-            root_name=tree_name(request.tree.top, request.invocation_dir),
-            origin=str(request.tree.top),
-            rootdir=os.path.relpath(request.root, request.tree.top),
-            cwd=os.path.relpath(request.invocation_dir, request.tree.top),
-            args=request.pytest_args,
-            passed=tuple(sorted(request.passed_env)),
-            limits=limits,
-            distribute=Distribution(s.distribute),
-            outputs=(*request.tree.files.outputs, *request.option_outputs),
-            **vars(local),
-            **vars(report),
-        )
-
-
-def raise_if_gone(cluster: HeldCluster, reader: EventReader) -> None:
-    """Silence is a long test, or a cluster that is gone.
-
-    Raises InfrastructureError when it is gone.
-    """
-    state = cluster.state()
-    if state.state == "gone" and not reader.poll():
-        raise InfrastructureError(
-            f"cluster {cluster.ref.id} is gone: {state.reason}",
-            remedy="run again; what had finished is kept in the record",
-        )
 
 
 def phase(name: str, detail: str, began: float | None) -> Event:

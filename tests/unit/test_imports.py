@@ -27,9 +27,11 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "report_command": ("liveness", "outputs", "report", "publish", "contract"),
     "host": ("session", "outputs", "providers", "report", "publish", "contract"),
     "session": (
-        *("bundle", "clusters", "environment", "liveness", "outputs", "providers", "contract"),
+        *("asked", "bundle", "clusters", "environment", "liveness", "outputs", "providers"),
+        "contract",
     ),
     "outputs": ("bundle", "contract"),
+    "asked": ("bundle", "providers", "contract"),
     "clusters": ("environment", "liveness", "providers", "contract"),
     "liveness": ("contract",),
     "publish": ("report", "contract"),

@@ -1,9 +1,7 @@
 """Events of a session: one class for each kind, every key documented.
 
-The agent appends them to the session's journal, and the client reads them. A keeper or guard that
-has lost the agent appends `session_finished` in its place. The client makes `request` and `phase`
-for its own sinks. Each event is one JSON object with its `kind`. Reading one that is unknown, or
-has a key too many or too few, is an error that names it. Several kinds come from a test process.
+The agent appends them to the session's journal; a keeper or guard that has lost it appends
+`session_finished`. The client reads them, and makes `request` and `phase` for its own sinks.
 """
 
 from __future__ import annotations
@@ -163,12 +161,10 @@ class Retry(Event, kind="retry"):
 class SessionFinished(Event, kind="session_finished"):
     """The last event of a writer: how the remote session ended."""
 
-    pytest_status: int | None = field(
-        default=None, metadata=alias("exitstatus")
-    )  # of the remote pytest; None: it has none
+    # Of the remote pytest; None: it has none
+    pytest_status: int | None = field(default=None, metadata=alias("exitstatus"))
     tests_status: int | None = None  # of its tests alone, before hooks of its end changed it
-    # Of a test process whose tests have passed, when a hook of its end said otherwise; 0: none
-    worker_status: int = 0
+    worker_status: int = 0  # of a test process with passed tests, by a hook of its end; 0: none
     shouldfail: str | bool | None = None  # pytest's own reasons to end
     shouldstop: str | bool | None = None
     failure_class: FailureClass | None = None  # None: the tests decide
@@ -337,13 +333,10 @@ class Finishing(Event, kind="finishing"):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(Event, kind="summary"):
-    """What the user's conftests write at the end.
-
-    Of a process that ran tests: what the plugins of those modules do.
-    """
+    """What the user's conftests write at the end; of a test process, what plugins write."""
 
     parts: Sequence[PluginText]
-    worker: str = ""  # "": the selecting process
+    worker: str = ""
 
 
 EVENTS: dict[str, type[Event]] = {

@@ -5,10 +5,9 @@
     replay = Replay(config)          # in pytest_configure; registers itself as a plugin
     replay.begin(session)            # in pytest_collection, before the first event
     replay.event(event)              # each in its order, until `stage` says that it needs no more
-    replay.conclude()                # raises what plain pytest would raise there
-    replay.fail_unfinished(...)      # instead, when no further event will come
+    replay.conclude()                # raises what plain pytest would raise there; or
+    replay.fail_unfinished(...)      # when no further event will come
     replay.finalize(session)         # in pytest_sessionfinish, before reporters write
-    replay.own_failures              # of tests themselves, not of machines
 """
 
 from __future__ import annotations
@@ -60,9 +59,7 @@ from pytest_gpu_cluster.host.remote_errors import (
     interruption,
     notify_exception,
 )
-from pytest_gpu_cluster.host.terminal import Terminal
-
-PRIVATE = "gpu-cluster"
+from pytest_gpu_cluster.host.terminal import SummaryWriter, Terminal
 
 
 class Stage(IntEnum):
@@ -79,7 +76,7 @@ class Replay:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.stage = Stage.SELECTING
-        self.own_failures = 0
+        self.own_failures = 0  # of tests themselves, not of machines
         self.problems: list[str] = []  # each of them forbids exit code 0
         self.ended: SessionFinished | None = None
         self._tests_status = 0  # pytest's exit code for the tests, when the last event came
@@ -87,18 +84,16 @@ class Replay:
         self._collection = Collection()
         self._junit = JUnitOrder(config)
         self._order = EventOrder()
-        self._stop: BaseException | None = (
-            None  # ends the session here, once the remote one has ended
-        )
+        self._stop: BaseException | None = None  # ends the session here, once the remote one ended
         self._waiting: list[Event] = []  # of a selection that is not final
         self._running: dict[str, pytest.Item] = {}  # by node id
         self._records = RecordReplay(config, self.terminal, self._junit)
         self._usage = ""
-        notify = MethodType(notify_exception, config)
-        config.notify_exception = notify  # type: ignore[method-assign]
+        config.notify_exception = MethodType(notify_exception, config)  # type: ignore[method-assign]
         config.pluginmanager.register(self, "gpu_cluster_replay")
         config.pluginmanager.register(self._records, "gpu_cluster_records")
-        config.pluginmanager.register(SummaryWriter(self), "gpu_cluster_summary")
+        summary = SummaryWriter(self.terminal, self.problems)
+        config.pluginmanager.register(summary, "gpu_cluster_summary")
 
     def path_here(self, path: str) -> str:
         """Return a path of the cluster as it is on this machine."""
@@ -144,7 +139,7 @@ class Replay:
 
     @property
     def must_end(self) -> bool:
-        """True where no test will run: the rest of the session belongs to its collection."""
+        """True where no test will run: the rest belongs to the collection."""
         return self._stop is not None or self.ended is not None
 
     def _show_selection(self, raised: Raised | None) -> None:
@@ -172,9 +167,9 @@ class Replay:
                 self.stage = Stage.ENDED
 
     def interrupt(self, problem: BaseException) -> None:
-        """End what is replayed for the user's `problem`: what is missing is no surprise.
+        """End for the user's `problem`, which is given the place of a test that ran.
 
-        It is given the place of a test that ran, as the cluster says or else as it was collected.
+        The cluster says it, or else the collection.
         """
         place = getattr(self._stop, "remote_repr", None)
         if place is None:
@@ -319,10 +314,7 @@ class Replay:
             self.terminal.interrupted_at(place)
 
     def finalize(self, session: pytest.Session) -> None:
-        """Complete the session before reporters write.
-
-        Shown are the texts of the remote end; the JUnit cases are sorted; the cross-check is made.
-        """
+        """Show the texts of the remote end, sort the JUnit cases, and make the cross-check."""
         self.terminal.show_late()
         self._junit.sort(len(self._collection))
         if self._stop is None:
@@ -354,15 +346,3 @@ class Replay:
 
 def _failed(record: TestRecord) -> bool:
     return record["kind"] == "report" and record["report"]["outcome"] == "failed"
-
-
-class SummaryWriter:
-    """A plugin beside Replay, whose own pytest_terminal_summary surrounds the reporter's."""
-
-    def __init__(self, replay: Replay) -> None:
-        self.replay = replay
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        self.replay.terminal.show_summary()
-        for problem in self.replay.problems:
-            terminalreporter.write_line(f"{PRIVATE}: {problem}", red=True)

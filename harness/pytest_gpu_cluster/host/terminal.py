@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -204,3 +204,15 @@ class Terminal:
             for part in event.parts:
                 if event.worker or not self._config.pluginmanager.has_plugin(part["plugin"]):
                     self.write(self.paths.text(part["text"]), fresh=part["fresh"])
+
+
+class SummaryWriter:
+    """A plugin beside Replay, whose own pytest_terminal_summary surrounds the reporter's."""
+
+    def __init__(self, terminal: Terminal, problems: Sequence[str]) -> None:
+        self._terminal, self._problems = terminal, problems
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        self._terminal.show_summary()
+        for problem in self._problems:
+            terminalreporter.write_line(f"gpu-cluster: {problem}", red=True)

@@ -1,0 +1,71 @@
+"""What a session asks for, made of its settings: the request of its record, and its cluster."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from pytest_gpu_cluster.bundle.ship import tree_name
+from pytest_gpu_cluster.contract.request import Limits, PytestFacts, ReportFacts, SessionRequest
+from pytest_gpu_cluster.contract.selection import Distribution
+from pytest_gpu_cluster.contract.settings import RunRequest, Settings
+from pytest_gpu_cluster.providers import ClusterSpec
+
+AGENT = "pytest_gpu_cluster.agent.main:main"  # in the code that is shipped with the session
+# A cluster outlives the deadline of its first session by this and idle-minutes.
+CLUSTER_MARGIN_S = 600.0
+
+
+def cluster_spec(
+    settings: Settings, *, token: str, owner: str, python: str, environment: str, code: str
+) -> ClusterSpec:
+    """Return the cluster that the settings want; the rest is what a ClusterSpec has of it."""
+    idle_s = settings.limits.idle_minutes * 60
+    return ClusterSpec(
+        token=token,
+        owner=owner,
+        python=python,
+        environment=environment,
+        code=code,
+        nodes=settings.nodes,
+        gpus_per_node=settings.gpus_per_node,
+        simulated_gpus=settings.simulated_gpus,
+        require_gpu=settings.require_gpu,
+        idle_s=idle_s,
+        deadline_s=settings.limits.max_minutes * 60 + idle_s + CLUSTER_MARGIN_S,
+    )
+
+
+def session_request(
+    session: str, asked: RunRequest, local: PytestFacts, report: ReportFacts
+) -> SessionRequest:
+    """Return the request before anything is done: without tree, code and shape."""
+    settings, tree = asked.settings, asked.tree
+    return SessionRequest(
+        session=session,
+        asked_at=time.time(),
+        provider=settings.provider,
+        agent=AGENT,
+        root_name=tree_name(tree.top, asked.invocation_dir),
+        origin=str(tree.top),
+        rootdir=os.path.relpath(asked.root, tree.top),
+        cwd=os.path.relpath(asked.invocation_dir, tree.top),
+        args=asked.pytest_args,
+        passed=tuple(sorted(asked.passed_env)),
+        limits=limits(settings),
+        distribute=Distribution(settings.distribute),
+        outputs=(*tree.files.outputs, *asked.option_outputs),
+        **vars(local),
+        **vars(report),
+    )
+
+
+def limits(settings: Settings) -> Limits:
+    """Return the limits that the agent keeps."""
+    return Limits(
+        max_s=settings.limits.max_minutes * 60,
+        idle_s=settings.limits.idle_minutes * 60,
+        test_timeout_s=settings.limits.test_timeout_s,
+        infra_retries=settings.limits.infra_retries,
+        default_gpus=settings.default_gpus,
+    )
