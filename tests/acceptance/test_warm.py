@@ -25,7 +25,7 @@ def test_leaves_things_behind(tmp_path):
     os.environ["LEFT_BEHIND"] = "yes"
     Path("left.txt").write_text("in the working directory")
     before = os.stat("kept.py")
-    Path("kept.py").write_text("VALUE = 9\n")  # as long, and as old
+    Path("kept.py").write_text("VALUE = 9")  # as long, and as old
     os.utime("kept.py", ns=(before.st_atime_ns, before.st_mtime_ns))
     Path(tempfile.gettempdir(), "left.txt").write_text("in the temporary directory")
     sleeping = [sys.executable, "-c", "import time; time.sleep(300)"]
@@ -61,7 +61,7 @@ def test_changed_code_runs():
 def test_finds_nothing_of_the_session_before():
     assert "LEFT_BEHIND" not in os.environ
     assert not Path("left.txt").exists()
-    assert Path("kept.py").read_text() == "VALUE = 1\n"
+    assert Path("kept.py").read_text() == "VALUE = 1"
     assert not Path(tempfile.gettempdir(), "left.txt").exists()
 
 @pytest.mark.ray(gpus=2)
@@ -80,7 +80,7 @@ def test_a_second_session_is_warm_and_finds_nothing_of_the_first(
 ) -> None:
     """Stale code or a stale process makes a test pass on Tuesday that fails on Wednesday."""
     note = tmp_path / "note"
-    project.write(test_a=LEAVING.format(note=str(note)), part="VALUE = 1\n", kept="VALUE = 1\n")
+    project.write(test_a=LEAVING.format(note=str(note)), part="VALUE = 1\n", kept="VALUE = 1")
     first = project.run()
     pid, temporary = note.read_text().split()
 

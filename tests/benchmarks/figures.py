@@ -23,7 +23,7 @@ from tests.benchmarks.drive import BenchError, Lab, Run, test_properties
 
 IDLE_WATCH_S = 60.0
 MANY = 20_000
-FILES = 5_000
+FILES, MORE_FILES = 5_000, 50_000
 SLOTS = 4
 HEAVY_TESTS, HEAVY_SUM_S = 40, 40.0
 
@@ -220,18 +220,23 @@ def heavy_tail(lab: Lab, rounds: int) -> list[Row]:
     return [row("heavy_tail_vs_bound", "ratio", ratios["ours"], baseline=best, note=note)]
 
 
+def fill(folder: Path, files: int) -> None:
+    """Write so many small files, and add them to a new repository."""
+    for number in range(files):
+        path = folder / f"d{number % (files // 100)}" / f"f{number}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"file {number}\n" * 20)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    subprocess.run(["git", "add", "."], cwd=folder, check=True)
+
+
 def tree(lab: Lab, rounds: int) -> list[Row]:
     """5,000 files to the store again: unchanged, and with one of them changed."""
     from pytest_gpu_cluster.bundle.ship import ship
     from pytest_gpu_cluster.contract.store import Store
 
     folder = lab.scratch / "tree"
-    for number in range(FILES):
-        path = folder / f"d{number % 50}" / f"f{number}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"file {number}\n" * 20)
-    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-    subprocess.run(["git", "add", "."], cwd=folder, check=True)
+    fill(folder, FILES)
     store = Store.open(str(lab.scratch / "tree.store"), base=lab.scratch)
     ship(store, folder, include=(), exclude=(), allow_files=())
     seconds, unchanged, changed = [], [], []
@@ -247,6 +252,69 @@ def tree(lab: Lab, rounds: int) -> list[Row]:
         row("tree_unchanged_s", "s", seconds, note="5,000 files, no blob sent"),
         row("tree_one_changed_blobs", "blobs", changed),
     ]
+
+
+def tree_halves(lab: Lab, rounds: int) -> list[Row]:
+    """An unchanged tree of many files: until the client has it in the store, and until the node has
+    it for the next session.
+    """
+    from pytest_gpu_cluster.bundle.index import RACY_NS
+    from pytest_gpu_cluster.bundle.ship import ship
+    from pytest_gpu_cluster.contract.store import Store
+    from pytest_gpu_cluster.node.working_trees import WorkingTrees
+
+    rows: list[Row] = []
+    for files in (FILES, MORE_FILES):
+        folder, node = lab.scratch / f"files-{files}", lab.scratch / f"node-{files}"
+        fill(folder, files)
+        node.mkdir()
+        store = Store.open(str(lab.scratch / f"{files}.store"), base=lab.scratch)
+        trees = WorkingTrees(store, node, cache=node / "cache")
+        time.sleep(RACY_NS / 1e9)  # a younger file is read again
+        client, there = [], []
+        for number in range(rounds + 1):  # the first sends and writes all of it
+            began = time.monotonic()
+            digest = ship(store, folder).digest
+            client.append(time.monotonic() - began)
+            began = time.monotonic()
+            trees.unpack(digest, node / str(number) / "tree")
+            there.append(time.monotonic() - began)
+            trees.keep()
+        note = f"{files:,} files, unchanged"
+        if files != FILES:  # that is tree_unchanged_s
+            rows.append(row(f"tree_{files}_client_s", "s", client[1:], note=note))
+        note += f"; from nothing {there[0]:.1f} s"
+        rows.append(row(f"tree_{files}_node_s", "s", there[1:], note=note))
+    return rows
+
+
+def warm_trees(lab: Lab, rounds: int) -> list[Row]:
+    """A whole warm run over plain pytest, of one test in an unchanged tree of many files, beside
+    the same in a tree of one.
+    """
+    rows: list[Row] = []
+    alone = lab.project("alone", trivial(1))
+    for files in (FILES, MORE_FILES):
+        project = lab.project(f"files_{files}", trivial(1))
+        fill(project / "data", files)
+        with lab.cluster_of(alone), lab.cluster_of(project):
+            for each in (alone, project, project):  # by the second, files are old enough to trust
+                lab.pytest(each, "-q", "--gpu-cluster")
+            over: dict[Path, list[float]] = {alone: [], project: []}
+            for _ in range(rounds):
+                for each, samples in over.items():
+                    plain = lab.pytest(each, "-q").wall_s
+                    samples.append(lab.pytest(each, "-q", "--gpu-cluster").wall_s - plain)
+        rows.append(
+            row(
+                f"warm_tree_{files}_over_plain_s",
+                "s",
+                over[project],
+                baseline=over[alone],
+                note=f"{files:,} files, unchanged; baseline: a tree of one file",
+            )
+        )
+    return rows
 
 
 LAG = """import time
@@ -377,6 +445,8 @@ BUDGETS = {
     "heavy_tail_vs_bound": 1.05,
     "tree_unchanged_s": 0.5,
     "tree_one_changed_blobs": 1.0,
+    "warm_tree_5000_over_plain_s": 0.3,
+    "warm_tree_50000_over_plain_s": 1.0,
     "result_lag_file_s": 0.3,
     "result_lag_s3_s": 1.0,
     "plugin_import_ms": 10.0,
@@ -411,6 +481,8 @@ FIGURES: dict[Callable[[Lab, int], list[Row]], tuple[str, ...]] = {
     thousand: ("trivial_1000_vs_xdist", "event_bytes_per_test"),
     heavy_tail: ("heavy_tail_vs_bound",),
     tree: ("tree_unchanged_s", "tree_one_changed_blobs"),
+    tree_halves: ("tree_50000_client_s", "tree_5000_node_s", "tree_50000_node_s"),
+    warm_trees: ("warm_tree_5000_over_plain_s", "warm_tree_50000_over_plain_s"),
     lag_file: ("result_lag_file_s",),
     lag_s3: ("result_lag_s3_s", "store_requests_per_minute_busy", "store_requests_per_minute_idle"),
     plugin_import: ("plugin_import_ms",),
