@@ -34,7 +34,7 @@ from pytest_gpu_cluster.providers import (
     Provider,
 )
 
-PROTOCOL = 2  # of the keeper: a warm cluster must speak it
+PROTOCOL = 3  # of the keeper: a warm cluster must speak it
 RECENT = 50  # sessions that a sweep looks at
 
 
