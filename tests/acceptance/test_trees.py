@@ -123,7 +123,7 @@ def test_a_service_is_tested_with_the_library_above_it(mono: Path, shared_store:
         f'{asked} {points}; tree = "git" or include = ["{points}"] sends it',
         f'{asked} tests/data/ignored.bin; include = ["tests/data/ignored.bin"] sends it',
         f'{asked} {library}; tree = "git" or include = ["{library}/**"] sends it',
-    ]
+    ], narrow.out
     for ran in (whole, siblings):
         assert (ran.code, results(ran)) == (0, results(plain)), ran.out
         assert "not sent" not in ran.out
