@@ -86,6 +86,7 @@ class Workers:
                 worker.refusal = message.text
             case Done():
                 worker.result = message
+                self._state.unused_gpu += message.unused_gpu if worker.demand.gpus else 0
             case Exit():
                 self._on_exit(worker, message)
 

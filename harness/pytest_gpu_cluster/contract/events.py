@@ -116,7 +116,7 @@ class PhaseFinished(Event, kind="phase"):
 class Notice(Event, kind="notice"):
     """A sentence for the user about how this session runs tests."""
 
-    name: str  # order, distribute, xdist
+    name: str  # order, distribute, xdist, gpu
     text: str
 
 
