@@ -34,7 +34,7 @@ from pytest_gpu_cluster.agent.plan import Demand
 from pytest_gpu_cluster.agent.processes import SELECTING, Launcher
 from pytest_gpu_cluster.agent.ray_cluster import Cleanup, Cluster
 from pytest_gpu_cluster.agent.reservations import SHOWN_ID
-from pytest_gpu_cluster.agent.selection import Selection, SelectionStage
+from pytest_gpu_cluster.agent.selection import Selection, SelectionStage, unused_gpus
 from pytest_gpu_cluster.agent.state import SessionState
 from pytest_gpu_cluster.agent.worker import Worker
 from pytest_gpu_cluster.agent.workers import Workers
@@ -230,6 +230,8 @@ class Agent:
         for notice in store_outputs(self.spec, self._cluster):
             self.state.journal.append(notice)
         state, result = self.state, self._selection.result
+        for notice in unused_gpus(state.unused_gpu, len(state.outcomes.seconds)):
+            state.journal.append(notice)
         state.journal.append(
             events.SessionFinished(
                 pytest_status=result.exitstatus,

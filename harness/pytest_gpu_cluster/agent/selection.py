@@ -35,6 +35,7 @@ from pytest_gpu_cluster.contract.selection import Ordering, SelectionOptions
 from pytest_gpu_cluster.node.lease import Lease
 
 STREAMS = {1: "out", 2: "err"}
+UNUSED = 20  # tests that hold a GPU for nothing, from which on it is worth a word
 REPORTS_AT_ONCE = 200  # tests whose reports travel in one message
 
 
@@ -179,6 +180,13 @@ def notices(options: SelectionOptions, cases: Cases) -> Iterator[Notice]:
     for scope, seconds in cases.apart.items():
         text = f"{scope} takes {seconds:.0f} s in one process, and is taken apart"
         yield Notice(name="distribute", text=f'{text}; distribute = "file" keeps it whole')
+
+
+def unused_gpus(unused: int, ran: int) -> Iterator[Notice]:
+    """Yield that most tests wait for a GPU and do not touch it; nothing where they are few."""
+    if unused >= UNUSED and unused > ran / 2:
+        advice = "mark them gpu(count=0), or set default-gpus = 0"
+        yield Notice(name="gpu", text=f"{unused} of {ran} tests never touch a GPU: {advice}")
 
 
 def raw_output(message: Raw, worker: str) -> Output:

@@ -33,6 +33,7 @@ class SessionState:
         self.crashed_files: dict[str, str] = {}  # whose import ended the process, and its text
         self.coverage: list[str] = []  # keys in the store
         self.worker_status = 0  # of the first process whose end failed after passed tests
+        self.unused_gpu = 0  # tests that held a GPU by default, and did not touch it
         self.stop: StopReason | None = None  # None: tests still start
         self.stop_message = ""
         self.damage: str | None = None  # what was lost: the next session needs a whole cluster

@@ -90,6 +90,7 @@ class Workers:
             case Done():
                 worker.result = message
                 self._check_end(worker, message)
+                self._state.unused_gpu += message.unused_gpu if worker.demand.gpus else 0
             case Exit():
                 self._on_exit(worker, message)
 

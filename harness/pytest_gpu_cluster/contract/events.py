@@ -114,7 +114,7 @@ class PhaseFinished(Event, kind="phase"):
 class Notice(Event, kind="notice"):
     """A sentence for the user about how this session runs tests."""
 
-    name: str  # order, distribute, xdist, outputs
+    name: str  # order, distribute, xdist, outputs, gpu
     text: str
 
 

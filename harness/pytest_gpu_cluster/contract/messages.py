@@ -75,6 +75,7 @@ class Done(Message, kind="done"):
     shouldfail: str | bool | None = None
     shouldstop: str | bool | None = None
     coverage: str = ""  # the file that coverage.py has written on the node
+    unused_gpu: int = 0  # tests without a mark that certainly did not touch the GPU they held
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,6 +86,10 @@ class RemoteSession(ABC):
         """Return pytest's `shouldfail` and `shouldstop` for the end of the remote session."""
         return None, None
 
+    def unused_gpu(self) -> int:
+        """Return the number of tests that certainly did not touch the GPU they held by default."""
+        return 0
+
     def at_line_start(self) -> bool:
         """Return True if the reporter has ended its line, so that the client's has to end too."""
         return self.reporter is None or self.reporter.currentfspath is None
@@ -220,6 +224,7 @@ class RemoteSession(ABC):
                 shouldfail=shouldfail,
                 shouldstop=shouldstop,
                 coverage=coverage if coverage and Path(coverage).exists() else "",
+                unused_gpu=self.unused_gpu(),
             )
         )
 

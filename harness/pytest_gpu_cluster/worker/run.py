@@ -30,6 +30,7 @@ from pytest_gpu_cluster.contract.records import (
 from pytest_gpu_cluster.contract.specs import WorkerSpec
 from pytest_gpu_cluster.worker.benchmarks import Benchmarks
 from pytest_gpu_cluster.worker.collect import LazyItems
+from pytest_gpu_cluster.worker.gpu_use import GpuUse
 from pytest_gpu_cluster.worker.hooks import module_of, surround, third_party
 from pytest_gpu_cluster.worker.orders import OrderQueue, Supply
 from pytest_gpu_cluster.worker.prepare import Options
@@ -70,9 +71,13 @@ class RunningSession(RemoteSession):
         self.orders = OrderQueue(channel)
         self.recorder = Recorder(channel)
         self.quarantine = Quarantine(spec.quarantined)
+        self.gpu_use = GpuUse()
         self.stepwise_limit = 0  # failures after which no further test starts; 0: any number
         # The last test, whose higher fixtures may still be set up; None: all is torn down.
         self.previous: tuple[pytest.Item, TestOrder] | None = None
+
+    def unused_gpu(self) -> int:
+        return self.gpu_use.unused()
 
     def shows_summary_of(self, implementation: pluggy.HookImpl) -> bool:
         return module_of(implementation) in REPORTING  # of others, the selecting session's is shown
@@ -83,6 +88,7 @@ class RunningSession(RemoteSession):
         self.stepwise_limit = stepwise_limit(self.options.typed)
         config.pluginmanager.register(self.items, "gpu_cluster_items")
         config.pluginmanager.register(RayUse(self.spec), "gpu_cluster_ray")
+        config.pluginmanager.register(self.gpu_use, "gpu_cluster_gpu_use")
         self.recorder.configure(config)
         self.benchmarks = Benchmarks(config)
         self.log_file = (
