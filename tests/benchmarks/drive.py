@@ -102,6 +102,7 @@ class Lab:
             "pytest",
             "-p",
             "no:randomly",
+            *("-p", "no:allure_pytest", "-p", "no:benchmark", "-p", "no:syrupy"),
             "-p",
             "no:cacheprovider",
             *options,
