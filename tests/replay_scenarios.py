@@ -25,7 +25,10 @@ SCENARIOS: dict[str, Scenario] = {
     "b06_exitfirst_last_file_broken": Scenario(
         files={**PASS, "test_zz.py": "import nowhere\n"}, args=("-x",)
     ),
-    "b07_bad_path": Scenario(files=PASS, args=("nowhere.py",)),
+    # In each a conftest.py might make it right, so that the cluster has to decide.
+    "b07_bad_path": Scenario(
+        files={**PASS, "conftest.py": "# makes nowhere.py, perhaps\n"}, args=("nowhere.py",)
+    ),
     "b07_bad_nodeid": Scenario(files=PASS, args=("test_pass.py::test_three",)),
     "b08_no_tests": Scenario(files={"test_none.py": ""}),
     "b08_all_deselected": Scenario(files=PASS, args=("-k", "nothing")),
@@ -55,7 +58,9 @@ SCENARIOS: dict[str, Scenario] = {
         files={"test_s.py": "import sys\ndef test_s(): sys.exit(3)\n"}, args=XML
     ),
     "b14_unknown_option": Scenario(
-        files=PASS, args=("--no-such-option",), differs=("out", "cache")
+        files={**PASS, "conftest.py": "# pytest_addoption\n"},
+        args=("--no-such-option",),
+        differs=("out", "cache"),
     ),
     "b14_usage_error_in_conftest": Scenario(
         files={

@@ -164,7 +164,7 @@ def project(chosen: argparse.Namespace) -> Project:
 
 def find_session(sessions: list[str], pattern: str) -> str:
     """Return the session of this id, or of its beginning, or the last one. Raises RequestError."""
-    if not sessions:
+    if pattern == "last" and not sessions:
         raise RequestError("there is no session yet", remedy="run pytest --gpu-cluster once")
     matches = [name for name in sessions if pattern and name.startswith(pattern)]
     if pattern == "last":
