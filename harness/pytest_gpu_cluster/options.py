@@ -91,7 +91,7 @@ def build_request(config: pytest.Config, environ: Mapping[str, str]) -> RunReque
         project.root / PYPROJECT, profile=config.getoption("gpu_profile"), environ=environ
     )
     tree = sent_tree(rootdir, project, tree=settings.tree, files=settings.files)
-    written, read = option_globs(vars(config.option), root=tree.top, cwd=invocation_dir)
+    written = option_globs(vars(config.option), root=tree.top, cwd=invocation_dir)
     return RunRequest(
         settings=settings,
         project=project.root,
@@ -99,7 +99,6 @@ def build_request(config: pytest.Config, environ: Mapping[str, str]) -> RunReque
         tree=tree,
         invocation_dir=invocation_dir,
         option_outputs=written,
-        option_inputs=read,
         pytest_args=strip_own_options(args),
         passed_env=_passed_variables(environ, settings.pass_env),
         ci=_is_ci(environ),
@@ -288,10 +287,8 @@ def _expand_files(args: Iterable[str], base: Path) -> list[str]:
     return expanded
 
 
-def option_globs(
-    values: Mapping[str, object], *, root: Path, cwd: Path
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return what the given options of known plugins write in the tree, and what they read there.
+def option_globs(values: Mapping[str, object], *, root: Path, cwd: Path) -> tuple[str, ...]:
+    """Return what the given options of known plugins write in the tree.
 
     `values` are those of argparse by `dest`. Raises RequestError for a path outside the tree, whose
     files could not come home.
@@ -299,14 +296,11 @@ def option_globs(
     from pytest_gpu_cluster.contract.output_options import expanded, given
 
     written: list[str] = []
-    read: list[str] = []
     for option in given(values):
         for path in expanded(option, values):
             pattern = _anchored(path, option.name, root, cwd) if path.startswith("./") else path
             written.append(pattern)
-            if option.sent:
-                read.append(pattern)
-    return tuple(dict.fromkeys(written)), tuple(dict.fromkeys(read))
+    return tuple(dict.fromkeys(written))
 
 
 def _anchored(path: str, option: str, root: Path, cwd: Path) -> str:

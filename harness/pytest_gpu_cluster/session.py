@@ -192,7 +192,7 @@ class Run:
                 self.store,
                 asked.top,
                 start=asked.start,
-                include=(*files.include, *self._asked.option_inputs),
+                include=files.include,
                 exclude=files.exclude,
                 allow_files=files.allow_files,
                 extra=repository_of(asked) if self.settings.git else {},

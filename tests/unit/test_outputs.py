@@ -366,7 +366,7 @@ def test_a_file_that_git_ignores_comes_home_again_until_it_is_edited(home: Home)
 
 
 def test_the_file_of_an_option_is_overwritten_as_pytest_does_here(home: Home) -> None:
-    """`--benchmark-json out.json` is given every day; but not over what was edited meanwhile."""
+    """`--alluredir out` is given every day; but not over what was edited meanwhile."""
     home.write(home.root, **{"out.json": "yesterday"})
     home.write(home.node, **{"out.json": "today"})
     first = home.bring(of_options=("./out.json",))
@@ -397,23 +397,15 @@ def test_options_of_plugins_become_globs_from_where_they_were_given() -> None:
     """A relative path is pytest's, an absolute one leads into the same tree."""
     values = {
         "allure_report_dir": "/p/allure",
-        "benchmark_json": Path("b[1].json"),
-        "benchmark_autosave": "tag",
-        "benchmark_storage": "file://./.benchmarks",
+        "memray_bin_path": Path("b[1]"),
         "update_snapshots": True,
         "snapshot_dirname": "__snapshots__",
         "inline_snapshot": "report",
     }
 
-    written_globs, read = option_globs(values, root=Path("/p"), cwd=Path("/p/sub"))
+    written_globs = option_globs(values, root=Path("/p"), cwd=Path("/p/sub"))
 
-    assert written_globs == (
-        "./allure/**",
-        "./sub/b[[]1].json",
-        "./sub/.benchmarks/**",
-        "__snapshots__/",
-    )
-    assert read == ("./sub/.benchmarks/**",)
+    assert written_globs == ("./allure/**", "./sub/b[[]1]/**", "__snapshots__/")
 
 
 @pytest.mark.parametrize("place", ["/tmp/allure", "../../allure"])
@@ -423,20 +415,10 @@ def test_an_option_that_leads_out_of_the_tree_is_refused(place: str) -> None:
         option_globs({"allure_report_dir": place}, root=Path("/p"), cwd=Path("/p/sub"))
 
 
-def test_storage_that_is_no_path_needs_no_way_home() -> None:
-    """pytest-benchmark can save to Elasticsearch."""
-    values = {"benchmark_save": "x", "benchmark_storage": "elasticsearch+https://host/index"}
-
-    assert option_globs(values, root=Path("/p"), cwd=Path("/p")) == ((), ())
-
-
 def test_the_table_speaks_of_the_options_that_the_plugins_have(pytester: pytest.Pytester) -> None:
     """A plugin may rename where its option is kept; then its files would stay away in silence."""
-    typed = ("--snapshot-update", "--alluredir=allure", "--benchmark-json=b.json")
-    config = pytester.parseconfig(*typed, "--benchmark-autosave")
+    config = pytester.parseconfig("--snapshot-update", "--alluredir=allure")
 
-    written_globs, _ = option_globs(vars(config.option), root=pytester.path, cwd=pytester.path)
+    written_globs = option_globs(vars(config.option), root=pytester.path, cwd=pytester.path)
 
-    assert set(written_globs) == {
-        *("./allure/**", "./b.json", "./.benchmarks/**", "__snapshots__/"),
-    }
+    assert set(written_globs) == {"./allure/**", "__snapshots__/"}

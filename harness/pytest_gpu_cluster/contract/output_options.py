@@ -23,9 +23,7 @@ class OutputOption:
     dest: str  # of argparse
     paths: tuple[str, ...]
     words: tuple[str, ...] = ()  # it writes for these values only; (): for any
-    sent: bool = False  # the plugin reads what the last run has written
     one_process: bool = False  # each process would write over what another has written
-    stays_away: str = ""  # a plugin that would write here too, of a run that was not here
 
 
 _BESIDE_TESTS = ("test_*/", "*_test/")  # pytest-datadir: a directory by the name of the module
@@ -67,15 +65,6 @@ OPTIONS = (
     OutputOption(name="--regen-all", dest="regen_all", paths=_BESIDE_TESTS),
     # pytest-snapshot
     OutputOption(name="--snapshot-update", dest="snapshot_update", paths=("snapshots/",)),
-    # pytest-testmon
-    OutputOption(
-        name="--testmon",
-        dest="testmon",
-        paths=(".testmondata*",),
-        sent=True,
-        one_process=True,
-        stays_away="pytest-testmon",
-    ),
     # syrupy: all snapshots of a file in one
     *(
         OutputOption(

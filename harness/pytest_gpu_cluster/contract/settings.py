@@ -104,6 +104,5 @@ class RunRequest:
     newest_first: bool = False  # pytest's --nf
     settings_note: str = ""  # says which [tool.gpu-cluster] was not read
     command: str = "gpu-cluster"  # the beginning of a command about this project, to be pasted
-    # Globs relative to the tree's top, of the options of known plugins
-    option_outputs: tuple[str, ...] = ()  # what they write
-    option_inputs: tuple[str, ...] = ()  # what they read of the last run
+    # Globs of what known plugins write by their options, relative to the tree's top
+    option_outputs: tuple[str, ...] = ()

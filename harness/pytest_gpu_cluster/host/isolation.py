@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from pytest_gpu_cluster.contract.output_options import given
 from pytest_gpu_cluster.host.arguments import ARGUMENTS, read
 
 CODE = "reads code that only the cluster imports"
+TESTMON = "watches the tests in the process that it selects them for"
 # Options that need the tests themselves, or what is not sent, by their `dest`; and why.
 UNSUPPORTED = {
     "showfixtures": ("--fixtures", CODE),
@@ -17,6 +17,9 @@ UNSUPPORTED = {
     "deadfixtures": ("--dead-fixtures", CODE),
     "showrepeated": ("--dup-fixtures", CODE),
     "generate_missing": ("--generate-missing", CODE),
+    "testmon": ("--testmon", TESTMON),
+    "testmon_noselect": ("--testmon-noselect", TESTMON),
+    "testmon_forceselect": ("--testmon-forceselect", TESTMON),
     "picked": ("--picked", "asks git what has changed, and the cluster has no .git"),
     "benchmark_cprofile": ("--benchmark-cprofile", "profiles tests in their own process"),
 }
@@ -32,9 +35,6 @@ def ignore_user_code(early_config: pytest.Config, parser: pytest.Parser, args: l
     if getattr(namespace, "randomly_seed", None) == "default":
         # The header on this machine and the tests on the cluster need the same seed.
         args.insert(0, f"--randomly-seed={random.getrandbits(32)}")
-    for each in given(vars(namespace)):
-        if each.stays_away:
-            early_config.pluginmanager.unregister(name=each.stays_away)
     early_config.stash[ARGUMENTS] = arguments = read(parser, args)
     for arg in arguments.unknown:
         if arg in args:

@@ -165,9 +165,7 @@ class SelectingSession(RemoteSession):
 
     @pytest.hookimpl(trylast=True)
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
-        # pytest-testmon deselects stand-ins of its own, which are no items.
-        names = tuple(str(getattr(item, "nodeid", item)) for item in items)
-        self.channel.send(Deselected(nodeids=names))
+        self.channel.send(Deselected(nodeids=tuple(item.nodeid for item in items)))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Iterator[None]:
