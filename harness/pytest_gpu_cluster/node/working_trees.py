@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import threading
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,31 +66,44 @@ class WorkingTrees:
         self._lock = threading.Lock()  # guards the next
         self._last: Unpacked | None = None  # None also while it is mended: it may not succeed
         self._stat_tells_all: bool | None = None  # None: not tried yet
+        self._begun: dict[Path, Future[None]] = {}  # by target; until it is asked for
+
+    def begin(self, digest: str, target: Path) -> None:
+        """Begin to make a tree in the background: whoever asks for it then waits less."""
+        self._begun[target] = begun = Future[None]()
+
+        def run() -> None:
+            try:
+                self._unpack(digest, target)
+            except Exception as problem:  # noqa: BLE001 - raised where the tree is asked for
+                begun.set_exception(problem)
+            else:
+                begun.set_result(None)
+
+        threading.Thread(target=run, name="unpack", daemon=True).start()
 
     def unpack(self, digest: str, target: Path) -> None:
         """Make `target` the tree `digest`. Do nothing if it is that tree already.
 
         Raises StoreError as `node.unpack.unpack` does.
         """
+        if (begun := self._begun.pop(target, None)) is not None:
+            begun.result()
+        else:
+            self._unpack(digest, target)
+
+    def _unpack(self, digest: str, target: Path) -> None:
         with self._lock:
             made = install(self._store, digest, target, lambda fresh: self._make(digest, fresh))
             if made is not None:
                 self._last = replace(made, place=Path(os.path.realpath(target)))
-
-    def begin(self, digest: str, target: Path) -> None:
-        """Begin to make a tree in the background: whoever asks for it then waits less."""
-
-        def run() -> None:
-            with contextlib.suppress(Exception):  # who asks for it tries again, and is told
-                self.unpack(digest, target)
-
-        threading.Thread(target=run, name="unpack", daemon=True).start()
 
     def keep(self) -> None:
         """Move the last tree out of the directory of its session, which is over and will go."""
         if not self._lock.acquire(blocking=False):
             return  # the session has ended before its tree was made
         try:
+            self._begun.clear()
             last, self._last = self._last, None
             if last is not None and last.is_there():
                 kept = self._directory / KEPT

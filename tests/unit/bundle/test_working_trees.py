@@ -427,6 +427,19 @@ def test_a_tree_that_is_made_early_is_the_one_that_is_asked_for(node: NodeOfSess
     assert sorted(path.name for path in target.parent.iterdir()) == ["project", "project.tree"]
 
 
+def test_the_failure_of_a_tree_that_is_made_early_is_told_to_who_asks_for_it(
+    node: NodeOfSessions,
+) -> None:
+    """A second try finds no tree in the store any more, and could only say that."""
+    target = node.top / "node" / "s" / "early" / "tree" / "project"
+    digest = ship(node.store, node.root).digest
+    node.store.delete(node.store.list("blobs/"))
+    node.trees.begin(digest, target)
+
+    with pytest.raises(StoreError, match="has lost a file of the tree"):
+        node.trees.unpack(digest, target)
+
+
 def test_a_file_is_not_written_through_a_link_that_was_kept(node: NodeOfSessions) -> None:
     """The last tree had the link, the next has a file below it too: each harmless alone."""
     outside = node.top / "outside"
