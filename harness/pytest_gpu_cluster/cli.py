@@ -18,10 +18,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
-from pytest_gpu_cluster import clusters, options
+from pytest_gpu_cluster import __version__, clusters, options
 from pytest_gpu_cluster.cli_lines import log_line, session_line, session_row
 from pytest_gpu_cluster.contract.cluster_record import ClusterRecord, cluster_ids
 from pytest_gpu_cluster.contract.cluster_record import clusters as recorded_clusters
@@ -58,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="gpu-cluster", description="Sessions and clusters of pytest --gpu-cluster."
     )
-    version = f"pytest-gpu-cluster {metadata.version('pytest-gpu-cluster')}"
+    version = f"pytest-gpu-cluster {__version__}"
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     each = {
