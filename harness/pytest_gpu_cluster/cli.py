@@ -19,10 +19,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
-from pytest_gpu_cluster import clusters, options
+from pytest_gpu_cluster import __version__, clusters, options
 from pytest_gpu_cluster.cli_lines import log_line, session_line, session_row
 from pytest_gpu_cluster.contract.cluster_record import ClusterRecord, cluster_ids
 from pytest_gpu_cluster.contract.cluster_record import clusters as recorded_clusters
@@ -69,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         type=_directory,
         help="look for the project from DIR upwards, not from the working directory",
     )
-    version = f"pytest-gpu-cluster {metadata.version('pytest-gpu-cluster')}"
+    version = f"pytest-gpu-cluster {__version__}"
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     each = {

@@ -250,6 +250,12 @@ class Run:
         finally:
             self.releasing = False
 
+    def end_late(self) -> None:
+        """Close a cluster that was to stay, for a Ctrl-C that came after its release."""
+        if self.must_end and self.cluster is not None and self.cluster.stage is Hold.HELD:
+            self.say(f"cluster {self.cluster.ref.id} ends too")
+            self.close_cluster(now=True)
+
     def stays_warm(self) -> bool:
         """Return True where the cluster may wait for the next session."""
         return self.reusable and not self.must_end and self.settings.limits.idle_minutes > 0

@@ -20,6 +20,7 @@ from tests.benchmarks.bench import (
     table,
     with_table,
 )
+from tests.benchmarks.charts import draw_plugin
 from tests.benchmarks.drive import Run, Stamps, free_ports
 from tests.benchmarks.drive import test_properties as read_properties  # not a test
 from tests.benchmarks.figures import (
@@ -158,6 +159,18 @@ def test_the_table_shows_a_missed_budget() -> None:
     ]
     assert "MISSED" in line(MISSED)
     assert "MISSED" not in line(KEPT)
+
+
+def test_the_picture_of_the_plugin_says_what_is_better(tmp_path: Path) -> None:
+    """A ratio is drawn as the seconds that it was made of; what was not measured is left out."""
+    measured = Row(name="trivial_1000_vs_xdist", value=0.5, unit="ratio", baseline=3.0, samples=())
+
+    draw_plugin({measured.name: measured}, tmp_path)
+
+    drawn = (tmp_path / "plugin.svg").read_text().replace("&#160;", " ")
+    for words in ("Seconds for 1,000 trivial tests (lower is better)", "pytest-xdist -n 2", "1.5"):
+        assert words in drawn
+    assert "torch" not in drawn
 
 
 def test_the_table_goes_between_its_markers() -> None:

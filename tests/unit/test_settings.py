@@ -308,7 +308,7 @@ def test_an_unknown_profile_lists_the_known(tmp_path: Path) -> None:
     assert "--gpu-profile nihgt" in error.what
     assert "it has: night" in error.what
     assert error.remedy == "did you mean night?"
-    assert "it has: none" in refusal(tmp_path, profile="x").what
+    assert "it has: no profile" in refusal(tmp_path, profile="x").what
 
 
 @pytest.mark.parametrize("name", REGISTRY)

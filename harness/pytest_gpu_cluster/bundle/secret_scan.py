@@ -51,14 +51,14 @@ _TOKENS = (
     (b"glpat-", re.compile(rb"glpat-[A-Za-z0-9_-]{20,}"), "a GitLab token"),
     (b"xox", re.compile(rb"xox[abprs]-[A-Za-z0-9]{8,}-[A-Za-z0-9-]{10,}"), "a Slack token"),
     (b"hf_", re.compile(rb"hf_[A-Za-z0-9]{34}"), "a Hugging Face token"),
-    (b"sk-ant-", re.compile(rb"\bsk-ant-[A-Za-z0-9]+-[A-Za-z0-9_-]{40,}"), "an Anthropic key"),
+    (b"sk-ant-", re.compile(rb"\bsk-ant-[A-Za-z0-9]+-([A-Za-z0-9_-]{40,})"), "an Anthropic key"),
     # This mark is in the middle of every OpenAI key, old or new.
     (
         b"T3BlbkFJ",
-        re.compile(rb"\bsk-(?:[a-z]+-)?[A-Za-z0-9_-]{20,}T3BlbkFJ[A-Za-z0-9_-]{20,}"),
+        re.compile(rb"\bsk-(?:[a-z]+-)?[A-Za-z0-9_-]{20,}T3BlbkFJ([A-Za-z0-9_-]{20,})"),
         "an OpenAI key",
     ),
-    (b"sk-", re.compile(rb"\bsk-(?:proj|svcacct|admin)-[A-Za-z0-9_-]{40,}"), "an OpenAI key"),
+    (b"sk-", re.compile(rb"\bsk-(?:proj|svcacct|admin)-([A-Za-z0-9_-]{40,})"), "an OpenAI key"),
     (
         b"WANDB_API_KEY",
         re.compile(rb"WANDB_API_KEY[\"']?\]?\s*[=:]\s*[\"']?([0-9a-f]{40})\b"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TypeAlias, TypedDict, TypeVar
 import pytest
 from _pytest._code.code import TerminalRepr
 from _pytest._io import TerminalWriter
+from _pytest.pathlib import bestrelpath
 
 from pytest_gpu_cluster.contract.codec import from_wire
 from pytest_gpu_cluster.contract.records import CollectorRow, ItemRow, WarningRecord
@@ -27,6 +29,9 @@ class ShownRow(TypedDict):
     name: str
 
 
+INSTALLED = "/site-packages/"  # an environment may lie in the tree
+# Of a serialised failure: what holds the places of its frames.
+PARTS = ("reprtraceback", "reprentries", "data", "chain")
 Row: TypeAlias = ShownRow | CollectorRow | ItemRow
 
 
@@ -48,7 +53,7 @@ def report(
     Raises ValueError for a report type that no plugin rebuilds.
     """
     data = dict(data)
-    longrepr = data["longrepr"]
+    longrepr = data["longrepr"] = with_paths_from(data["longrepr"], config.rootpath, Path.cwd())
     texts = longrepr["$repr"] if isinstance(longrepr, dict) and "$repr" in longrepr else None
     if texts is not None:
         data["longrepr"] = None
@@ -63,6 +68,30 @@ def report(
     if kwargs is not None:  # pytest makes a repr of each value again when it loads them
         object.__setattr__(getattr(rebuilt, "context", None), "kwargs", kwargs)
     return rebuilt
+
+
+def with_paths_from(longrepr: object, root: Path, here: Path) -> object:
+    """Return a failure whose places outside of `root`, or installed, are written as pytest does.
+
+    That is relative to `here` where that is shorter. On the cluster the tree is at another place.
+    """
+    if isinstance(longrepr, list):
+        return [with_paths_from(part, root, here) for part in longrepr]
+    if not isinstance(longrepr, dict):
+        return longrepr
+    place = longrepr.get("reprfileloc")
+    path = str(place.get("path")) if isinstance(place, dict) else ""
+    if isinstance(place, dict) and _is_foreign(path, root):
+        shorter = min(bestrelpath(here, Path(path)), path, key=len)
+        longrepr = {**longrepr, "reprfileloc": {**place, "path": shorter}}
+    parts = {
+        name: with_paths_from(longrepr.get(name), root, here) for name in PARTS if name in longrepr
+    }
+    return {**longrepr, **parts}
+
+
+def _is_foreign(path: str, root: Path) -> bool:
+    return os.path.isabs(path) and (INSTALLED in path or not Path(path).is_relative_to(root))
 
 
 def collect_report(config: pytest.Config, data: Mapping[str, object]) -> pytest.CollectReport:

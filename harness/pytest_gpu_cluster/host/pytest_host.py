@@ -258,8 +258,7 @@ class PytestHost:
         """Write the last lines: failures of machines, the record, a cluster that stays."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        if self.run.must_end:
-            self.run.close_cluster(now=True)
+        self.run.end_late()
         lines = [*self._failure_lines(), *self._not_sent_lines(), *self._file_lines()]
         sinks = self._sinks if self._events is not None else None
         if self.run.stage is not RunStage.NEW and sinks is not None:
