@@ -44,8 +44,8 @@ from pytest_gpu_cluster.worker.streams import Channel, Via
 STOPPING = (KeyboardInterrupt, pytest.exit.Exception)
 # Modules of plugins that report on the process that ran the tests: the client's copy has nothing.
 REPORTING = (
-    *("inline_snapshot.pytest_plugin", "pytest_codspeed.plugin", "pytest_memray.plugin"),
-    "pytest_profiling",
+    *("inline_snapshot.pytest_plugin", "pytest_codspeed.plugin", "pytest_durations.plugin"),
+    *("pytest_memray.plugin", "pytest_profiling"),
 )
 CALL_STARTED = PhaseStarted(when="call")
 TEARDOWN_STARTED = PhaseStarted(when="teardown")

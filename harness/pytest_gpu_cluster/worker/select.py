@@ -33,8 +33,10 @@ from pytest_gpu_cluster.contract.records import (
 from pytest_gpu_cluster.contract.specs import WorkerSpec
 from pytest_gpu_cluster.worker.hooks import (
     Answer,
+    module_of,
     record_answer,
     record_answers,
+    shared_modules,
     surround,
     third_party,
 )
@@ -88,8 +90,14 @@ class SelectingSession(RemoteSession):
             self.channel.send(output_event(via, text, fresh=fresh))
 
     def shows_summary_of(self, implementation: pluggy.HookImpl) -> bool:
-        name = implementation.plugin_name
-        return name not in self.spec.client.plugins  # those write theirs on the client
+        return not self.is_shared(implementation)  # those write theirs on the client
+
+    def is_shared(self, implementation: pluggy.HookImpl) -> bool:
+        """Return True if the client has this plugin, too."""
+        names = self.spec.client.plugins
+        if implementation.plugin_name in names:
+            return True
+        return module_of(implementation).partition(".")[0] in shared_modules(self.config, names)
 
     def on_warning(self, record: WarningRecord) -> None:
         self.channel.send(WarningRaised(warning=record))
@@ -255,7 +263,7 @@ class SelectingSession(RemoteSession):
         self.tests_status = int(session.exitstatus)
         hook = session.config.pluginmanager.hook
         for implementation in third_party(hook.pytest_sessionfinish):
-            if implementation.plugin_name in self.spec.client.plugins:
+            if self.is_shared(implementation):
                 surround(implementation, lambda: status_kept(session))
         for implementation in third_party(hook.pytest_terminal_summary):
             surround(implementation, self.part_of(implementation.plugin_name))
