@@ -28,6 +28,7 @@ from pytest_gpu_cluster.contract.records import (
     crash_records,
 )
 from pytest_gpu_cluster.contract.specs import WorkerSpec
+from pytest_gpu_cluster.worker import snapshots
 from pytest_gpu_cluster.worker.benchmarks import Benchmarks
 from pytest_gpu_cluster.worker.collect import LazyItems
 from pytest_gpu_cluster.worker.hooks import module_of, surround, third_party
@@ -95,6 +96,7 @@ class RunningSession(RemoteSession):
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        snapshots.expect_report(session.config)
         self.send_capture_files()
         self.channel.send(Ready())
         while (order := self.orders.take(session)) is not None:
@@ -119,6 +121,7 @@ class RunningSession(RemoteSession):
                 if (module := module_of(implementation)) in REPORTING:
                     surround(implementation, self.part_of(module))
         result = yield
+        self.snapshots = snapshots.report(session.config)
         self.texts.flush()
         if self.parts:
             self.channel.send(Summary(parts=self.parts))
