@@ -163,12 +163,10 @@ class Retry(Event, kind="retry"):
 class SessionFinished(Event, kind="session_finished"):
     """The last event of a writer: how the remote session ended."""
 
-    pytest_status: int | None = field(
-        default=None, metadata=alias("exitstatus")
-    )  # of the remote pytest; None: it has none
+    # Of the remote pytest; None: it has none
+    pytest_status: int | None = field(default=None, metadata=alias("exitstatus"))
     tests_status: int | None = None  # of its tests alone, before hooks of its end changed it
-    # Of a test process whose tests have passed, when a hook of its end said otherwise; 0: none
-    worker_status: int = 0
+    worker_status: int = 0  # that a hook made of a process's passed tests; 0: none did
     shouldfail: str | bool | None = None  # pytest's own reasons to end
     shouldstop: str | bool | None = None
     failure_class: FailureClass | None = None  # None: the tests decide
@@ -337,10 +335,7 @@ class Finishing(Event, kind="finishing"):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(Event, kind="summary"):
-    """What the user's conftests write at the end.
-
-    Of a process that ran tests: what the plugins of those modules do.
-    """
+    """What the user's conftests write at the end; of a worker, plugins by their modules."""
 
     parts: Sequence[PluginText]
     worker: str = ""  # "": the selecting process
