@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,15 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 REQUIREMENTS = HERE / "requirements.txt"
 MACHINES = (10, 11, 12)  # exit codes of infrastructure, environment and capacity
-IGNORED = (".gpu-cluster", ".pytest_cache", "__pycache__", ".git", "test-results")
+IGNORED = (
+    ".gpu-cluster",
+    ".pytest_cache",
+    "__pycache__",
+    ".git",
+    "test-results",
+    ".mypy_cache",
+    ".ruff_cache",
+)
 # Version and entry points of each distribution, asked of the environment that has them.
 ASK = """
 import json
@@ -163,7 +171,8 @@ def judge(row: Row, plain: Run, remote: Run) -> tuple[str, str]:
     refusal = re.search(r"^ERROR: (.*--gpu-cluster.*)$", remote.output, re.MULTILINE)
     if refusal and remote.outcome.exit_code == 4 != plain.outcome.exit_code:
         return "refused", refusal[1]
-    lines = [line.partition("\n")[0] for line in differences(plain.outcome, remote.outcome)]
+    lines = [line.partition("; it said")[0] for line in differences(plain.outcome, remote.outcome)]
+    lines = [*lines[:3], f"{len(lines) - 3} more"] if len(lines) > 4 else lines
     if row.shows and not re.search(row.shows, plain.output):
         lines.append(f"plain pytest shows no `{row.shows}`")
     elif row.shows and not re.search(row.shows, remote.output):
@@ -174,8 +183,24 @@ def judge(row: Row, plain: Run, remote: Run) -> tuple[str, str]:
     if lines:
         return "differs", "; ".join(lines)
     if missing := plain.written - remote.written:
-        return "same, files stay on the cluster", ", ".join(sorted(missing))
+        return "same, files stay on the cluster", named(missing)
     return ("same, files home" if plain.written else "same"), ""
+
+
+def named(names: Iterable[str]) -> str:
+    """Return the names of files; of many in one folder, their number.
+
+    >>> named(["a/1", "a/2", "a/3", "a/4", "b"])
+    '4 files in a, b'
+    """
+    folders: dict[str, list[str]] = {}
+    for name in sorted(names):
+        folders.setdefault(name.partition("/")[0], []).append(name)
+    parts = (
+        f"{len(inside)} files in {folder}" if len(inside) > 3 else ", ".join(inside)
+        for folder, inside in folders.items()
+    )
+    return ", ".join(parts)
 
 
 def compare(plugins: Plugins, rows: Sequence[Row], scratch: Path, *, keep: bool) -> list[Result]:

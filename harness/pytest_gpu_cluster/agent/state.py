@@ -9,6 +9,7 @@ from pytest_gpu_cluster.agent.plan import Backlog, Case, Durations
 from pytest_gpu_cluster.agent.worker import Worker
 from pytest_gpu_cluster.contract.events import Notice
 from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
+from pytest_gpu_cluster.contract.fields import JsonValue
 from pytest_gpu_cluster.contract.messages import Finished
 from pytest_gpu_cluster.contract.record import EventWriter, SessionRecord
 from pytest_gpu_cluster.contract.records import TestRecord
@@ -32,6 +33,7 @@ class SessionState:
         self.workers: list[Worker] = []
         self.crashed_files: dict[str, str] = {}  # whose import ended the process, and its text
         self.coverage: list[str] = []  # keys in the store
+        self.snapshots: list[JsonValue] = []  # syrupy's reports of the processes
         self.worker_status = 0  # of the first process whose end failed after passed tests
         self.unused_gpu = 0  # tests that held a GPU by default, and did not touch it
         self.stop: StopReason | None = None  # None: tests still start

@@ -96,6 +96,8 @@ class Workers:
 
     def _check_end(self, worker: Worker, message: Done) -> None:
         """Keep what a hook at the end of a process made of passed tests: plain pytest fails too."""
+        if message.snapshots is not None:
+            self._state.snapshots.append(message.snapshots)
         status = message.exitstatus
         if message.tests_status == 0 and status:
             text = (

@@ -164,7 +164,7 @@ class SessionFinished(Event, kind="session_finished"):
     # Of the remote pytest; None: it has none
     pytest_status: int | None = field(default=None, metadata=alias("exitstatus"))
     tests_status: int | None = None  # of its tests alone, before hooks of its end changed it
-    worker_status: int = 0  # of a test process with passed tests, by a hook of its end; 0: none
+    worker_status: int = 0  # that a hook made of a process's passed tests; 0: none did
     shouldfail: str | bool | None = None  # pytest's own reasons to end
     shouldstop: str | bool | None = None
     failure_class: FailureClass | None = None  # None: the tests decide
@@ -333,7 +333,7 @@ class Finishing(Event, kind="finishing"):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(Event, kind="summary"):
-    """What the user's conftests write at the end; of a test process, what plugins write."""
+    """What the user's conftests write at the end; of a worker, plugins by their modules."""
 
     parts: Sequence[PluginText]
     worker: str = ""

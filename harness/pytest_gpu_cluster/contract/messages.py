@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from pytest_gpu_cluster.contract.codec import encode_line
 from pytest_gpu_cluster.contract.events import EVENTS, Message
-from pytest_gpu_cluster.contract.fields import FieldError, Noun, shown
+from pytest_gpu_cluster.contract.fields import FieldError, JsonValue, Noun, shown
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.records import TestRecord
 
@@ -74,6 +74,7 @@ class Done(Message, kind="done"):
     tests_status: int | None = None  # before hooks of the session's end changed it
     shouldfail: str | bool | None = None
     shouldstop: str | bool | None = None
+    snapshots: JsonValue = None  # syrupy's report of the process
     coverage: str = ""  # the file that coverage.py has written on the node
     unused_gpu: int = 0  # tests without a mark that certainly did not touch the GPU they held
 
@@ -156,6 +157,7 @@ class FinishSession(Message, kind="finish"):
     shouldfail: str = ""
     shouldstop: str = ""
     testsfailed: int = 0
+    snapshots: Sequence[JsonValue] = ()  # syrupy's reports of the other processes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ from pytest_gpu_cluster.contract.events import (
     WarningRaised,
 )
 from pytest_gpu_cluster.contract.failures import FailureClass
-from pytest_gpu_cluster.contract.records import TestRecord, crash_records
+from pytest_gpu_cluster.contract.records import count_failures, crash_records
 from pytest_gpu_cluster.contract.selection import Raised
 from pytest_gpu_cluster.host import deserialize
 from pytest_gpu_cluster.host.collection import Collection, adopt_caches
@@ -284,7 +284,7 @@ class Replay:
             return
         self._collection.report(place)
         own = event.failure_class is None or event.failure_class.of_tests
-        self.own_failures += own and any(_failed(record) for record in event.records)
+        self.own_failures += own and count_failures(event.records) > 0
         before = self._junit.count()
         self._records.replay(event.records, paths=event.paths)
         self._junit.place_since(before, len(self._collection) if place is None else place)
@@ -342,7 +342,3 @@ class Replay:
     def pytest_unconfigure(self) -> None:
         if self._usage:
             sys.stderr.write(self._usage)
-
-
-def _failed(record: TestRecord) -> bool:
-    return record["kind"] == "report" and record["report"]["outcome"] == "failed"

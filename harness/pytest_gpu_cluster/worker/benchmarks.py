@@ -35,21 +35,22 @@ def enable(config: pytest.Config) -> None:
     """
     typed = (getattr(config.option, name, None) for name in MEASURING)
     config.stash[MEASURED] = any(typed)
-
-    @contextlib.contextmanager
-    def without_xdist() -> Iterator[None]:
-        option, worker = config.option, os.environ.pop(VARIABLE)
-        typed = {name: getattr(option, name, None) for name in ("dist", "numprocesses")}
-        option.dist, option.numprocesses = "no", None
-        try:
-            yield
-        finally:
-            os.environ[VARIABLE] = worker
-            vars(option).update(typed)
-
     for implementation in config.hook.pytest_configure.get_hookimpls():
         if module_of(implementation) in ALONE:
-            surround(implementation, without_xdist)
+            surround(implementation, lambda: without_xdist(config))
+
+
+@contextlib.contextmanager
+def without_xdist(config: pytest.Config) -> Iterator[None]:
+    """Hide from a plugin that its process looks like a worker of xdist's."""
+    option, worker = config.option, os.environ.pop(VARIABLE)
+    typed = {name: getattr(option, name, None) for name in ("dist", "numprocesses")}
+    option.dist, option.numprocesses = "no", None
+    try:
+        yield
+    finally:
+        os.environ[VARIABLE] = worker
+        vars(option).update(typed)
 
 
 def is_measured(config: pytest.Config, items: Sequence[pytest.Item]) -> bool:

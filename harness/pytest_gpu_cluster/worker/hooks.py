@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeAlias, cast
@@ -94,11 +94,25 @@ def module_of(implementation: pluggy.HookImpl) -> str:
     return getattr(implementation.function, "__module__", None) or ""
 
 
+def shared_modules(config: pytest.Config, names: Collection[str]) -> set[str]:
+    """Return the top-level modules of installed plugins that the client has, by their `names`.
+
+    What such a plugin registers itself has no name, or another one in each process.
+    """
+    manager = config.pluginmanager
+    plugins = (plugin for plugin, _ in manager.list_plugin_distinfo())
+    shared = (plugin for plugin in plugins if manager.get_name(plugin) in names)
+    return {_module_name(plugin).partition(".")[0] for plugin in shared}
+
+
+def _module_name(plugin: object) -> str:
+    return getattr(plugin, "__name__", None) or type(plugin).__module__
+
+
 def installed_modules(config: pytest.Config) -> set[str]:
     """Return the top-level modules of plugins that come from an installed distribution.
 
     The client is expected to have these plugins too.
     """
     plugins = (plugin for plugin, _ in config.pluginmanager.list_plugin_distinfo())
-    names = (getattr(plugin, "__name__", None) or type(plugin).__module__ for plugin in plugins)
-    return {name.partition(".")[0] for name in names}
+    return {_module_name(plugin).partition(".")[0] for plugin in plugins}

@@ -19,6 +19,7 @@ from _pytest.terminal import TerminalReporter
 
 from pytest_gpu_cluster.contract.codec import text_of
 from pytest_gpu_cluster.contract.events import InternalError, Interrupted, Output, UsageError
+from pytest_gpu_cluster.contract.fields import JsonValue
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.messages import Done
 from pytest_gpu_cluster.contract.records import PluginText, TestRecord, WarningRecord, XmlRecord
@@ -62,6 +63,7 @@ class RemoteSession(ABC):
         self.outlet = Outlet(lambda text: self.texts.write("tw", text))
         self.lossy = LossyTypes()
         self.interrupted_in = RunningTest()
+        self.snapshots: JsonValue = None  # syrupy's report of this process
         self.tests_status: int | None = None  # pytest's exit status before hooks of its end
 
     # -- the parts that differ ---------------------------------------------------------------------
@@ -221,6 +223,7 @@ class RemoteSession(ABC):
             Done(
                 exitstatus=status,
                 tests_status=self.tests_status,
+                snapshots=self.snapshots,
                 shouldfail=shouldfail,
                 shouldstop=shouldstop,
                 coverage=coverage if coverage and Path(coverage).exists() else "",

@@ -28,6 +28,7 @@ from pytest_gpu_cluster.contract.records import (
     crash_records,
 )
 from pytest_gpu_cluster.contract.specs import WorkerSpec
+from pytest_gpu_cluster.worker import snapshots
 from pytest_gpu_cluster.worker.benchmarks import Benchmarks
 from pytest_gpu_cluster.worker.collect import LazyItems
 from pytest_gpu_cluster.worker.gpu_use import GpuUse
@@ -45,8 +46,8 @@ from pytest_gpu_cluster.worker.streams import Channel, Via
 STOPPING = (KeyboardInterrupt, pytest.exit.Exception)
 # Modules of plugins that report on the process that ran the tests: the client's copy has nothing.
 REPORTING = (
-    *("inline_snapshot.pytest_plugin", "pytest_codspeed.plugin", "pytest_memray.plugin"),
-    "pytest_profiling",
+    *("inline_snapshot.pytest_plugin", "pytest_codspeed.plugin", "pytest_durations.plugin"),
+    *("pytest_memray.plugin", "pytest_profiling"),
 )
 CALL_STARTED = PhaseStarted(when="call")
 TEARDOWN_STARTED = PhaseStarted(when="teardown")
@@ -101,6 +102,7 @@ class RunningSession(RemoteSession):
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        snapshots.expect_report(session.config)
         self.send_capture_files()
         self.channel.send(Ready())
         while (order := self.orders.take(session)) is not None:
@@ -125,6 +127,7 @@ class RunningSession(RemoteSession):
                 if (module := module_of(implementation)) in REPORTING:
                     surround(implementation, self.part_of(module))
         result = yield
+        self.snapshots = snapshots.report(session.config)
         self.texts.flush()
         if self.parts:
             self.channel.send(Summary(parts=self.parts))

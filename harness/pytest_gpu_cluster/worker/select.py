@@ -32,10 +32,14 @@ from pytest_gpu_cluster.contract.records import (
     XmlRecord,
 )
 from pytest_gpu_cluster.contract.specs import WorkerSpec
+from pytest_gpu_cluster.worker import snapshots
+from pytest_gpu_cluster.worker.benchmarks import without_xdist
 from pytest_gpu_cluster.worker.hooks import (
     Answer,
+    module_of,
     record_answer,
     record_answers,
+    shared_modules,
     surround,
     third_party,
 )
@@ -65,6 +69,7 @@ class SelectingSession(RemoteSession):
     def __init__(self, spec: WorkerSpec, channel: Channel, options: Options) -> None:
         super().__init__(spec, channel, options)
         self.answers: list[Answer] = []  # of plugins, since they were last sent
+        self.has_snapshots = False  # the workers have reports of syrupy's
         self.showing = False  # the user's hooks see tests that ran elsewhere
         self.session: pytest.Session | None = None
         self.unsorted: Sequence[pytest.Item] = ()  # the tests before any plugin has sorted them
@@ -89,8 +94,16 @@ class SelectingSession(RemoteSession):
             self.channel.send(output_event(via, text, fresh=fresh))
 
     def shows_summary_of(self, implementation: pluggy.HookImpl) -> bool:
-        name = implementation.plugin_name
-        return name not in self.spec.client.plugins  # those write theirs on the client
+        # What the client has, it writes itself; but it has seen no snapshot.
+        is_syrupy = module_of(implementation) == snapshots.MODULE
+        return is_syrupy or not self.is_shared(implementation)
+
+    def is_shared(self, implementation: pluggy.HookImpl) -> bool:
+        """Return True if the client has this plugin, too."""
+        names = self.spec.client.plugins
+        if implementation.plugin_name in names:
+            return True
+        return module_of(implementation).partition(".")[0] in shared_modules(self.config, names)
 
     def on_warning(self, record: WarningRecord) -> None:
         self.channel.send(WarningRaised(warning=record))
@@ -237,6 +250,8 @@ class SelectingSession(RemoteSession):
         """Let the session end as the tests have ended. Raises what a plain session raises."""
         self.texts.flush()
         session.testsfailed = max(session.testsfailed, order.testsfailed)
+        snapshots.add_reports(session.config, order.snapshots)
+        self.has_snapshots = bool(order.snapshots)
         if order.shouldfail:
             session.shouldfail = order.shouldfail
             raise session.Failed(order.shouldfail)
@@ -272,10 +287,16 @@ class SelectingSession(RemoteSession):
         self.tests_status = int(session.exitstatus)
         hook = session.config.pluginmanager.hook
         for implementation in third_party(hook.pytest_sessionfinish):
-            if implementation.plugin_name in self.spec.client.plugins:
+            if module_of(implementation) == snapshots.MODULE and self.has_snapshots:
+                surround(implementation, lambda: without_xdist(session.config))
+            elif self.is_shared(implementation):
                 surround(implementation, lambda: status_kept(session))
         for implementation in third_party(hook.pytest_terminal_summary):
-            surround(implementation, self.part_of(implementation.plugin_name))
+            name = implementation.plugin_name
+            if module_of(implementation) == snapshots.MODULE and self.has_snapshots:
+                surround(implementation, lambda: without_xdist(session.config))
+                name = f"remote {name}"
+            surround(implementation, self.part_of(name))
         result = yield
         self.texts.flush()
         self.channel.send(Summary(parts=self.parts))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pytest
 
 from pytest_gpu_cluster.contract.selection import Raised, SelectionOptions, Stepwise
+from pytest_gpu_cluster.worker import snapshots
 from pytest_gpu_cluster.worker.hooks import installed_modules, third_party
 from pytest_gpu_cluster.worker.scopes import (
     Scopes,
@@ -47,7 +48,7 @@ def selection_options(
         capture=getattr(option, "capture", "no"),
         stepwise_limit=stepwise_limit(vars(option)),
         randomly_seed=getattr(option, "randomly_seed", None),
-        wants_reports=wants_reports(config),
+        wants_reports=wants_reports(config) or snapshots.are_used(config, items),
         distribution=scopes.how,
         ordering=bound,
         ordering_reason=reason,
@@ -59,19 +60,12 @@ def selection_options(
 
 def remarks(config: pytest.Config, items: Sequence[pytest.Item]) -> Iterator[str]:
     """Yield what plugins cannot do where several processes run the tests."""
-    if hasattr(config, "_syrupy") and any("snapshot" in fixtures_of(item) for item in items):
-        yield "syrupy: its report is not shown, and snapshots that no test uses are not looked for"
     dependent = [item for item in items if has_mark(item, "dependency")]
     if len({_devices(item) for item in dependent}) > 1:
         yield (
             "pytest-dependency: dependent tests ask for different devices and run in different"
             " processes; one that depends on a test of another process is skipped"
         )
-
-
-def fixtures_of(item: pytest.Item) -> Sequence[str]:
-    """Return the names of a test's fixtures; none for what is not a function."""
-    return getattr(item, "fixturenames", ())
 
 
 def _devices(item: pytest.Item) -> str:
