@@ -22,24 +22,11 @@ from pytest_gpu_cluster.bundle.repository import GitQuery, modification_times
 from pytest_gpu_cluster.bundle.retention import prune
 from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files
 from pytest_gpu_cluster.clusters import HeldCluster, Hold
-from pytest_gpu_cluster.contract.errors import (
-    HarnessError,
-    RequestError,
-    StoreError,
-)
-from pytest_gpu_cluster.contract.events import (
-    Event,
-    PhaseFinished,
-    Requested,
-    SessionFinished,
-)
+from pytest_gpu_cluster.contract.errors import HarnessError, RequestError, StoreError
+from pytest_gpu_cluster.contract.events import Event, PhaseFinished, Requested, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, StopReason
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
-from pytest_gpu_cluster.contract.request import (
-    GitFacts,
-    PytestFacts,
-    ReportFacts,
-)
+from pytest_gpu_cluster.contract.request import GitFacts, PytestFacts, ReportFacts
 from pytest_gpu_cluster.contract.settings import RunRequest, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import WAITS
