@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument(
         "-C",
-        dest="directory",
+        dest="start",
         metavar="DIR",
         default=Path.cwd(),
         type=_directory,
@@ -147,7 +147,7 @@ def _directory(text: str) -> Path:
 
 def project(chosen: argparse.Namespace) -> Project:
     """Return the project that the command was given in. Raises RequestError, StoreError."""
-    root = find_project(chosen.directory).root
+    root = find_project(chosen.start).root
     settings = options.read_settings(
         root / PYPROJECT, profile=chosen.gpu_profile, environ=os.environ
     )
@@ -294,7 +294,7 @@ def sweep(chosen: argparse.Namespace) -> Answer:
 def doctor(chosen: argparse.Namespace) -> Answer:
     from pytest_gpu_cluster.doctor import examine
 
-    checks = list(examine(find_project(chosen.directory), chosen.gpu_profile, os.environ))
+    checks = list(examine(find_project(chosen.start), chosen.gpu_profile, os.environ))
     passed = all(check.ok for check in checks)
     return Answer(
         document=[vars(check) for check in checks],
