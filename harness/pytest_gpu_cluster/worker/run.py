@@ -255,6 +255,8 @@ class RunningSession(RemoteSession):
             lambda: tear_down(item, following), when="teardown", reraise=STOPPING
         )
         if call.excinfo is not None:
+            if isinstance(item, pytest.Function):
+                item.funcargs = item.funcargs or {}  # pytest has put None there; plugins look
             report = item.ihook.pytest_runtest_makereport(item=item, call=call)
             item.ihook.pytest_runtest_logreport(report=report)
         self.recorder.stop()
