@@ -174,7 +174,10 @@ def test_the_tree_ends_whoever_dies(keeper: Keeper, way: str) -> None:
     """A lease is the only right to exist: its end, its owner's, its supervisor's end the tree."""
     opened = lease(keeper, "forever")
     until(opened, "said")
-    assert any("sleep 4711" in line for line in below(keeper.pid))
+    deadline = time.monotonic() + 20
+    while not any("sleep 4711" in line for line in below(keeper.pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
     if way == "order":
         opened.kill()

@@ -110,8 +110,10 @@ def overwrite(tree: Path, path: str, _: str) -> None:
 
 
 def write_through_a_map(tree: Path, path: str, _: str) -> None:
-    with (tree / path).open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
-        content[0] ^= 1
+    with (tree / path).open("r+b") as file:
+        if os.fstat(file.fileno()).st_size:  # nothing of an empty file can be mapped
+            with mmap.mmap(file.fileno(), 0) as content:
+                content[0] ^= 1
 
 
 def truncate(tree: Path, path: str, _: str) -> None:
@@ -137,9 +139,8 @@ def become_a_folder(tree: Path, path: str, _: str) -> None:
 
 
 def become_a_link(tree: Path, path: str, other: str) -> None:
-    content = (tree / path).read_bytes()
+    shutil.copyfile(tree / path, tree.parent / "elsewhere")  # raises OSError for a pipe
     (tree / path).unlink()
-    (tree.parent / "elsewhere").write_bytes(content)
     (tree / path).symlink_to(tree.parent / "elsewhere")
 
 
