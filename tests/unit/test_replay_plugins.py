@@ -78,7 +78,7 @@ def test_a_plugin_that_both_sides_have_decides_once_and_here(
 
 def test_benchmarks_are_measured_there_and_shown_and_saved_here(tmp_path: Path) -> None:
     """pytest-benchmark switched itself off: "xdist is on", exit code 4, an empty table."""
-    args = ("--benchmark-only", "--benchmark-json=out.json", *XML)
+    args = ("-p", "benchmark", "--benchmark-only", "--benchmark-json=out.json", *XML)
     plain, replayed = same_result(Scenario(files=MEASURED, args=args), tmp_path)
 
     saved = [json.loads((side.project / "out.json").read_text()) for side in (plain, replayed)]
@@ -92,9 +92,9 @@ def test_a_benchmark_that_has_become_slow_fails_the_run(tmp_path: Path) -> None:
     """It was green here: the times were in another process."""
     scenario = Scenario(
         files={"test_s.py": SLOW_NOW},
-        before=(("--benchmark-autosave", "-p", "no:cacheprovider"),),
+        before=(("-p", "benchmark", "--benchmark-autosave", "-p", "no:cacheprovider"),),
         change={"slow.txt": ""},
-        args=("--benchmark-compare", "--benchmark-compare-fail=min:50%", *XML),
+        args=("-p", "benchmark", "--benchmark-compare", "--benchmark-compare-fail=min:50%", *XML),
     )
     plain, replayed = compare(scenario, tmp_path)
 
