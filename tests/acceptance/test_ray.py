@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -346,12 +347,14 @@ def test_nothing_of_a_local_cluster_listens_beyond_loopback(project: Project) ->
     ran = project.run()
     assert ran.code == 0, ran.out
 
-    listening = {
-        (process.name(), connection.laddr.ip)
-        for process in processes_below(keeper_of(ran.cluster))
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    listening = set()
+    for process in processes_below(keeper_of(ran.cluster)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            listening |= {
+                (process.name(), connection.laddr.ip)
+                for connection in process.net_connections("inet")
+                if connection.status == psutil.CONN_LISTEN
+            }
 
     assert any(name == "raylet" for name, _ in listening), listening
     beyond = {each for each in listening if each[1].removeprefix("::ffff:") != "127.0.0.1"}

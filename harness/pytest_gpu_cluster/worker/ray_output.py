@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 POLL_S = 0.2
 NAME = re.compile(r"worker-[0-9a-f]+-[0-9a-f]+-(?P<pid>[0-9]+)\.(?P<stream>out|err)")
 # Ray's lines that say whose the following ones are.
@@ -69,6 +71,22 @@ class PrintedByTasks:
         with self._lock:
             for stream, line in self._new_lines(self._wanted):
                 (sys.stdout if stream == "out" else sys.stderr).write(line)
+
+    def add_to(self, item: pytest.Item) -> None:
+        """Add what was printed since to the captured output of a test's call, which is over."""
+        if item.config.option.capture == "no":
+            self.show()
+            return
+        with self._lock:
+            lines = list(self._new_lines(self._wanted))
+        for key in ("stdout", "stderr"):
+            text = "".join(line for stream, line in lines if key.endswith(stream))
+            sections = item._report_sections  # private: `add_report_section` makes another
+            place = next((n for n, s in enumerate(sections) if s[:2] == ("call", key)), None)
+            if place is not None:
+                sections[place] = ("call", key, sections[place][2] + text)
+            elif text:
+                item.add_report_section("call", key, text)
 
     def _poll(self) -> None:
         while not self._stopped.wait(POLL_S):

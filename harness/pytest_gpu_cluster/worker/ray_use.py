@@ -56,15 +56,15 @@ class RayUse:
         """Look what the fixture before this one did. A wrapper would stand in its tracebacks."""
         self._look(fixturedef.scope)
 
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtest_call(self) -> Generator[None, object, object]:
-        __tracebackhide__ = True
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self) -> None:
         self._look("function")
-        try:
-            return (yield)
-        finally:
-            if self._driver is not None:
-                self._driver.printed.show()  # into the output that pytest still captures
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+        """Add what tasks have printed last to the output of the call."""
+        if self._driver is not None and call.when == "call":
+            self._driver.printed.add_to(item)
 
     def _look(self, next_scope: str) -> None:
         if self._scope != "function":
