@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_gpu_cluster.contract.errors import RequestError
-from pytest_gpu_cluster.contract.request import GIT_VARIABLES
-from pytest_gpu_cluster.contract.settings import GROUP_OF, GROUPS, RunRequest, Settings
+from pytest_gpu_cluster.contract.settings import (
+    GIT_VARIABLES,
+    GROUP_OF,
+    GROUPS,
+    RunRequest,
+    Settings,
+)
 from pytest_gpu_cluster.project import (
     PYPROJECT,
     ProjectDirectory,

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from pytest_gpu_cluster.contract.fields import JsonValue, Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.selection import Distribution
+from pytest_gpu_cluster.contract.settings import GIT_VARIABLES
 
 VERSION = 1
 
@@ -49,9 +50,6 @@ class GitFacts(Noun):
             return {}
         values = (self.commit, self.branch, str(self.dirty).lower())
         return dict(zip(GIT_VARIABLES, values, strict=True))
-
-
-GIT_VARIABLES = ("GPU_CLUSTER_GIT_COMMIT", "GPU_CLUSTER_GIT_BRANCH", "GPU_CLUSTER_GIT_DIRTY")
 
 
 @dataclass(frozen=True, kw_only=True)
