@@ -12,6 +12,8 @@ from pytest_gpu_cluster.host.arguments import ARGUMENTS, Arguments, read, refuse
 
 LOCAL = Settings()
 OTHER = Settings(provider_settings={"local": {"python": "/opt/python"}})
+ASKED = "def pytest_logger_config(logger_config):\n    logger_config.add('foo')\n"
+LATE = "def pytest_collection_modifyitems(items):\n    items.reverse()\n"
 OPTION = "def pytest_addoption(parser):\n    parser.addoption('--' + 'mode')\n"
 BROUGHT = "from shared.conftest import *\n"
 WRITES = "def pytest_sessionstart():\n    open('made.py', 'w').close()\n"
@@ -51,6 +53,8 @@ def test_a_word_after_an_unknown_option_may_be_its_value(
         (["--mode", "fast"], "", LOCAL, "unrecognized arguments: --mode"),
         (["--mode", "fast"], OPTION, LOCAL, ""),
         (["--mode", "fast"], BROUGHT, LOCAL, ""),
+        (["--mode", "fast"], ASKED, LOCAL, ""),
+        (["--mode", "fast"], LATE, LOCAL, "unrecognized arguments: --mode"),
         (["--mode", "fast"], "", OTHER, ""),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from _pytest import hookspec
 
 from pytest_gpu_cluster.contract.errors import RequestError
 from pytest_gpu_cluster.contract.frozen import dataclass
@@ -15,6 +16,14 @@ from pytest_gpu_cluster.contract.settings import RunRequest
 
 # What a conftest.py needs to define an option, or to bring one from elsewhere.
 _DEFINES = re.compile(r"addoption|pytest_plugins|import\s*\(?\s*\*|exec\(|globals\(")
+_HOOK = re.compile(r"def (pytest_\w+)")
+# Hooks of pytest's own that are called before the options are known. A plugin's own hooks may ask a
+# conftest for options, as that of pytest-logger.
+_EARLY = {
+    *("pytest_addhooks", "pytest_plugin_registered", "pytest_cmdline_parse"),
+    "pytest_load_initial_conftests",
+}
+_LATE = {name for name in vars(hookspec) if name.startswith("pytest_")} - _EARLY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +76,15 @@ def refuse_wrong(config: pytest.Config, request: RunRequest) -> None:
                 remedy=f"correct it; it was looked for in {request.invocation_dir}",
             )
     same = request.settings.provider == "local" and not request.settings.provider_settings
-    if arguments.unknown and same and not any(map(_DEFINES.search, conftests)):
+    if arguments.unknown and same and not any(map(_may_define, conftests)):
         raise RequestError(
             f"unrecognized arguments: {' '.join(arguments.unknown)}",
             remedy="correct it; no plugin that is installed and no conftest.py defines it",
         )
+
+
+def _may_define(conftest: str) -> bool:
+    return bool(_DEFINES.search(conftest) or {*_HOOK.findall(conftest)} - _LATE)
 
 
 def _missing(paths: Iterable[str], request: RunRequest) -> Iterator[str]:
