@@ -39,6 +39,19 @@ OPTIONS = (
         words=("create", "fix", "trim", "update"),
         one_process=True,
     ),
+    # pytest-mpl
+    *(
+        OutputOption(
+            name=name,
+            dest=dest,
+            paths=(f"./{{{dest}}}/**",),
+            one_process=dest != "mpl_generate_path",
+        )
+        for name, dest in {
+            "--mpl-generate-path": "mpl_generate_path",
+            "--mpl-results-path": "mpl_results_path",
+        }.items()
+    ),
     # pytest-memray
     OutputOption(
         name="--memray-bin-path", dest="memray_bin_path", paths=("./{memray_bin_path}/**",)
