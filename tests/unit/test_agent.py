@@ -234,7 +234,7 @@ def test_a_process_that_dies_after_its_tests_fails_the_run(parts: Parts, status:
     parts.worker.finish()
     parts.workers.on_messages(parts.worker, [Exit(status=status, err="what it said")])
 
-    assert parts.state.worker_status == 1
+    assert parts.state.ends.status == 1
     (notice,) = (event for event in parts.events() if isinstance(event, Notice))
     assert "after its tests" in notice.text
     assert "what it said" in notice.text
@@ -246,7 +246,7 @@ def test_a_hook_at_the_end_of_a_process_fails_the_run_and_is_named(parts: Parts)
     done = Done(exitstatus=7, tests_status=0)
     parts.workers.on_messages(parts.worker, [finished(parts.tests[0]), done])
 
-    assert parts.state.worker_status == 7
+    assert parts.state.ends.status == 7
     assert [e.text.partition(":")[0] for e in parts.events() if isinstance(e, Notice)] == ["gw0"]
 
 

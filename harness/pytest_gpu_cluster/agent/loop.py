@@ -230,19 +230,19 @@ class Agent:
         for notice in store_outputs(self.spec, self._cluster):
             self.state.journal.append(notice)
         state, result = self.state, self._selection.result
-        for notice in unused_gpus(state.unused_gpu, len(state.outcomes.seconds)):
+        for notice in unused_gpus(state.ends.unused_gpu, len(state.outcomes.seconds)):
             state.journal.append(notice)
         state.journal.append(
             events.SessionFinished(
                 pytest_status=result.exitstatus,
                 tests_status=result.tests_status,
-                worker_status=state.worker_status,
+                worker_status=state.ends.status,
                 shouldfail=result.shouldfail,
                 shouldstop=result.shouldstop,
                 failure_class=state.outcomes.failure_class,
                 stop=state.stop,
                 message=state.stop_message,
-                coverage=tuple(state.coverage),
+                coverage=tuple(state.ends.coverage),
                 fit=state.damage is None,
             )
         )
@@ -264,7 +264,7 @@ class Agent:
         if source := self._selection.result.coverage:
             key = self.state.record.coverage_key(SELECTING)
             ask(str(self.spec.node), {"op": "upload", "sources": {key: source}})
-            self.state.coverage.append(key)
+            self.state.ends.coverage.append(key)
 
 
 def _view(worker: Worker, now: float) -> admission.WorkerView:

@@ -156,7 +156,7 @@ class Selection:
                 shouldfail=state.stop_message if maxfail else "",
                 shouldstop="" if maxfail else state.stop_message,
                 testsfailed=state.outcomes.failures,
-                snapshots=tuple(state.snapshots),
+                snapshots=tuple(state.ends.snapshots),
             )
         )
 

@@ -17,6 +17,16 @@ from pytest_gpu_cluster.contract.request import Limits
 from pytest_gpu_cluster.contract.selection import SelectionOptions
 
 
+class ProcessEnds:
+    """The sum of what the test processes said at their ends."""
+
+    def __init__(self) -> None:
+        self.coverage: list[str] = []  # keys in the store
+        self.snapshots: list[JsonValue] = []  # syrupy's reports
+        self.status = 0  # exit code of the first whose end failed after passed tests
+        self.unused_gpu = 0  # tests that held a GPU by default, and did not touch it
+
+
 class SessionState:
     """A session as its agent knows it. Only the agent's loop changes it."""
 
@@ -32,10 +42,7 @@ class SessionState:
         self.serial = False  # one test at a time, as collected
         self.workers: list[Worker] = []
         self.crashed_files: dict[str, str] = {}  # whose import ended the process, and its text
-        self.coverage: list[str] = []  # keys in the store
-        self.snapshots: list[JsonValue] = []  # syrupy's reports of the processes
-        self.worker_status = 0  # of the first process whose end failed after passed tests
-        self.unused_gpu = 0  # tests that held a GPU by default, and did not touch it
+        self.ends = ProcessEnds()
         self.stop: StopReason | None = None  # None: tests still start
         self.stop_message = ""
         self.damage: str | None = None  # what was lost: the next session needs a whole cluster
@@ -66,7 +73,7 @@ class SessionState:
     def fail_end(self, worker: str, status: int, text: str) -> None:
         """Let the run end with `status`, for what came after a process's tests; say why."""
         self.journal.append(Notice(name="worker", text=f"{worker}: {text}"))
-        self.worker_status = self.worker_status or status
+        self.ends.status = self.ends.status or status
 
     def count_late(self, records: Sequence[TestRecord]) -> None:
         """Count errors of a teardown that ran after the outcome of its test."""

@@ -90,14 +90,14 @@ class Workers:
             case Done():
                 worker.result = message
                 self._check_end(worker, message)
-                self._state.unused_gpu += message.unused_gpu if worker.demand.gpus else 0
+                self._state.ends.unused_gpu += message.unused_gpu if worker.demand.gpus else 0
             case Exit():
                 self._on_exit(worker, message)
 
     def _check_end(self, worker: Worker, message: Done) -> None:
         """Keep what a hook at the end of a process made of passed tests: plain pytest fails too."""
         if message.snapshots is not None:
-            self._state.snapshots.append(message.snapshots)
+            self._state.ends.snapshots.append(message.snapshots)
         status = message.exitstatus
         if message.tests_status == 0 and status:
             text = (
@@ -174,7 +174,7 @@ class Workers:
         if worker.result is not None and worker.result.coverage:
             key = record.coverage_key(worker.name)
             sources[key] = worker.result.coverage
-            self._state.coverage.append(key)
+            self._state.ends.coverage.append(key)
         # A lost node takes its files with it; results do not depend on them.
         with contextlib.suppress(Exception):
             if worker.reservation is not None:

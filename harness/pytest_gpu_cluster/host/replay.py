@@ -89,7 +89,8 @@ class Replay:
         self._running: dict[str, pytest.Item] = {}  # by node id
         self._records = RecordReplay(config, self.terminal, self._junit)
         self._usage = ""
-        config.notify_exception = MethodType(notify_exception, config)  # type: ignore[method-assign]
+        notify = MethodType(notify_exception, config)
+        config.notify_exception = notify  # type: ignore[method-assign]
         config.pluginmanager.register(self, "gpu_cluster_replay")
         config.pluginmanager.register(self._records, "gpu_cluster_records")
         summary = SummaryWriter(self.terminal, self.problems)
