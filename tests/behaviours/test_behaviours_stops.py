@@ -179,3 +179,23 @@ def test_d(): pass
     assert ours.out.count("Failed: a debugger needs a terminal beside the test") >= 3
     assert "(Pdb)" not in ours.out
     assert "2 failed, 2 passed" in ignoring.counts
+
+
+def test_b70_a_pytest_within_a_test_keeps_its_debugger(bench: Bench) -> None:
+    """A plugin's own tests run pytest in their process, with a debugger that they bring."""
+    source = """
+pytest_plugins = "pytester"
+class Debugger:
+    def __init__(self, *args, **options): pass
+    def reset(self): print("CUSTOM reset")
+    def interaction(self, *args): print("CUSTOM interaction")
+def test_outer(pytester):
+    pytester.makepyfile("def test_inner(): assert 0")
+    result = pytester.runpytest_inprocess("--pdb", "--pdbcls=test_c:Debugger")
+    result.stdout.fnmatch_lines(["*CUSTOM interaction*", "*1 failed*"])
+def test_after(): breakpoint()
+"""
+    ours = bench.ours(Scenario(files={"test_c.py": source}, args=("-p", "pytester")))
+
+    assert "1 failed, 1 passed" in ours.counts
+    assert "a debugger needs a terminal" in ours.out

@@ -20,12 +20,37 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.compared import Outcome, differences, end_cluster, read_cases, read_counts
+from tests.compared import (
+    Exceptions,
+    Outcome,
+    differences,
+    end_cluster,
+    expected,
+    read_cases,
+    read_counts,
+)
 from tests.layered import make_layer
 
 HERE = Path(__file__).resolve().parent
 # The packages that a suite needs and our own environment lacks.
-NEEDS: dict[str, tuple[str, ...]] = {"pluggy": (), "more_itertools": (), "jinja2": ("trio",)}
+NEEDS: dict[str, tuple[str, ...]] = {
+    "pluggy": (),
+    "more_itertools": (),
+    "jinja2": ("trio",),
+    "pytest": (
+        *("argcomplete", "attrs", "mock", "pexpect", "requests", "setuptools", "xmlschema"),
+    ),
+}
+# The tests that are known to end differently, by classname and name: their outcome in both runs.
+# docs/behaviours.md has the reason of each.
+EXCEPTIONS: dict[str, Exceptions] = {
+    "pytest": {
+        (
+            "testing.test_terminal.TestTerminalFunctional",
+            "test_verbose_reporting_xdist",
+        ): ("passed", "skipped")
+    },
+}
 
 
 def run_suite(python: Path, source: Path, scratch: Path, *options: str) -> Outcome:
@@ -44,7 +69,7 @@ def run_suite(python: Path, source: Path, scratch: Path, *options: str) -> Outco
     ]
     start = time.monotonic()
     process = subprocess.run(
-        command, cwd=source, env=env, text=True, capture_output=True, timeout=900, check=False
+        command, cwd=source, env=env, text=True, capture_output=True, timeout=1800, check=False
     )
     seconds = time.monotonic() - start
     return Outcome(
@@ -89,19 +114,25 @@ def compare(name: str, source: Path, scratch: Path) -> bool:
     remote = run_suite(python, source, scratch, "--gpu-cluster")
     env = {**os.environ, "GPU_CLUSTER_STORE": str(scratch / "store")}
     end_cluster(python, env)
-    lines = differences(plain, remote)
+    lines = differences(expected(plain, EXCEPTIONS.get(name, {})), remote)
     if not plain.cases:
         lines.append(f"the plain run has no case:\n{plain.tail}")
     print(
         f"{name:<16} {plain.cases.total():>6} {remote.cases.total():>6}"
         f" {plain.exit_code:>6} {remote.exit_code:>6}"
         f" {plain.seconds:>7.1f}s {remote.seconds:>7.1f}s"
-        f"  {'agree' if not lines else f'{len(lines)} DIFFER'}",
+        f"  {f'{len(lines)} DIFFER' if lines else 'agree'}{known(name)}",
         flush=True,
     )
     for line in lines[:20]:
         print(textwrap.indent(line, "    "))
     return not lines
+
+
+def known(name: str) -> str:
+    """Return what follows the verdict of a suite: the number of its exceptions."""
+    number = len(EXCEPTIONS.get(name, {}))
+    return f" but for {number} known" if number else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compared import Outcome, differences, read_cases, read_counts
+from tests.compared import Outcome, differences, expected, read_cases, read_counts
 
 JUNIT = """<testsuites><testsuite>
 <testcase classname="a" name="ok"/>
@@ -75,3 +75,20 @@ def test_equal_runs_differ_in_nothing() -> None:
 def test_one_difference_is_enough(remote: Outcome) -> None:
     """A false agreement would be worse than no comparison."""
     assert differences(PLAIN, remote)
+
+
+def test_a_known_exception_must_be_there() -> None:
+    """One that no longer differs would hide the next difference of the same test."""
+    plain = replace(PLAIN, cases=Counter({("a", "x", "passed"): 1, ("a", "y", "skipped"): 1}))
+    plain = replace(plain, counts="1 passed, 1 skipped, 3 subtests passed")
+    known = {("a", "x"): ("passed", "skipped")}
+    other = replace(
+        plain,
+        cases=Counter({("a", "x", "skipped"): 1, ("a", "y", "skipped"): 1}),
+        counts="0 passed, 2 skipped, 3 subtests passed",
+    )
+
+    assert differences(expected(plain, known), other) == []
+    assert differences(expected(plain, known), plain) != []
+    with pytest.raises(ValueError, match="a::x has not passed"):
+        expected(other, known)

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import pluggy
 import pytest
@@ -40,13 +40,24 @@ class RunningTest:
     records: Sequence[TestRecord] = ()
 
 
-def refuse_debugger(*_: object, **__: object) -> NoReturn:
-    """Fail the test in place of a prompt that nobody can answer."""
-    __tracebackhide__ = True
-    pytest.fail(
-        "a debugger needs a terminal beside the test, which a cluster does not have; run this test"
-        " here: the same command without --gpu-cluster, and with its node id"
-    )
+def refuse_debugger(config: pytest.Config) -> None:
+    """Have a prompt that nobody can answer fail the test.
+
+    A pytest that a test runs in its own process keeps its debugger, for which the test answers.
+    """
+    prompt = pytestPDB._init_pdb
+
+    def init_pdb(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if pytestPDB._config not in (config, None):
+            return prompt(*args, **kwargs)
+        pytest.fail(
+            "a debugger needs a terminal beside the test, which a cluster does not have; run this"
+            " test here: the same command without --gpu-cluster, and with its node id"
+        )
+
+    # Private; `breakpoint()`, `pdb.set_trace` and `pytest.set_trace` all come by.
+    pytestPDB._init_pdb = init_pdb  # type: ignore[method-assign]
 
 
 class RemoteSession(ABC):
@@ -119,8 +130,7 @@ class RemoteSession(ABC):
             stub = XmlStub(config, self.on_xml)
             config.stash[xml_key] = stub  # type: ignore[misc]  # it stands in for pytest's LogXML
             config.pluginmanager.register(stub, "gpu_cluster_xml")
-        # Private; `breakpoint()`, `pdb.set_trace` and `pytest.set_trace` all come by.
-        pytestPDB._init_pdb = refuse_debugger  # type: ignore[method-assign]
+        refuse_debugger(config)
         self.texts.begin()
 
     def _mute(self, reporter: TerminalReporter) -> None:
