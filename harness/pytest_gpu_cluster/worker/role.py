@@ -45,7 +45,7 @@ def refuse_debugger(config: pytest.Config) -> None:
 
     A pytest that a test runs in its own process keeps its debugger, for which the test answers.
     """
-    prompt = pytestPDB._init_pdb
+    prompt: Callable[..., Any] = pytestPDB._init_pdb
 
     def init_pdb(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
