@@ -32,7 +32,7 @@ format: $(STAMP)  ## let ruff rewrite what it can
 test: test-own test-smoke  ## our own tests, then the smoke tests on a local cluster
 
 # On two cores, a file at a time: what a file's tests share is started once. The long files are first.
-OWN := -m pytest tests/behaviours tests/acceptance tests/contract tests/unit \
+OWN := -m pytest tests/behaviours tests/acceptance tests/contract tests/security tests/unit \
 	-n 2 --dist loadfile --no-loadscope-reorder --timeout 300 --junitxml=test-results/own.xml
 
 test-own: $(STAMP)
