@@ -1,8 +1,13 @@
-"""The lines of `gpu-cluster ls` and `gpu-cluster logs`, from what the store has."""
+"""The lines of `gpu-cluster ls` and `gpu-cluster logs`, from what the store has.
+
+A test may have put any text there, and GitHub's runner reads what a step prints.
+"""
 
 from __future__ import annotations
 
+import secrets
 import time
+from collections.abc import Mapping
 
 from pytest_gpu_cluster.contract.errors import UnreadableRecordError
 from pytest_gpu_cluster.contract.events import TestFinished
@@ -14,6 +19,14 @@ SHOWN = (
     *("name", "detail", "seconds", "nodeid", "when", "attempt", "worker"),
     *("failure_class", "status", "exitstatus", "message", "text"),
 )
+
+
+def for_runner(text: str, environ: Mapping[str, str]) -> str:
+    """Return a text in which GitHub's runner takes no line as a command; elsewhere it stays."""
+    if environ.get("GITHUB_ACTIONS") != "true":
+        return text
+    word = secrets.token_hex(16)  # only this process knows what ends the time without commands
+    return f"::stop-commands::{word}\n{text}\n::{word}::"
 
 
 def session_row(record: SessionRecord) -> JsonObject:

@@ -22,6 +22,7 @@ from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.liveness import close_when_client_gone
 from pytest_gpu_cluster.outputs import files_line
 from pytest_gpu_cluster.publish.links import link
+from pytest_gpu_cluster.publish.recorded import FORGED, NO_FORM, checked_step, refusal
 from pytest_gpu_cluster.report import junit, render
 from pytest_gpu_cluster.report.from_record import RecordedEvents, recorded_delta
 from pytest_gpu_cluster.report.model import Report, ReportContext
@@ -29,6 +30,7 @@ from pytest_gpu_cluster.report.sinks import Closing, SinkContext, Sinks
 
 RECENT = 300  # sessions that are looked through for those of a build …
 RECENT_S = 86_400.0  # … and not older than this
+SET_URL = "set public-url here, or give --gpu-profile the name that pytest was given"
 
 
 def report_sessions(
@@ -94,6 +96,7 @@ def report_session(
             f"session {record.session} has no request in {record.store.url}",
             remedy="take an id from: gpu-cluster ls",
         )
+    request = replace(request, session=record.session)
     final = close_when_client_gone(record)
     summary = record.summary()
     context = _context(record, request, settings, environ, root, publish_it=publish_it)
@@ -122,13 +125,17 @@ def _context(
     *,
     publish_it: bool,
 ) -> SinkContext:
-    reports = settings.reports
-    # It becomes a file's name.
-    suite = request.suite if re.fullmatch(SUITE_NAME, request.suite) else reports.suite
-    public_url = reports.public_url or request.public_url
-    reports = replace(reports, suite=suite, public_url=public_url)
-    ci = _ci(request, environ)
+    reports, refused = settings.reports, []
+    suite, public_url = request.suite, reports.public_url or request.public_url
+    if not re.fullmatch(SUITE_NAME, suite):  # it becomes a file's name
+        refused += [refusal("suite", suite, NO_FORM, FORGED)] if suite else []
+        suite = reports.suite
+    if publish_it and public_url != reports.public_url:
+        refused.append(refusal("public-url", public_url, "the settings here have none", SET_URL))
+        public_url = ""
+    ci, unused = _ci(request, environ, publish_it=publish_it)
     url, own_page = link(public_url, record.session, ci)
+    reports = replace(reports, suite=suite, public_url=public_url)
     if not publish_it:
         reports = replace(reports, publish=False, results_dir="")
     return SinkContext(
@@ -148,6 +155,7 @@ def _context(
         write=_to_stderr,
         echo=_to_stderr,
         live=False,
+        refused=(*refused, *unused),
     )
 
 
@@ -155,14 +163,18 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _ci(request: SessionRequest, environ: Mapping[str, str]) -> CI | None:
-    """Return where the session was asked for, by its record.
+def _ci(
+    request: SessionRequest, environ: Mapping[str, str], *, publish_it: bool
+) -> tuple[CI | None, tuple[str, ...]]:
+    """Return where the session was asked for, by its record, and what of that is not published.
 
     Whom a token is sent to is for this process alone to say.
     """
     if request.ci is None:
-        return publish.detect(environ)
-    return replace(request.ci, api=publish.api(request.ci.host, environ))
+        return publish.detect(environ), ()
+    if not publish_it:
+        return replace(request.ci, api=""), ()
+    return checked_step(request.ci, environ)
 
 
 def _sessions_of_build(store: Store) -> list[str]:

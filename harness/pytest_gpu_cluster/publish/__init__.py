@@ -38,6 +38,13 @@ HOSTS = {
 }
 ENTRY_POINTS = "pytest_gpu_cluster.ci_hosts"
 OTHER = "other"  # the name of every host that nothing recognises; it has no publisher
+# A branch as git allows it, without characters that turn or hide what stands around them.
+BRANCH = (
+    r"(?![-/])(?!.*(?:\.\.|@\{|//|/\.|\.lock(?:/|$)))"
+    r"[^\x00-\x20\x7f-\x9f~^:?*\[\\\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,250}(?<![/.])"
+)
+NUMBER = r"[1-9][0-9]{0,18}"
+NAME = r"(?!\.{1,2}(?![A-Za-z0-9_.-]))[A-Za-z0-9_.-]{1,100}"  # a part of a path; no dots alone
 SEND_AGAIN = "the verdict stands; send the report again with: gpu-cluster report --publish"
 
 ReadText = Callable[[str], str]  # a path to the text of that file; raises OSError, ValueError
@@ -68,12 +75,32 @@ class Publisher:
     name: ClassVar[str]  # as messages call the host
     api_variable: ClassVar[str] = ""  # environment variable with the base URL of the API
     api_default: ClassVar[str] = ""
+    repository_variable: ClassVar[str] = ""  # names the repository in every step of the host
+    # The values of a step that enter requests, each with a regex of all that it can be.
+    grammar: ClassVar[Mapping[str, str]] = {
+        "repository": rf"{NAME}(/{NAME})*",
+        "commit": r"[0-9a-f]{40}|[0-9a-f]{64}",
+        "branch": BRANCH,
+        "target": BRANCH,
+        "pull_request": NUMBER,
+        "build": rf"{NAME}(/{NAME})*",
+        "pipeline": NUMBER,
+    }
 
     def __init__(self, ci: CI, settings: Settings, environ: Mapping[str, str]) -> None:
         self.ci, self.settings = ci, settings
         self.endpoints: dict[str, Endpoint] = {}
         self.troubles: list[str] = []  # before any request: a credential that cannot be used
         self.notes: list[str] = []  # omissions that are no fault, such as a missing token
+
+    @property
+    def has_commit(self) -> bool:
+        """False where no commit can be told: its repository or itself is unknown or was refused."""
+        return bool(self.ci.repository and self.ci.commit)
+
+    @property
+    def has_pull_request(self) -> bool:
+        return bool(self.ci.repository and self.ci.pull_request)
 
     @classmethod
     def detect(cls, environ: Mapping[str, str], read: ReadText) -> CI | None:
@@ -84,6 +111,14 @@ class Publisher:
     def api(cls, environ: Mapping[str, str]) -> str:
         """Return the base URL that this host's token is sent to, without a slash at the end."""
         return (environ.get(cls.api_variable) or cls.api_default).rstrip("/")
+
+    @classmethod
+    def page(cls, ci: CI, environ: Mapping[str, str]) -> str:
+        """Return the URL, with a slash at its end, below which a step of `ci` has its page.
+
+        "": nothing tells.
+        """
+        return ""
 
     @classmethod
     def quarantined(cls, environ: Mapping[str, str], read: ReadText) -> list[tuple[str, str, str]]:
@@ -158,7 +193,7 @@ def publisher(ci: CI, settings: Settings, environ: Mapping[str, str]) -> Publish
 
     None: the host has no publisher, or the settings switch publishing off.
     """
-    host = _host_class(ci.host) if settings.reports.publish else None
+    host = host_class(ci.host) if settings.reports.publish else None
     return host(ci, settings, environ) if host is not None else None
 
 
@@ -167,7 +202,7 @@ def api(host: str, environ: Mapping[str, str]) -> str:
 
     The URL comes from this process's environment, never from a record that somebody else wrote.
     """
-    publisher_class = _host_class(host)
+    publisher_class = host_class(host)
     return publisher_class.api(environ) if publisher_class is not None else ""
 
 
@@ -179,7 +214,7 @@ def facts(
     `quarantined` lists the tests that the host has quarantined. `quiet`: the session is to be
     reported to nobody.
     """
-    host = _host_class(ci.host) if ci is not None else None
+    host = host_class(ci.host) if ci is not None else None
     return ReportFacts(
         ci=ci,
         suite=request.settings.reports.suite,
@@ -199,7 +234,8 @@ def _path_in_repository(root: Path, ci: CI | None) -> str:
     return "" if root == checkout else root.relative_to(checkout).as_posix()
 
 
-def _host_class(name: str) -> type[Publisher] | None:
+def host_class(name: str) -> type[Publisher] | None:
+    """Return the class of the host of this name; None for one that is not installed."""
     if name in HOSTS:
         return _load(HOSTS[name][1])
     entries = _entry_points() if name != OTHER else ()

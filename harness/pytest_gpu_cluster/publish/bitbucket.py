@@ -10,11 +10,14 @@ import base64
 import hashlib
 import json
 from collections.abc import Generator, Mapping
+from typing import ClassVar
 from urllib.parse import quote
 
 from pytest_gpu_cluster.contract.request import CI
 from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.publish import (
+    NAME,
+    NUMBER,
     Publisher,
     ReadText,
     Target,
@@ -66,6 +69,13 @@ class Bitbucket(Publisher):
 
     name = "Bitbucket"
     api_variable, api_default = "BITBUCKET_API_URL", "https://api.bitbucket.org/2.0"
+    repository_variable = "BITBUCKET_REPO_FULL_NAME"
+    grammar: ClassVar[Mapping[str, str]] = {
+        **Publisher.grammar,
+        "repository": rf"[A-Za-z0-9_-]{{1,100}}/{NAME}",
+        "commit": r"[0-9a-f]{40}",
+        "build": rf"[A-Za-z0-9_-]{{1,100}}/{NAME}/{NUMBER}",
+    }
 
     def __init__(self, ci: CI, settings: Settings, environ: Mapping[str, str]) -> None:
         super().__init__(ci, settings, environ)
@@ -117,22 +127,26 @@ class Bitbucket(Publisher):
         )
 
     @classmethod
+    def page(cls, ci: CI, environ: Mapping[str, str]) -> str:
+        return f"https://bitbucket.org/{ci.repository}/pipelines/results/"
+
+    @classmethod
     def quarantined(cls, environ: Mapping[str, str], read: ReadText) -> list[tuple[str, str, str]]:
         """Return the quarantined tests of the file that Pipelines writes; [] if it is unusable."""
         path = environ.get(QUARANTINE)
         return (read_quarantine(path, read) or []) if path else []
 
     def started(self, report: Report) -> list[Target]:
-        return [Target(REPORT, self._report(report)), *self._status(report)]
+        return [*self.progressed(report), *self._status(report)]
 
     def progressed(self, report: Report) -> list[Target]:
-        return [Target(REPORT, self._report(report))]
+        return [Target(REPORT, self._report(report))] if self.has_commit else []
 
     def finished(self, report: Report) -> list[Target]:
-        targets = [Target(REPORT, self._report(report)), *self._status(report)]
+        targets = self.started(report)
         if (
             "token" in self.endpoints
-            and self.ci.pull_request
+            and self.has_pull_request
             and self.settings.reports.comment != "off"
         ):
             targets.append(Target(COMMENT, self._comment(report)))
@@ -209,7 +223,7 @@ class Bitbucket(Publisher):
     # -- with a token ------------------------------------------------------------------------------
 
     def _status(self, report: Report) -> list[Target]:
-        if "token" not in self.endpoints or not report.context.link:
+        if "token" not in self.endpoints or not self.has_commit or not report.context.link:
             return []
 
         def exchange() -> Exchange:

@@ -45,7 +45,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"Remedy: {render.one_line(report.remedy)}"
     if (delta := report.delta) is not None:
         yield (
-            f"Against {delta.branch}: {len(delta.newly_failing)} newly failing, "
+            f"Against {render.one_line(delta.branch)}: {len(delta.newly_failing)} newly failing, "
             f"{len(delta.fixed)} fixed, {len(delta.removed)} removed."
         )
     if report.machines.simulated:
@@ -76,7 +76,8 @@ def _figures(report: Report) -> Iterator[JsonObject]:
         yield _figure("Duration", "DURATION", round(report.duration_s * 1000))
     if report.machines.gpus:
         names = ", ".join(
-            f"{count} x {name}" for name, count in Counter(report.machines.gpus).items()
+            f"{count} x {render.one_line(name)}"
+            for name, count in Counter(report.machines.gpus).items()
         )
         yield _figure("GPUs", "TEXT", names)
     if report.machines.price_usd is not None:

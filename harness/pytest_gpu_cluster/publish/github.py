@@ -11,11 +11,20 @@ import json
 import secrets
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import quote
 
 from pytest_gpu_cluster.contract.request import CI
 from pytest_gpu_cluster.contract.settings import Settings
-from pytest_gpu_cluster.publish import HostFile, Publisher, ReadText, Target, comment
+from pytest_gpu_cluster.publish import (
+    NAME,
+    NUMBER,
+    HostFile,
+    Publisher,
+    ReadText,
+    Target,
+    comment,
+)
 from pytest_gpu_cluster.publish.exchange import (
     Endpoint,
     Exchange,
@@ -58,6 +67,12 @@ class GitHub(Publisher):
 
     name = "GitHub"
     api_variable, api_default = "GITHUB_API_URL", "https://api.github.com"
+    repository_variable = "GITHUB_REPOSITORY"
+    grammar: ClassVar[Mapping[str, str]] = {
+        **Publisher.grammar,
+        "repository": rf"[A-Za-z0-9_-]{{1,100}}/{NAME}",
+        "build": rf"[A-Za-z0-9_-]{{1,100}}/{NAME}/{NUMBER}",
+    }
 
     def __init__(self, ci: CI, settings: Settings, environ: Mapping[str, str]) -> None:
         super().__init__(ci, settings, environ)
@@ -113,10 +128,14 @@ class GitHub(Publisher):
             target=str(json_child(pull_request, "base").get("ref", "")),
             pull_request=str(pull_request.get("number", "")),
             build=f"{get('REPOSITORY')}/{get('RUN_ID')}",
-            step_url=f"{get('SERVER_URL') or 'https://github.com'}/{run}{attempt}",
+            step_url=f"{_server(environ)}/{run}{attempt}",
             directory=get("WORKSPACE"),
             fork=_reads_only(environ, pull_request),
         )
+
+    @classmethod
+    def page(cls, ci: CI, environ: Mapping[str, str]) -> str:
+        return f"{_server(environ)}/{ci.repository}/actions/runs/"
 
     def started(self, report: Report) -> list[Target]:
         return [*self._status(report), *self._check_run(report)]
@@ -126,7 +145,7 @@ class GitHub(Publisher):
 
     def finished(self, report: Report) -> list[Target]:
         targets = [*self._status(report), *self._check_run(report)]
-        if self.endpoints and self.ci.pull_request and self.settings.reports.comment != "off":
+        if self.endpoints and self.has_pull_request and self.settings.reports.comment != "off":
             targets.append(Target(COMMENT, self._comment(report)))
         return targets
 
@@ -169,7 +188,7 @@ class GitHub(Publisher):
     def closing(self, report: Report) -> list[str]:
         resume = [f"::{self._resume_word}::"] if self._resume_word else []
         annotate = not (
-            self.endpoints and self.settings.reports.check_run
+            self.endpoints and self.has_commit and self.settings.reports.check_run
         )  # a check run annotates too
         return [*resume, *commands(report, self._context, annotate=annotate)]
 
@@ -186,10 +205,10 @@ class GitHub(Publisher):
             path = f"{self._repository}/statuses/{self.ci.commit}"
             yield Request(method="POST", path=path, body=body)
 
-        return [Target(STATUS, exchange())] if self.endpoints else []
+        return [Target(STATUS, exchange())] if self.endpoints and self.has_commit else []
 
     def _check_run(self, report: Report) -> list[Target]:
-        if not self.endpoints or not self.settings.reports.check_run:
+        if not self.endpoints or not self.has_commit or not self.settings.reports.check_run:
             return []
         return [Target(CHECK_RUN, self._update_check_run(report))]
 
@@ -274,6 +293,11 @@ class GitHub(Publisher):
             edit=lambda id_: Request(method="PATCH", path=f"{edited}/{id_}", body={"body": text}),
         )
         return comment.exchange(self.settings.reports.comment, report, text, api)
+
+
+def _server(environ: Mapping[str, str]) -> str:
+    """Return the URL that the host's pages are below, without a slash at the end."""
+    return (environ.get("GITHUB_SERVER_URL") or "https://github.com").rstrip("/")
 
 
 def _reads_only(environ: Mapping[str, str], pull_request: JsonObject) -> bool:

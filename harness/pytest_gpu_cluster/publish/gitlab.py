@@ -9,11 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import quote
 
 from pytest_gpu_cluster.contract.request import CI
 from pytest_gpu_cluster.contract.settings import Settings
-from pytest_gpu_cluster.publish import HostFile, Publisher, ReadText, Target, comment
+from pytest_gpu_cluster.publish import (
+    NAME,
+    NUMBER,
+    HostFile,
+    Publisher,
+    ReadText,
+    Target,
+    comment,
+)
 from pytest_gpu_cluster.publish.exchange import (
     Endpoint,
     Exchange,
@@ -40,6 +49,12 @@ class GitLab(Publisher):
 
     name = "GitLab"
     api_variable, api_default = "CI_API_V4_URL", "https://gitlab.com/api/v4"
+    repository_variable = "CI_PROJECT_ID"
+    grammar: ClassVar[Mapping[str, str]] = {
+        **Publisher.grammar,
+        "repository": rf"{NUMBER}|{NAME}(/{NAME})+",
+        "build": rf"{NUMBER}/{NUMBER}",
+    }
 
     def __init__(self, ci: CI, settings: Settings, environ: Mapping[str, str]) -> None:
         super().__init__(ci, settings, environ)
@@ -85,12 +100,17 @@ class GitLab(Publisher):
             fork=bool(projects - {"", get("PROJECT_ID")}),
         )
 
+    @classmethod
+    def page(cls, ci: CI, environ: Mapping[str, str]) -> str:
+        project = environ.get("CI_PROJECT_URL", "").rstrip("/")
+        return f"{project}/-/jobs/" if project else ""
+
     def started(self, report: Report) -> list[Target]:
         return self._status(report)
 
     def finished(self, report: Report) -> list[Target]:
         targets = self._status(report)
-        if self.endpoints and self.ci.pull_request and self.settings.reports.comment != "off":
+        if self.endpoints and self.has_pull_request and self.settings.reports.comment != "off":
             targets.append(Target(NOTE, self._note(report)))
         return targets
 
@@ -132,7 +152,7 @@ class GitLab(Publisher):
                 if not _is_same_state(problem):
                     raise
 
-        return [Target(STATUS, exchange())] if self.endpoints else []
+        return [Target(STATUS, exchange())] if self.endpoints and self.has_commit else []
 
     def _note(self, report: Report) -> Exchange:
         text = f"{self._mark}\n{render.markdown(report, limit=NOTE_CHARS)}"

@@ -1,18 +1,21 @@
 """The network below exchanges: bounded time, and retries after 429 and 5xx.
 
-No redirect is followed, and no credential enters a text.
+No redirect is followed, no credential enters a text, and nothing is sent to an address that the
+HTTP library or the host could read as another one.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
+from pytest_gpu_cluster.contract.fields import shown
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.publish.exchange import (
     Endpoint,
@@ -34,6 +37,12 @@ MIN_S = 0.1  # with less time no request is sent
 TRIES = 5
 PAUSE_S = (0.5, 8.0)  # before the first and at most before a later retry; each with jitter
 BODY_BYTES = 16 << 20
+# A base URL, and the path with its query below it. `%25` would be a second encoding.
+BASE = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*")
+PATH = re.compile(
+    r"(/([A-Za-z0-9._~!$&'()*+,;=:@-]|%(?!25)[0-9A-Fa-f]{2})+)+"
+    r"(\?([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?"
+)
 UNSURE = (500, 502, 504)  # the request may have had its effect all the same
 
 
@@ -74,7 +83,7 @@ class Transport:
     def __call__(self, request: Request) -> Response:
         """Return the response, whose status is 2xx. Raises PublishError."""
         session = self._session(request.endpoint)
-        url = self._endpoints[request.endpoint].base + request.path
+        url = plain_url(self._endpoints[request.endpoint].base, request.path)
         pause_s, problem = PAUSE_S[0], PublishError("there was no time left")
         for _ in range(TRIES):
             if self.remaining_s <= MIN_S:
@@ -149,6 +158,22 @@ class Transport:
                 raise NoEndpoint("there is no credential for it")
             self._sessions[name] = _open_session(self._endpoints[name])
         return self._sessions[name]
+
+
+def plain_url(base: str, path: str) -> str:
+    """Return the URL of a request. Raises PublishError for one that can be read in two ways.
+
+    >>> plain_url("https://api.example.com/2.0", "/projects/acme%2Faerial?page=1")
+    'https://api.example.com/2.0/projects/acme%2Faerial?page=1'
+    """
+    decoded = unquote(path.partition("?")[0])
+    dots = {".", ".."} & {*decoded.split("/"), *base.split("/")}
+    if dots or not BASE.fullmatch(base) or not PATH.fullmatch(path) or not decoded.isprintable():
+        raise PublishError(
+            f"nothing was sent to {shown(base + path)}: it is no plain address",
+            remedy="see what names it: the record of the session, or a variable of this process",
+        )
+    return base + path
 
 
 def _open_session(endpoint: Endpoint) -> requests.Session:

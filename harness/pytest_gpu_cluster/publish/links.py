@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from urllib.parse import urlsplit
 
 from pytest_gpu_cluster.contract.request import CI
+
+URL_CHARS = re.compile(r"[A-Za-z0-9._~:/?#@!$&'()*+,;=%\[\]-]{1,2000}")
 
 
 def link(public_url: str, session: str, ci: CI | None) -> tuple[str, bool]:
@@ -24,13 +27,18 @@ def link(public_url: str, session: str, ci: CI | None) -> tuple[str, bool]:
 def reachable(url: str) -> bool:
     """Return True if other machines can open the link.
 
-    Not a file, not this machine, and a host with a dot in its name.
+    Not a file, not this machine, and a host with a dot in its name. A character that no URL has
+    would end the link in a text.
 
     >>> reachable("https://ci.example.com/x")
     True
+    >>> reachable("https://ci.example.com/x>) @everybody")
+    False
     >>> [reachable(url) for url in ("http://localhost:8/", "http://127.0.0.1/", "http://box/")]
     [False, False, False]
     """
+    if not URL_CHARS.fullmatch(url):
+        return False
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").rstrip(".")

@@ -54,7 +54,9 @@ class CIHost(Sink):
         sender = self._sender or BackgroundSender(self._host)
         targets, problems = sender.deliver(self._host.finished(report), within_s=within_s)
         name = self._host.name
-        troubles = tuple(self._mask(text) for text in (*self._host.troubles, *problems))
+        troubles = tuple(
+            self._mask(text) for text in (*self._context.refused, *self._host.troubles, *problems)
+        )
         lines = [f"told {name}: {', '.join(targets)}"] if targets else []
         lines += [*(f"{name}: {note}" for note in self._host.notes), *troubles]
         if self._context.already_published:

@@ -70,7 +70,7 @@ class ReportBuilder:
             case LateRecords():
                 self._add_late(event.nodeid, _reports(event.records))
             case Requested():
-                self._request = event.request
+                self._request = replace(event.request, session=self._request.session)
             case Hello():
                 self._texts.map_paths(event.root)
             case SelectionRestarted():

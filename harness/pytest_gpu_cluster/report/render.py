@@ -26,6 +26,7 @@ TITLES = {
     **{failure_class: ("⚠️", failure_class) for failure_class in NOT_TESTS},
 }
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_NO_NAME = re.compile("[^A-Za-z0-9._-]")  # what no session's id has
 _ANSI = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")
 
 
@@ -188,7 +189,7 @@ def _table(report: Report) -> str:
     context, machines = report.context, report.machines
     session = _code(report.session)
     if context.link:
-        session = f"[{report.session}](<{context.link}>)"
+        session = f"[{_NO_NAME.sub('', report.session)}](<{context.link}>)"
     rows = [("session", session)]
     if machines.gpus:
         numbers = Counter(machines.gpus)
@@ -199,7 +200,7 @@ def _table(report: Report) -> str:
     if machines.price_usd is not None:
         rows.append(("cost", f"{machines.price_usd:.2f} USD"))
     if machines.cluster:
-        provider = f" ({machines.provider})" if machines.provider else ""
+        provider = f" ({_code(machines.provider)})" if machines.provider else ""
         rows.append(("cluster", f"{_code(machines.cluster)}{provider}"))
     if context.commit:
         rows.append(("commit", _code(context.commit[:12])))
@@ -259,8 +260,14 @@ def _code(text: str) -> str:
 
 
 def _fence(text: str) -> str:
-    ticks = "`" * max(3, _longest_backticks(text) + 1)
-    return f"{ticks}\n{text.strip(chr(10))}\n{ticks}"
+    """Return a block of code that no line of `text` ends.
+
+    Its fence is never longer than three backticks: GitLab looks for quick actions outside of these
+    alone. A line that would end it is indented.
+    """
+    lines = text.strip("\n").splitlines()
+    inside = (f"    {line}" if line.lstrip().startswith("```") else line for line in lines)
+    return "\n".join(["```", *inside, "```"])
 
 
 def _longest_backticks(text: str) -> int:

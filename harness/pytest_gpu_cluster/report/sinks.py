@@ -53,6 +53,7 @@ class SinkContext:
     live: bool = True  # False: the events come from a stored record
     verbosity: int = 0  # pytest's
     already_published: bool = False  # the host has the files and output lines of this session
+    refused: tuple[str, ...] = ()  # what its record names and the CI host is not told, with remedy
 
 
 @dataclass(frozen=True, kw_only=True)
