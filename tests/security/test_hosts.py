@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,26 @@ def test_outside_of_a_step_a_record_alone_does_not_say_where_a_token_goes(forger
     assert closing.troubles == ()
     assert forger.host.requests
     assert forger.kind.strays(forger.host.requests) == []
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        *(7, [], "text", {"branch": 1, "session": []}, {"branch": "main"}),
+        {"branch": "main", "session": "s", "slower": [["a", 1]], "fixed": [{}]},
+        {"branch": "main", "session": "s", "newly_failing": "text"},
+    ],
+    ids=str,
+)
+def test_a_summary_that_is_none_is_no_difference(forger: Forger, delta: object) -> None:
+    """The record's own summary is written last, by whoever may write."""
+    forger.forge({})
+    forger.record.put_summary(json.dumps({"delta": delta, "not_reported": ["again"]}))
+
+    report, closing = forger.publish()
+
+    assert report.delta is None
+    assert closing.troubles == ()
 
 
 # -- addresses -------------------------------------------------------------------------------------
