@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +13,14 @@ import requests
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pytest_gpu_cluster.contract.request import CI
 from pytest_gpu_cluster.publish.exchange import Endpoint, PublishError, Request
 from pytest_gpu_cluster.publish.http import Transport, plain_url
+from pytest_gpu_cluster.publish.recorded import checked_step
 from tests.hosts import FakeGitHub
 from tests.hosts.exchange import Fault
 from tests.security.hostile import EVIL, KINDS, PLACES, SESSION, Forger, bent
+from tests.unit.publish.test_outside_host import ACME, BUILD, install
 
 BASE = "https://api.example.com/2.0"
 
@@ -112,7 +116,7 @@ def test_a_record_of_another_host_takes_no_token_of_that_host_along(
         _, closing = forger.publish(forger.environ | extra)
 
         assert (other.requests, host.requests) == ([], [])
-        assert "the CI host 'github', which is not used: this step is one of bitbucket" in "".join(
+        assert "the host 'github', which is not used: this step is one of bitbucket" in "".join(
             closing.troubles
         )
 
@@ -150,6 +154,29 @@ def test_a_summary_that_is_none_is_no_difference(forger: Forger, delta: object) 
 
     assert report.delta is None
     assert closing.troubles == ()
+
+
+@pytest.mark.parametrize("build", ["../7", "7?x", "7", "8"])
+def test_a_host_of_another_distribution_is_told_of_its_own_build_alone(
+    build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its author writes paths as in the documentation, and thinks of no forged record."""
+    install(tmp_path, ACME)
+    monkeypatch.syspath_prepend(tmp_path)
+    recorded = CI(host="acme", build=build)
+
+    in_its_step, _ = checked_step(recorded, BUILD)
+    in_another, (other,) = checked_step(recorded, BUILD | {"ACME_BUILD": "9"})
+    on_a_laptop, (trouble,) = checked_step(recorded, {})
+
+    sys.modules.pop("acme_ci", None)
+    assert (in_its_step.build, in_another.build, on_a_laptop.build) == (
+        "7" if build == "7" else "",
+        "",
+        "",
+    )
+    assert "the build " in other
+    assert "outside of a step nothing says where its token may go" in trouble
 
 
 # -- addresses -------------------------------------------------------------------------------------

@@ -72,9 +72,9 @@ class Bitbucket(Publisher):
     repository_variable = "BITBUCKET_REPO_FULL_NAME"
     grammar: ClassVar[Mapping[str, str]] = {
         **Publisher.grammar,
-        "repository": rf"[A-Za-z0-9_-]{{1,100}}/{NAME}",
+        "repository": rf"{NAME}/{NAME}",
         "commit": r"[0-9a-f]{40}",
-        "build": rf"[A-Za-z0-9_-]{{1,100}}/{NAME}/{NUMBER}",
+        "build": rf"{NAME}/{NAME}/{NUMBER}",
     }
 
     def __init__(self, ci: CI, settings: Settings, environ: Mapping[str, str]) -> None:

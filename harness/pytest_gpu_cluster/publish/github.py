@@ -71,8 +71,8 @@ class GitHub(Publisher):
     repository_variable = "GITHUB_REPOSITORY"
     grammar: ClassVar[Mapping[str, str]] = {
         **Publisher.grammar,
-        "repository": rf"[A-Za-z0-9_-]{{1,100}}/{NAME}",
-        "build": rf"[A-Za-z0-9_-]{{1,100}}/{NAME}/{NUMBER}",
+        "repository": rf"{NAME}/{NAME}",
+        "build": rf"{NAME}/{NAME}/{NUMBER}",
     }
 
     def __init__(self, ci: CI, settings: Settings, environ: Mapping[str, str]) -> None:

@@ -19,6 +19,7 @@ from pytest_gpu_cluster.publish.links import reachable
 OWN_STEP = "report it in a step of its own build"
 FORGED = "run the tests again, and see who may write to the store"
 STEP = re.compile(r"[0-9]+(/[a-z]+/([0-9]+|%7B[0-9A-Fa-f-]+%7D))?")
+NO_VARIABLE = "outside of a step nothing says where its token may go"
 NO_FORM = "it does not have the form of one"
 
 
@@ -36,14 +37,17 @@ def checked_step(ci: CI, environ: Mapping[str, str]) -> CheckedStep:
     its host's variable.
     """
     host, here = host_class(ci.host), detect(environ)
+    if here is not None and here.host == OTHER != ci.host:  # it knows no repositories of others
+        here = None
     if here is not None and here.host != ci.host:
-        if here.host != OTHER:
-            why = f"this step is one of {here.host}"
-            nothing = CI(host=here.host, api=here.api, fork=here.fork)
-            return CheckedStep(nothing, (refusal("CI host", ci.host, why, OWN_STEP),))
-        here = None  # an unknown host knows neither another's repositories nor their commits
+        nothing = CI(host=here.host, api=here.api, fork=here.fork)
+        why = f"this step is one of {here.host}"
+        return CheckedStep(nothing, (refusal("host", ci.host, why, OWN_STEP),))
     if host is None:  # nothing is sent anywhere
         return CheckedStep(dataclasses.replace(ci, api=""), ())
+    if here is None and not host.repository_variable:
+        nothing = CI(host=ci.host, api=api(ci.host, environ))
+        return CheckedStep(nothing, (refusal("host", ci.host, NO_VARIABLE, OWN_STEP),))
     refused = _refused(ci, here, host, environ)
     page = host.page(here or ci, environ) if "repository" not in refused else ""
     if ci.step_url and not is_page(ci.step_url, page) and ci.step_url != (here and here.step_url):
@@ -59,7 +63,7 @@ def _refused(
 ) -> dict[str, str]:
     """Return a text with remedy for each value that is left out, by its name."""
     refused, variable = {}, host.repository_variable
-    named = environ.get(variable, "") if variable else ci.repository
+    named = environ.get(variable, "")
     for name, pattern in host.grammar.items():
         if not (value := getattr(ci, name)):
             continue
