@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pytest_gpu_cluster import __version__, clusters, options
-from pytest_gpu_cluster.cli_lines import for_reader, log_line, session_line, session_row
+from pytest_gpu_cluster.cli_lines import for_runner, log_line, session_line, session_row
 from pytest_gpu_cluster.contract.cluster_record import ClusterRecord, cluster_ids
 from pytest_gpu_cluster.contract.cluster_record import clusters as recorded_clusters
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
@@ -124,13 +124,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         answer = COMMANDS[chosen.command][1](chosen)
     except HarnessError as problem:
-        print(for_reader(f"gpu-cluster: {problem}", os.environ), file=sys.stderr)
+        print(for_runner(f"gpu-cluster: {problem}", os.environ), file=sys.stderr)
         return problem.exit_code
     try:
         document = json.dumps(answer.document, indent=2).replace(
             "##[", "#\\u0023["
         )  # a command too
-        print(document if chosen.json else for_reader(answer.text, os.environ), flush=True)
+        print(document if chosen.json else for_runner(answer.text, os.environ), flush=True)
     except BrokenPipeError:  # a reader such as head has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return answer.exit_code

@@ -1,6 +1,6 @@
 """The lines of `gpu-cluster ls` and `gpu-cluster logs`, from what the store has.
 
-A test may have put any text there.
+A test may have put any text there, and GitHub's runner reads what a step prints.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pytest_gpu_cluster.contract.errors import UnreadableRecordError
 from pytest_gpu_cluster.contract.events import TestFinished
 from pytest_gpu_cluster.contract.fields import JsonObject, JsonValue
-from pytest_gpu_cluster.contract.plain_text import plain
 from pytest_gpu_cluster.contract.record import SessionRecord
 
 # Of an event, the keys that a reader looks for.
@@ -22,9 +21,8 @@ SHOWN = (
 )
 
 
-def for_reader(text: str, environ: Mapping[str, str]) -> str:
-    """Return a text that acts neither on a terminal nor on GitHub's runner, which obeys lines."""
-    text = plain(text)
+def for_runner(text: str, environ: Mapping[str, str]) -> str:
+    """Return a text in which GitHub's runner takes no line as a command; elsewhere it stays."""
     if environ.get("GITHUB_ACTIONS") != "true":
         return text
     word = secrets.token_hex(16)  # only this process knows what ends the time without commands

@@ -131,7 +131,7 @@ def test_a_line_of_code_insights_is_one_line_whatever_a_record_says(said: str) -
 
 COMMANDS = (
     *("::set-output name=x::y", "::add-mask::a", "::error::forged", "##[add-mask]a"),
-    *("::stop-commands::pause-logging", "\x1b]52;c;ZXZpbA==\x07", "\x1b[2J", "\x9b2J"),
+    "::stop-commands::pause-logging",
 )
 NAMES = [f"tests/test_a.py::test_a[{command}]" for command in COMMANDS]
 
@@ -165,15 +165,11 @@ def in_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Forger:
 def test_no_output_of_the_command_is_a_command_for_githubs_runner(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A test's name is printed by the step, and the step may set what later ones are given.
-
-    On a laptop a sequence for the terminal may fill the clipboard, or hide the lines before it.
-    """
+    """A test's name is printed by the step, and the step may set what later ones are given."""
     cli.main(arguments)
 
     out, err = capsys.readouterr()
     assert workflow_commands(f"{err}\n{out}") == []
-    assert re.sub(r"[^\x00-\x1f\x7f-\x9f]", "", f"{out}{err}").strip("\n") == ""
     if "--json" in arguments:
         json.loads(out)
     else:

@@ -9,7 +9,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 
-from pytest_gpu_cluster.contract.plain_text import plain
 from pytest_gpu_cluster.publish.exchange import JsonObject, JsonValue
 from pytest_gpu_cluster.report import render
 from pytest_gpu_cluster.report.model import NOT_TESTS, Report, Result
@@ -119,7 +118,7 @@ def _annotation(result: Result, report: Report, key: str) -> JsonObject:
 def _details(result: Result, report: Report) -> str:
     """Return session, node id and the end of the problem's text, which names the error."""
     head = f"{render.session_line(report)}\n{result.nodeid[: DETAILS_CHARS // 2]}\n\n"
-    text = plain(render.problems_text(result))
+    text = render.plain(render.problems_text(result))
     room = DETAILS_CHARS - len(head)
     if len(text) > room:
         text = f"…{text[len(text) - max(0, room - 1) :]}"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
 
-from pytest_gpu_cluster.contract.plain_text import plain
 from pytest_gpu_cluster.contract.request import CI
 from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.publish import (
@@ -342,6 +341,6 @@ def _annotations(report: Report) -> Iterator[JsonObject]:
             "end_line": line,
             "annotation_level": "warning" if problem.failure_class in NOT_TESTS else "failure",
             "title": render.shorten(render.one_line(result.nodeid), TITLE_CHARS),
-            "message": render.shorten(plain(problem.message) or "failed", MESSAGE_CHARS),
-            "raw_details": render.shorten(plain(problem.text), RAW_CHARS),
+            "message": render.shorten(render.plain(problem.message) or "failed", MESSAGE_CHARS),
+            "raw_details": render.shorten(render.plain(problem.text), RAW_CHARS),
         }

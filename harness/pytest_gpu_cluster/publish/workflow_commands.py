@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pytest_gpu_cluster.contract.plain_text import plain
 from pytest_gpu_cluster.report import render
 from pytest_gpu_cluster.report.model import NOT_TESTS, Report
 
@@ -53,5 +52,5 @@ def commands(report: Report, context: str, *, annotate: bool) -> Iterator[str]:
 
 
 def _escape(text: str) -> str:
-    escaped = plain(text.replace("\r\n", "\n"))
-    return escaped.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    plain = render.plain(text.replace("\r\n", "\n"))
+    return plain.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")

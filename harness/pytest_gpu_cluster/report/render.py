@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from pytest_gpu_cluster.contract.frozen import dataclass
-from pytest_gpu_cluster.contract.plain_text import plain
 from pytest_gpu_cluster.report.model import NOT_TESTS, Delta, Report, Result
 
 LISTED = 20  # of each kind of difference
@@ -26,7 +25,9 @@ TITLES = {
     "request": ("⚠️", "could not start"),
     **{failure_class: ("⚠️", failure_class) for failure_class in NOT_TESTS},
 }
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _NO_NAME = re.compile("[^A-Za-z0-9._-]")  # what no session's id has
+_ANSI = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")
 
 
 def headline(report: Report) -> str:
@@ -84,6 +85,11 @@ def duration(seconds: float) -> str:
 
 def one_line(text: str) -> str:
     return " ".join(plain(text).split())
+
+
+def plain(text: str) -> str:
+    """Return `text` without control characters and ANSI colours, which no host shows."""
+    return _CONTROL.sub("", _ANSI.sub("", text))
 
 
 def shorten(text: str, limit: int) -> str:

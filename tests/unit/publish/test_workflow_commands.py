@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_gpu_cluster.contract.plain_text import plain
 from pytest_gpu_cluster.publish.workflow_commands import command
+from pytest_gpu_cluster.report import render
 from tests.hosts import Command, FakeGitHub, job_summary, workflow_commands
 from tests.hosts.github_runner import SUMMARY_BYTES
 from tests.unit.publish.rig import (
@@ -114,7 +114,7 @@ def test_what_a_test_is_called_and_says_makes_no_command_of_ours_another(
     ]
     assert (
         commands[2].params["title"]
-        == plain(f"tests/test_tiles.py::test_it[{hostile}]".replace("\r\n", "\n")).strip()
+        == render.plain(f"tests/test_tiles.py::test_it[{hostile}]".replace("\r\n", "\n")).strip()
     )
 
 
@@ -124,7 +124,7 @@ def test_a_command_is_read_as_it_was_meant(message: str, title: str, file: str) 
     commands = workflow_commands(command("error", message, file=file, title=title))
 
     def meant(text: str) -> str:
-        return plain(text.replace("\r\n", "\n"))
+        return render.plain(text.replace("\r\n", "\n"))
 
     assert [entry.name for entry in commands] == ["error"]
     assert commands[0].message == meant(message)
