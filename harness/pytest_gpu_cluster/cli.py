@@ -22,8 +22,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pytest_gpu_cluster import __version__, clusters, options
-from pytest_gpu_cluster.cli_lines import for_runner, log_line, session_line, session_row
-from pytest_gpu_cluster.contract.cluster_record import ClusterRecord, cluster_ids
+from pytest_gpu_cluster.cli_lines import (
+    cluster_line,
+    for_runner,
+    log_line,
+    printable,
+    session_line,
+    session_row,
+)
+from pytest_gpu_cluster.contract.cluster_record import (
+    Announcement,
+    ClusterDescription,
+    ClusterRecord,
+    cluster_ids,
+)
 from pytest_gpu_cluster.contract.cluster_record import clusters as recorded_clusters
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.frozen import dataclass
@@ -32,7 +44,7 @@ from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.store import Store, local_path
 from pytest_gpu_cluster.outputs import files_line
 from pytest_gpu_cluster.project import PYPROJECT, find_project
-from pytest_gpu_cluster.providers import ClusterRef, load_provider
+from pytest_gpu_cluster.providers import ClusterRef, load_provider, load_recorded
 
 LISTED = 20  # sessions of `ls`
 
@@ -124,13 +136,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         answer = COMMANDS[chosen.command][1](chosen)
     except HarnessError as problem:
-        print(for_runner(f"gpu-cluster: {problem}", os.environ), file=sys.stderr)
+        print(for_runner(printable(f"gpu-cluster: {problem}"), os.environ), file=sys.stderr)
         return problem.exit_code
     try:
         document = json.dumps(answer.document, indent=2).replace(
             "##[", "#\\u0023["
         )  # a command too
-        print(document if chosen.json else for_runner(answer.text, os.environ), flush=True)
+        text = for_runner(printable(answer.text), os.environ)
+        print(document if chosen.json else text, flush=True)
     except BrokenPipeError:  # a reader such as head has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return answer.exit_code
@@ -186,29 +199,33 @@ def list_all(chosen: argparse.Namespace) -> Answer:
     newest = reversed(session_ids(store)[-LISTED:])
     sessions = [session_row(SessionRecord(store, name)) for name in newest]
     rows = [
-        {
-            "cluster": cluster.id,
-            "provider": cluster.provider,
-            "state": state.state if _runs(place.settings, cluster.provider, cluster.id) else "gone",
-            "session": state.session,
-            "idle_left_s": state.idle_left_s,
-            "nodes": cluster.shape.nodes,
-        }
-        for cluster, state in recorded_clusters(store)
+        _cluster_row(place.settings, cluster, state) for cluster, state in recorded_clusters(store)
     ]
-    served = {row["session"] for row in rows if row["state"] != "gone"}
+    served = {row["session"] for row in rows if row["state"] not in ("gone", "unknown")}
     lines = [session_line(session, running=session["session"] in served) for session in sessions]
-    cluster_lines = [
-        f"cluster {c['cluster']}  {c['provider']}  {c['state']}  {c['session'] or ''}".rstrip()
-        for c in rows
-    ]
-    text = "\n".join([*(lines or ["no session"]), *(cluster_lines or ["no cluster"])])
+    cluster_lines = [*map(cluster_line, rows)] or ["no cluster"]
+    text = "\n".join([*(lines or ["no session"]), *cluster_lines])
     return Answer(document={"store": store.url, "sessions": sessions, "clusters": rows}, text=text)
 
 
-def _runs(settings: Settings, name: str, cluster: str) -> bool:
-    provider = load_provider(name, settings, os.environ)
-    return provider.state(ClusterRef(provider=name, id=cluster)).state == "running"
+def _cluster_row(
+    settings: Settings, cluster: ClusterDescription, state: Announcement
+) -> dict[str, object]:
+    row: dict[str, object] = {
+        "cluster": cluster.id,
+        "provider": cluster.provider,
+        "state": state.state,
+        "session": state.session,
+        "idle_left_s": state.idle_left_s,
+        "nodes": cluster.shape.nodes,
+        "problem": "",
+    }
+    try:
+        provider = load_recorded(cluster.provider, settings, os.environ)
+        seen = provider.state(ClusterRef(provider=cluster.provider, id=cluster.id))
+    except HarnessError as problem:  # the others are listed all the same
+        return {**row, "state": "unknown", "problem": str(problem)}
+    return row if seen.state == "running" else {**row, "state": "gone"}
 
 
 def logs(chosen: argparse.Namespace) -> Answer:
@@ -269,12 +286,12 @@ def down(chosen: argparse.Namespace) -> Answer:
     for name in chosen.cluster or providers:
         ref = ClusterRef(provider=providers[name], id=name)
         try:
-            load_provider(ref.provider, place.settings, os.environ).close(ref)
+            load_recorded(ref.provider, place.settings, os.environ).close(ref)
+            ClusterRecord(store, name).delete()
         except HarnessError as problem:  # the others are to be closed all the same
             lines.append(f"cluster {name} NOT closed: {problem}")
             exit_code = exit_code or problem.exit_code
             continue
-        ClusterRecord(store, name).delete()
         closed.append(name)
         lines.append(f"cluster {name} closed")
     return Answer(

@@ -5,6 +5,7 @@ A test may have put any text there, and GitHub's runner reads what a step prints
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ SHOWN = (
     *("name", "detail", "seconds", "nodeid", "when", "attempt", "worker"),
     *("failure_class", "status", "exitstatus", "message", "text"),
 )
+# All but tab and newline: those of terminals, those that turn the order of a line, half characters.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def for_runner(text: str, environ: Mapping[str, str]) -> str:
@@ -62,6 +65,14 @@ def session_line(row: JsonObject, *, running: bool) -> str:
     return "  ".join(map(str, cells)).rstrip()
 
 
+def cluster_line(row: Mapping[str, object]) -> str:
+    """Return a cluster for a reader: id, provider, state, and the session that it serves."""
+    if row["problem"]:
+        return f"cluster {row['cluster']}  {row['state']}: {row['problem']}"
+    line = f"cluster {row['cluster']}  {row['provider']}  {row['state']}  {row['session'] or ''}"
+    return line.rstrip()
+
+
 def log_line(entry: JsonObject) -> str:
     """Return an event for a reader: when, by whom, and the keys that matter."""
     warning = entry.get("warning")
@@ -90,6 +101,15 @@ def _outcome(records: list[JsonValue]) -> str:
             failed = report["outcome"] == "failed"
             worst = "error" if failed and report["when"] != "call" else str(report["outcome"])
     return worst
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters escaped: others wrote it, this terminal obeys.
+
+    >>> printable("a\\x1b[2Jb\\n") == "a\\\\x1b[2Jb\\n"
+    True
+    """
+    return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def clock(seconds: JsonValue, form: str) -> str:

@@ -18,7 +18,12 @@ from pytest_gpu_cluster.contract.cluster_record import (
     ClusterRecord,
     clusters,
 )
-from pytest_gpu_cluster.contract.errors import InfrastructureError, TeardownError
+from pytest_gpu_cluster.contract.errors import (
+    InfrastructureError,
+    StoreError,
+    TeardownError,
+    UnreadableRecordError,
+)
 from pytest_gpu_cluster.contract.failures import Closer
 from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
 from pytest_gpu_cluster.contract.specs import BootSpec
@@ -143,7 +148,9 @@ def interchangeable(
 def soon_idle(store: Store, state: Announcement) -> bool:
     """Return True for a cluster that is idle, or still puts away a finished session."""
     if state.session is not None:
-        return SessionRecord(store, state.session).is_closed()
+        with contextlib.suppress(UnreadableRecordError):
+            return SessionRecord(store, state.session).is_closed()
+        return False
     return state.state is ClusterPhase.IDLE
 
 
@@ -229,6 +236,11 @@ def _sweep_records(store: Store, provider: Provider) -> list[str]:
             ClusterRecord(store, ref.id).delete()
             lines.append(f"cluster {ref.id}: struck off the store's list")
     for record in silent_sessions(store, session_ids(store)[-RECENT:]):
-        if not is_served(record) and close_for_lost_client(record, by=Closer.SWEEP):
-            lines.append(f"session {record.session}: its client was lost; the record is now closed")
+        try:
+            if is_served(record) or not close_for_lost_client(record, by=Closer.SWEEP):
+                continue
+            text = "its client was lost; the record is now closed"
+        except StoreError as problem:  # the others are closed all the same
+            text = f"its client was lost; the record is NOT closed: {problem.what}"
+        lines.append(f"session {record.session}: {text}")
     return lines

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from pytest_gpu_cluster.contract.cluster_record import ClusterPhase, ClusterRecord, clusters
-from pytest_gpu_cluster.contract.errors import HarnessError
+from pytest_gpu_cluster.contract.errors import HarnessError, UnreadableRecordError
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.store import Store
@@ -47,10 +47,13 @@ def heartbeat(record: SessionRecord) -> Iterator[None]:
 def silent_sessions(store: Store, sessions: Iterable[str]) -> list[SessionRecord]:
     """Return the records that are open though no client is there to make them final.
 
-    Their heartbeats are watched for `WAITS.silent_s` seconds.
+    Their heartbeats are watched for `WAITS.silent_s` seconds. What cannot be read is no record.
     """
-    records = [SessionRecord(store, session) for session in sessions]
-    beats = [(record, record.heartbeat()) for record in records if not record.is_closed()]
+    beats: list[tuple[SessionRecord, bytes | None]] = []
+    for record in (SessionRecord(store, session) for session in sessions):
+        with contextlib.suppress(UnreadableRecordError):
+            if not record.is_closed():
+                beats.append((record, record.heartbeat()))
     if beats:
         time.sleep(WAITS.silent_s)
     silent = [record for record, beat in beats if record.heartbeat() == beat]

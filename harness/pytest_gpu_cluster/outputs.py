@@ -210,7 +210,7 @@ class HomeMemory:
     def save(self) -> None:
         if self.digests == self._before:
             return
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        temporary = self._path.with_name(f"{self._path.name}.{secrets.token_hex(8)}")
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(self.digests))

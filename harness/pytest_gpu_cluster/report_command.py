@@ -6,7 +6,6 @@ It also publishes what their clients could not.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,9 +14,10 @@ from pathlib import Path
 
 from pytest_gpu_cluster import publish
 from pytest_gpu_cluster.contract.errors import RequestError, UnreadableRecordError
+from pytest_gpu_cluster.contract.ids import is_id
 from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
 from pytest_gpu_cluster.contract.request import CI, SessionRequest
-from pytest_gpu_cluster.contract.settings import SUITE_NAME, Settings
+from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.liveness import close_when_client_gone
 from pytest_gpu_cluster.outputs import files_line
@@ -127,7 +127,7 @@ def _context(
 ) -> SinkContext:
     reports, refused = settings.reports, []
     suite, public_url = request.suite, reports.public_url or request.public_url
-    if not re.fullmatch(SUITE_NAME, suite):  # it becomes a file's name
+    if not is_id(suite):  # it becomes a file's name
         refused += [refusal("suite", suite, NO_FORM, FORGED)] if suite else []
         suite = reports.suite
     if publish_it and public_url != reports.public_url:

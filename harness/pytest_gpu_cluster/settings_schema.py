@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pytest_gpu_cluster.contract.settings import SUITE_NAME
+from pytest_gpu_cluster.contract.ids import ID
 from pytest_gpu_cluster.providers import REGISTRY, provider_class, provider_target
 from pytest_gpu_cluster.settings_keys import (
     PREFIX,
@@ -95,9 +95,7 @@ def _base_keys() -> dict[str, Key]:
         "outputs": strings(globs, relative=True),
         "keep-sessions": whole(1),
         "publish": flag(),
-        "suite": matching(
-            SUITE_NAME, expected="a name of letters, digits, '.', '_' and '-', at most 80"
-        ),
+        "suite": matching(ID, expected="a name of letters, digits, '.', '_' and '-', at most 80"),
         "public-url": matching(
             r"(?:https?://[^\s?#@{}\"<>]+)?", expected="an http:// or https:// URL without a query"
         ),

@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 import pytest
 
 from pytest_gpu_cluster.contract import procfs
+from pytest_gpu_cluster.contract.cluster_directory import make_directory
 from pytest_gpu_cluster.contract.cluster_record import ClusterPhase, ClusterRecord
 from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass
@@ -130,7 +131,7 @@ def boot(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator
         base = tmp_path_factory.mktemp("c")
         waits = Waits(grace_s=grace_s)
         boot = replace(BOOT, store=f"file://{base}/store", waits=waits, deadline_s=deadline_s)
-        directory = base / "c1" / "n0"
+        directory = make_directory(base, "c1") / "n0"
         spec = KeeperSpec(
             boot=boot, directory=directory, ray_directory=base / "r", head=head, ip="127.0.0.1"
         )

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +134,7 @@ class StatIndex:
         settled = len(rows) == len(scans)
         last = replace(last, v=_VERSION, survey=last.survey if settled else "")
         content = f"{json.dumps(last.to_json())}\n{json.dumps(rows)}"
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        temporary = self._path.with_name(f"{self._path.name}.{secrets.token_hex(8)}")
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(content)
@@ -157,11 +158,11 @@ def survey_of(
 def index_path(store: Store, root: Path, kind: str = "index") -> Path:
     """Return a path for what is remembered of a tree: in a local store, else in the user's cache.
 
-    `kind` sets apart what is remembered for another purpose.
+    `kind` sets apart what is remembered for another purpose. Raises StoreError.
     """
     name = hashlib.sha256(f"{store.url}\n".encode() + os.fsencode(root)).hexdigest()[:16]
-    if store.root is not None:
-        return store.root / kind / f"{name}.json"
+    if (path := store.local_file(f"{kind}/{name}.json")) is not None:
+        return path
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if not os.path.isabs(cache):
         cache = os.devnull  # a user without a home: nothing can be written below it

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shutil
 import time
 from pathlib import Path
 
+from pytest_gpu_cluster.contract.local_files import entries_of
+from pytest_gpu_cluster.contract.record import session_ids
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.store_errors import translate_error
 from pytest_gpu_cluster.contract.trees import BLOBS, TREES
@@ -25,47 +25,42 @@ def prune(store: Store, *, keep_sessions: int = 20) -> None:
     """
     assert store.root is not None, "only a local store is pruned; give a bucket a lifecycle rule"
     try:
-        sessions = _prune_sessions(store.root / "sessions", keep_sessions)
         trees: set[str] = set()
-        for session in sessions:
-            with contextlib.suppress(FileNotFoundError):  # it is starting: its tree is young
-                trees.update(_digests(session / "request.json", "tree|code"))
-        blobs = _prune_trees(store.root / TREES, trees)
-        for entry in _entries(store.root / BLOBS):
-            if entry.name not in blobs and not _is_young(Path(entry.path)):
+        for session in _prune_sessions(store, store.root / "sessions", keep_sessions):
+            # Nothing there: it is starting, and its tree is young.
+            trees.update(_digests(store.get(f"sessions/{session}/request.json"), "tree|code"))
+        blobs = _prune_trees(store, trees)
+        for entry in entries_of(store.root, BLOBS):
+            if entry.is_file() and entry.name not in blobs and not _is_young(Path(entry.path)):
                 Path(entry.path).unlink(missing_ok=True)
     except OSError as error:
         raise translate_error(f"cannot prune {store.url}", error) from error
 
 
-def _prune_sessions(folder: Path, keep_sessions: int) -> list[Path]:
+def _prune_sessions(store: Store, folder: Path, keep_sessions: int) -> list[str]:
     """Delete old sessions that have ended. Return those that stay."""
-    ids = sorted((entry.name for entry in _entries(folder)), reverse=True)
-    retained = [folder / session for session in ids[:keep_sessions]]
-    for session in (folder / session for session in ids[keep_sessions:]):
-        is_closed = (session / "result.json").exists()
-        if not is_closed and any(map(_is_young, (session, *session.glob("events/*")))):
+    ids = session_ids(store)[::-1]
+    retained = ids[:keep_sessions]
+    for session in ids[keep_sessions:]:
+        place = folder / session
+        is_closed = (place / "result.json").exists()
+        if not is_closed and any(map(_is_young, (place, *place.glob("events/*")))):
             retained.append(session)
         else:
-            shutil.rmtree(session, ignore_errors=True)  # the next call deletes the rest
+            shutil.rmtree(place, ignore_errors=True)  # the next call deletes the rest
     return retained
 
 
-def _prune_trees(folder: Path, trees: set[str]) -> set[str]:
+def _prune_trees(store: Store, trees: set[str]) -> set[str]:
     """Delete old trees that are not in `trees`. Return the blobs of those that stay."""
+    assert store.root is not None
     blobs: set[str] = set()
-    for entry in _entries(folder):
+    for entry in entries_of(store.root, TREES):
         if entry.name.removesuffix(".json") in trees or _is_young(Path(entry.path)):
-            blobs.update(_digests(Path(entry.path), "blob"))
-        else:
+            blobs.update(_digests(store.get(f"{TREES}{entry.name}"), "blob"))
+        elif entry.is_file():
             Path(entry.path).unlink(missing_ok=True)
     return blobs
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        return list(entries)
-    return []
 
 
 def _is_young(path: Path) -> bool:
@@ -75,10 +70,10 @@ def _is_young(path: Path) -> bool:
         return True  # another prune was faster
 
 
-def _digests(path: Path, keys: str) -> list[str]:
-    """Return the digests at `keys` in a JSON file, by pattern: parsing would take too long.
+def _digests(content: bytes | None, keys: str) -> list[str]:
+    """Return the digests at `keys` in a JSON document, by pattern: parsing would take too long.
 
     A pattern finds too many digests at worst, and then too much stays.
     """
     pattern = rf'"(?:{keys})":\s*"([0-9a-f]{{64}})"'.encode()
-    return [match.decode() for match in re.findall(pattern, path.read_bytes())]
+    return [match.decode() for match in re.findall(pattern, content or b"")]

@@ -20,6 +20,7 @@ from enum import StrEnum
 from pytest_gpu_cluster.contract.errors import UnreadableRecordError
 from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
+from pytest_gpu_cluster.contract.ids import check_id, check_named, foreign, is_id
 from pytest_gpu_cluster.contract.record import get_noun, put_noun
 from pytest_gpu_cluster.contract.request import VERSION, Shape
 from pytest_gpu_cluster.contract.store import Store
@@ -75,7 +76,7 @@ class ClusterRecord:
     """What the store holds of one cluster."""
 
     def __init__(self, store: Store, cluster: str) -> None:
-        self.store, self.cluster = store, cluster
+        self.store, self.cluster = store, check_id(cluster, "cluster")
         self.prefix = f"clusters/{cluster}"
 
     def put_description(self, description: ClusterDescription) -> None:
@@ -83,14 +84,21 @@ class ClusterRecord:
 
     def description(self) -> ClusterDescription | None:
         """Return what was rented; None for a cluster that is not on the store's list."""
-        return get_noun(self.store, f"{self.prefix}/cluster.json", ClusterDescription)
+        key = f"{self.prefix}/cluster.json"
+        description = get_noun(self.store, key, ClusterDescription)
+        if description is not None:
+            check_named(key, description.id, self.cluster)
+        return description
 
     def announce(self, announcement: Announcement) -> None:
         put_noun(self.store, f"{self.prefix}/state.json", announcement)
 
     def announcement(self) -> Announcement:
         """Return the keeper's last word; `starting` before its first."""
-        noun = get_noun(self.store, f"{self.prefix}/state.json", Announcement)
+        key = f"{self.prefix}/state.json"
+        noun = get_noun(self.store, key, Announcement)
+        if noun is not None and noun.session is not None and not is_id(noun.session):
+            raise foreign(key, noun.session)
         return noun if noun is not None else Announcement()
 
     def beat(self, count: int) -> None:
@@ -110,17 +118,17 @@ class ClusterRecord:
 
     def offer(self, session: str) -> None:
         """Ask the cluster to serve a session."""
-        self.store.put(f"{self.prefix}/inbox/{session}", session.encode())
+        self.store.put(self._of_session("inbox", session), session.encode())
 
     def offers(self) -> list[str]:
         """Return the sessions that ask, oldest first."""
-        return [key.rpartition("/")[2] for key in self.store.list(f"{self.prefix}/inbox/")]
+        return [*filter(is_id, self.store.names(f"{self.prefix}/inbox"))]
 
     def has_offer(self, session: str) -> bool:
-        return self.store.get(f"{self.prefix}/inbox/{session}") is not None
+        return self.store.get(self._of_session("inbox", session)) is not None
 
     def remove_offer(self, session: str) -> None:
-        self.store.delete([f"{self.prefix}/inbox/{session}"])
+        self.store.delete([self._of_session("inbox", session)])
 
     def decide(self, session: str, *, taken: bool) -> bool:
         """Decide once whether the cluster serves a session.
@@ -128,13 +136,16 @@ class ClusterRecord:
         Return False when the decision had been made.
         """
         decision = Decision(taken=taken, nonce=secrets.token_hex(8))
-        key = f"{self.prefix}/decision/{session}"
+        key = self._of_session("decision", session)
         return self.store.create(key, json.dumps(decision.to_json()).encode())
 
     def decision(self, session: str) -> bool | None:
         """Return True when the cluster has taken the session, None while nothing is decided."""
-        noun = get_noun(self.store, f"{self.prefix}/decision/{session}", Decision)
+        noun = get_noun(self.store, self._of_session("decision", session), Decision)
         return noun.taken if noun is not None else None
+
+    def _of_session(self, folder: str, session: str) -> str:
+        return f"{self.prefix}/{folder}/{check_id(session, 'session')}"
 
     def delete(self) -> None:
         """Strike the cluster off the store's list."""
@@ -144,16 +155,19 @@ class ClusterRecord:
 def clusters(store: Store) -> Iterator[tuple[ClusterDescription, Announcement]]:
     """Yield each cluster of the store with its keeper's last word.
 
-    A record of another version is passed over: its cluster is none that this one can speak to.
+    A record of another version is passed over: its cluster is none that this one can speak to. So
+    is one that names another cluster than its key does.
     """
-    for key in store.list("clusters/"):
-        if key.endswith("/cluster.json"):
-            record = ClusterRecord(store, key.split("/")[1])
-            with contextlib.suppress(UnreadableRecordError):
-                if (description := record.description()) is not None:
-                    yield description, record.announcement()
+    for cluster in cluster_ids(store):
+        record = ClusterRecord(store, cluster)
+        with contextlib.suppress(UnreadableRecordError):
+            if (description := record.description()) is not None:
+                yield description, record.announcement()
 
 
 def cluster_ids(store: Store) -> list[str]:
-    """Return the ids of all clusters on the store's list, those of another version too."""
-    return store.names("clusters")
+    """Return the ids of all clusters on the store's list, those of another version too.
+
+    A name that is no id is passed over.
+    """
+    return [*filter(is_id, store.folders("clusters"))]

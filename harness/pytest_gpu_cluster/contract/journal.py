@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import threading
 import time
 import zlib
@@ -23,6 +22,7 @@ from typing import TypeAlias
 from pytest_gpu_cluster.contract.errors import StoreError
 from pytest_gpu_cluster.contract.fields import JsonObject, JsonValue
 from pytest_gpu_cluster.contract.frozen import dataclass
+from pytest_gpu_cluster.contract.ids import check_id
 from pytest_gpu_cluster.contract.store import Store
 
 # An event as it is stored: v, seq, t (unix seconds on the writer's clock, for display), kind,
@@ -146,11 +146,8 @@ class JournalWriter:
         spool_bytes: int = SPOOL_BYTES,
         away_s: float = AWAY_S,
     ) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", writer):
-            raise ValueError(
-                f"a writer's name is letters, digits, '.', '_' and '-', not {writer!r}"
-            )
-        self._store, self._prefix, self.writer = store, prefix.rstrip("/"), writer
+        self._store, self._prefix = store, prefix.rstrip("/")
+        self.writer = check_id(writer, "writer")
         self._interval_s = (
             interval_s if interval_s is not None else (LOCAL if store.is_local else REMOTE).flush
         )

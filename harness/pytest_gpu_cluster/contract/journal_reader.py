@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from pytest_gpu_cluster.contract.errors import StoreError
+from pytest_gpu_cluster.contract.ids import is_id
 from pytest_gpu_cluster.contract.journal import LOCAL, REMOTE, Entry, segment_key
 from pytest_gpu_cluster.contract.store import Store
 
@@ -85,7 +86,7 @@ class JournalReader:
     def _discover(self) -> None:
         if self._read and self._clock() - self._discovered < self._discover_s:
             return
-        for writer in self._store.names(self._prefix):
+        for writer in filter(is_id, self._store.folders(self._prefix)):
             self._read.setdefault(writer, (0, 0))
         self._discovered = self._clock()
 

@@ -27,6 +27,7 @@ from pytest_gpu_cluster.contract.events import Event, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
 from pytest_gpu_cluster.contract.fields import JsonObject, Noun, alias
 from pytest_gpu_cluster.contract.frozen import dataclass
+from pytest_gpu_cluster.contract.ids import check_id, check_named, is_id
 from pytest_gpu_cluster.contract.journal import Entry, JournalWriter
 from pytest_gpu_cluster.contract.journal_reader import JournalReader
 from pytest_gpu_cluster.contract.outputs import NodeOutputs
@@ -132,7 +133,7 @@ class SessionRecord:
     """What the store holds of one session."""
 
     def __init__(self, store: Store, session: str) -> None:
-        self.store, self.session = store, session
+        self.store, self.session = store, check_id(session, "session")
         self.prefix = f"sessions/{session}"
 
     @property
@@ -145,7 +146,11 @@ class SessionRecord:
 
     def request(self) -> SessionRequest | None:
         """Return the request; None for a session that is not there."""
-        return get_noun(self.store, f"{self.prefix}/request.json", SessionRequest)
+        key = f"{self.prefix}/request.json"
+        request = get_noun(self.store, key, SessionRequest)
+        if request is not None:
+            check_named(key, request.session, self.session)
+        return request
 
     def beat(self, text: str) -> None:
         """Say that the client lives.
@@ -249,18 +254,24 @@ class SessionRecord:
 
     def put_outputs(self, outputs: NodeOutputs) -> None:
         """Store the listing of a node, after the bytes that it names."""
-        put_noun(self.store, f"{self.prefix}/outputs/{outputs.node}.json", outputs)
+        node = check_id(outputs.node, "node")
+        put_noun(self.store, f"{self.prefix}/outputs/{node}.json", outputs)
 
     def outputs(self) -> list[NodeOutputs]:
         """Return the listings of all nodes on which the tests wrote into the tree."""
         folder = f"{self.prefix}/outputs"
         names = [name for name in self.store.names(folder) if name.endswith(".json")]
-        listings = [get_noun(self.store, f"{folder}/{name}", NodeOutputs) for name in names]
-        return [listing for listing in listings if listing is not None]
+        listings: list[NodeOutputs] = []
+        for node in filter(is_id, (name.removesuffix(".json") for name in names)):
+            key = f"{folder}/{node}.json"
+            if (listing := get_noun(self.store, key, NodeOutputs)) is not None:
+                check_named(key, listing.node, node)
+                listings.append(listing)
+        return listings
 
     def coverage_key(self, worker: str) -> str:
         """Return the key of the data that coverage.py measured in a test process."""
-        return f"{self.prefix}/coverage/{worker}"
+        return f"{self.prefix}/coverage/{check_id(worker, 'worker')}"
 
     def put_summary(self, text: str) -> None:
         self.store.put(f"{self.prefix}/summary.json", text.encode())
@@ -275,8 +286,11 @@ class SessionRecord:
 
 
 def session_ids(store: Store) -> list[str]:
-    """Return the ids of all sessions, oldest first: an id begins with its time."""
-    return sorted(store.names("sessions"))
+    """Return the ids of all sessions, oldest first: an id begins with its time.
+
+    A name that is no id is passed over.
+    """
+    return [*filter(is_id, store.folders("sessions"))]
 
 
 DURATIONS = "history/durations.json"
@@ -299,13 +313,14 @@ def put_durations(store: Store, seconds: Mapping[str, list[float]]) -> None:
 def branch_key(branch: str, suite: str) -> str:
     """Return the key of a branch's last results.
 
-    `~`, which no branch's name has, sets another suite apart.
+    `~`, which is quoted in a branch's name, sets another suite apart.
 
     >>> branch_key("feature/x", "gpu-cluster"), branch_key("main", "nightly")
     ('history/branches/feature%2Fx.json', 'history/branches/main~nightly.json')
     """
-    other = "" if suite == "gpu-cluster" else f"~{suite}"
-    return f"history/branches/{quote(branch, safe='', errors='surrogatepass')}{other}.json"
+    other = "" if suite == "gpu-cluster" else f"~{check_id(suite, 'suite')}"
+    name = quote(branch, safe="", errors="surrogatepass").replace("~", "%7E")
+    return f"history/branches/{name}{other}.json"
 
 
 def damaged(store: Store, key: str, problem: Exception) -> UnreadableRecordError:

@@ -12,9 +12,6 @@ from pytest_gpu_cluster.contract.frozen import dataclass
 # Set for tests; they look like settings, and are none.
 GIT_VARIABLES = ("GPU_CLUSTER_GIT_COMMIT", "GPU_CLUSTER_GIT_BRANCH", "GPU_CLUSTER_GIT_DIRTY")
 
-# It becomes a file's name, a key at the host, a part of a key in the store
-SUITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class LimitSettings:

@@ -8,6 +8,7 @@ store must not fork and go on using it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from pytest_gpu_cluster.contract.errors import StoreError
+from pytest_gpu_cluster.contract.local_files import check_way, keys_below, names_in
 from pytest_gpu_cluster.contract.store_errors import redact, redact_error, translate_error
 
 if TYPE_CHECKING:
@@ -83,7 +85,11 @@ class Store:
         """Store `data` at `key`; readers see the old or the new object, never a part."""
         import obstore
 
-        self._call(f"put {key}", lambda: obstore.put(self._inner, key, data, max_concurrency=4))
+        def put() -> None:
+            self._check(key)
+            obstore.put(self._inner, key, data, max_concurrency=4)
+
+        self._call(f"put {key}", put)
 
     def create(self, key: str, data: bytes) -> bool:
         """Store `data` at `key` if the key is free. Return True when the key holds `data` now.
@@ -106,6 +112,7 @@ class Store:
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         def create() -> bool:
+            self._check(key)
             try:
                 obstore.put(self._inner, key, data, mode="create")
             except (AlreadyExistsError, PreconditionError):
@@ -119,6 +126,8 @@ class Store:
         import obstore
 
         def get() -> bytes | None:
+            if not self._check(key):
+                return None
             try:
                 return bytes(obstore.get(self._inner, key).bytes())
             except FileNotFoundError as error:
@@ -133,6 +142,9 @@ class Store:
         import obstore
 
         def pages() -> Keys:
+            if self.root is not None:
+                below = keys_below(self.root, prefix)
+                return [key for key in below if after is None or key > after]
             stream = obstore.list(
                 self._inner, prefix.rstrip("/") or None, offset=after, chunk_size=1000
             )
@@ -144,20 +156,36 @@ class Store:
 
     def names(self, prefix: str) -> Keys:
         """Return the names directly in the folder `prefix`, sorted; one cheap request."""
+        folders, files = self._names(prefix)
+        return sorted({*folders, *files})
+
+    def folders(self, prefix: str) -> Keys:
+        """Return the names of the folders directly in `prefix`, sorted; one cheap request."""
+        return sorted(self._names(prefix)[0])
+
+    def _names(self, prefix: str) -> tuple[Keys, Keys]:
+        """Return the names of folders, and those of objects."""
         import obstore
 
-        page = self._call(
-            f"list {prefix}",
-            lambda: obstore.list_with_delimiter(self._inner, prefix.rstrip("/") or None),
+        def names() -> tuple[Keys, Keys]:
+            if self.root is not None:
+                return names_in(self.root, prefix)
+            page = obstore.list_with_delimiter(self._inner, prefix.rstrip("/") or None)
+            return [*page["common_prefixes"]], [meta["path"] for meta in page["objects"]]
+
+        folders, files = (
+            [path.rstrip("/").rpartition("/")[2] for path in paths]
+            for paths in self._call(f"list {prefix}", names)
         )
-        paths = [*page["common_prefixes"], *(meta["path"] for meta in page["objects"])]
-        return sorted({path.rstrip("/").rpartition("/")[2] for path in paths} - {".gitignore"})
+        return folders, [name for name in files if name != ".gitignore"]
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete `keys`; a key that is absent is no error."""
         import obstore
 
         def delete(batch: Keys) -> None:
+            for key in batch:
+                self._check(key)
             try:
                 obstore.delete(self._inner, batch)
             except FileNotFoundError as error:
@@ -180,6 +208,23 @@ class Store:
                 remedy="use a store with read-after-write consistency",
             )
         self.delete([key])
+
+    def local_file(self, key: str) -> Path | None:
+        """Return the path of a key of a local store; None for one elsewhere.
+
+        Raises StoreError where a link leads there.
+        """
+        if self.root is None:
+            return None
+        check_way(self.root, key)
+        return self.root / key
+
+    def _check(self, key: str) -> bool:
+        """Return False where a local store has nothing at `key`.
+
+        Raises StoreError where a link leads there.
+        """
+        return self.root is None or check_way(self.root, key)
 
     def _count(self, n: int) -> None:
         with self._lock:
@@ -228,9 +273,8 @@ def _open_local(path: Path) -> Store:
                 f"others may write to the store {url}, and whoever writes to it runs code here",
                 remedy=f"run: chmod go-w {path}, or choose a directory of your own",
             )
-        ignore = path / ".gitignore"
-        if not ignore.exists():
-            ignore.write_text("*\n")
+        with contextlib.suppress(FileExistsError), open(path / ".gitignore", "x") as ignore:
+            ignore.write("*\n")
         return Store(LocalStore(path, automatic_cleanup=True), url, path)
     except OSError as error:
         vendor_like = OSError(f"{error.strerror} (os error {error.errno})")

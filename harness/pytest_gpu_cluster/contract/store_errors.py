@@ -87,7 +87,7 @@ REMEDIES: tuple[tuple[str, str, str], ...] = (
     (
         "parse path|InvalidPath",
         "that is no key",
-        "rename it: no empty, '.' or '..' part, no '#1' at the end",
+        "rename or remove it: no empty, '.' or '..' part, no '#1' at the end",
     ),
     (
         r"code: 2\b|os error 2\b",

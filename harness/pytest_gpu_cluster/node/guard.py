@@ -21,6 +21,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from pytest_gpu_cluster.contract.cluster_directory import is_own, remove_directory
 from pytest_gpu_cluster.contract.cluster_record import ClusterRecord
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.events import SessionFinished
@@ -53,7 +54,7 @@ def guard(spec: KeeperSpec) -> int:
     except Exception as problem:  # noqa: BLE001
         # A store that is gone must not keep the directory alive.
         print(f"guard: {problem}", flush=True)
-    remove_directory(spec.directory)
+    remove_node(spec.directory)
     if record is not None:
         # A SIGTERM comes from a client, which will close the record itself.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -72,7 +73,7 @@ def _keep(spec: KeeperSpec, parent: int) -> NoReturn:
             if os.getppid() != parent:
                 with contextlib.suppress(HarnessError):
                     leave_record(spec, 0)
-                remove_directory(spec.directory)
+                remove_node(spec.directory)
     except BaseException:  # noqa: BLE001 - printed, and the exit code says so
         traceback.print_exc()
     finally:
@@ -80,14 +81,16 @@ def _keep(spec: KeeperSpec, parent: int) -> NoReturn:
         os._exit(code)
 
 
-def remove_directory(directory: Path) -> None:
-    """Remove a node's directory.
+def remove_node(directory: Path) -> None:
+    """Remove a node's directory, which lies in a cluster's: another one is left alone.
 
     The cluster's goes with its last node, the user's with the last cluster.
     """
+    if not is_own(directory.parent):
+        return
     shutil.rmtree(directory, ignore_errors=True)
     if not any(directory.parent.glob("n*")):
-        shutil.rmtree(directory.parent, ignore_errors=True)
+        remove_directory(directory.parent)
         with contextlib.suppress(OSError):
             directory.parent.parent.rmdir()
 
@@ -126,7 +129,7 @@ def main(path: Path) -> int:
     try:
         spec = KeeperSpec.from_json(json.loads(path.read_bytes()))
     except ValueError:
-        remove_directory(path.parent)
+        remove_node(path.parent)
         raise
     return guard(spec)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, KeeperStop
+from pytest_gpu_cluster.contract.ids import foreign, is_below
 from pytest_gpu_cluster.contract.messages import AgentFinished, Exit, Raw
 from pytest_gpu_cluster.contract.outputs import HEAD, OutputsOrder
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
@@ -129,7 +130,12 @@ def scratch_of(node: Node, session: str) -> Path:
 
 
 def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> ActiveSession:
-    """Start the agent of a session. Raises StoreError: its code is not in the store."""
+    """Start the agent of a session.
+
+    Raises StoreError: its code is not in the store, or its tree would lie elsewhere.
+    """
+    if not is_below(request.root_name):
+        raise foreign(f"sessions/{request.session}/request.json", request.root_name)
     scratch = scratch_of(node, request.session)
     scratch.mkdir(parents=True, mode=0o700)
     code = node.directory / "code" / code_directory(request.code)  # as old as the node

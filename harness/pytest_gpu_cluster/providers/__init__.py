@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from pytest_gpu_cluster.contract.errors import RequestError
+from pytest_gpu_cluster.contract.fields import shown
 from pytest_gpu_cluster.contract.frozen import dataclass
+from pytest_gpu_cluster.contract.ids import check_id
 from pytest_gpu_cluster.contract.request import Shape
 from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.specs import BootSpec
@@ -76,7 +78,11 @@ class ClusterRef:
     """A cluster by its provider's own name."""
 
     provider: str
-    id: str
+    id: str  # that of its record in the store
+
+    def __post_init__(self) -> None:
+        """Raise StoreError for an id that could lead elsewhere."""
+        check_id(self.id, "cluster")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +154,21 @@ class Provider(Protocol):
 def load_provider(name: str, settings: Settings, environ: Mapping[str, str]) -> Provider:
     """Return the provider of this name. Raises RequestError for an unknown one."""
     return provider_class(name)(settings, environ)
+
+
+def load_recorded(name: str, settings: Settings, environ: Mapping[str, str]) -> Provider:
+    """Return the provider that a record of the store names.
+
+    To load one is to run its code, so a record cannot choose it: it is one of the registry, or one
+    that the settings name. Raises RequestError for any other, without an import.
+    """
+    if not (name in REGISTRY or name == settings.provider or name in settings.provider_settings):
+        raise RequestError(
+            f"provider {shown(name)} is not of this project",
+            remedy="if the cluster is yours, name its provider in [tool.gpu-cluster];"
+            " else remove its record from the store",
+        )
+    return load_provider(name, settings, environ)
 
 
 def provider_class(name: str) -> type[Provider]:

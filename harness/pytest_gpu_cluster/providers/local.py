@@ -21,8 +21,17 @@ from typing import ClassVar, NamedTuple
 
 from pytest_gpu_cluster import environment
 from pytest_gpu_cluster.contract import procfs
+from pytest_gpu_cluster.contract.cluster_directory import (
+    is_foreign,
+    is_own,
+    is_private,
+    make_directory,
+    own_directories,
+    remove_directory,
+)
 from pytest_gpu_cluster.contract.errors import InfrastructureError, RequestError, TeardownError
 from pytest_gpu_cluster.contract.gpus import by_nvml
+from pytest_gpu_cluster.contract.ids import check_id
 from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
 from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
@@ -161,11 +170,11 @@ class LocalProvider:
     def launch(self, plan: LaunchPlan, boot: BootScript) -> ClusterRef:
         """Start a guard for each node, unless the cluster's directory exists already."""
         ref = ClusterRef(provider=self.name, id=plan.spec.token)
-        directory = _private(base_directory()) / ref.id
-        if directory.exists():
+        base = _private(base_directory())
+        if is_own(base / ref.id):
             return ref
         try:
-            self._start_guards(plan, boot, directory)
+            self._start_guards(plan, boot, make_directory(base, ref.id))
         except OSError as error:
             raise InfrastructureError(
                 f"cluster {ref.id} cannot be started on this machine: {error}",
@@ -174,7 +183,6 @@ class LocalProvider:
         return ref
 
     def _start_guards(self, plan: LaunchPlan, boot: BootScript, directory: Path) -> None:
-        directory.mkdir(mode=0o700)
         for relative, source in boot.code.items():
             target = directory / "code" / relative
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -222,8 +230,11 @@ class LocalProvider:
 
     def hand_over(self, ref: ClusterRef, session: str, values: Mapping[str, str]) -> None:
         """Write the values into a private file of the head. Raises InfrastructureError."""
-        path = base_directory() / ref.id / "n0" / "handoff" / session
+        directory = base_directory() / ref.id
+        path = directory / "n0" / "handoff" / check_id(session, "session")
         try:
+            if not is_own(directory):
+                raise FileNotFoundError(directory)
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 json.dump(dict(values), file)
         except FileNotFoundError as error:
@@ -240,14 +251,21 @@ class LocalProvider:
         """Return "running" while a guard runs; else "gone" with the end of the keeper's log."""
         if _running_guards(ref):
             return ClusterState(state="running")
-        log = base_directory() / ref.id / "n0" / "keeper.log"
-        with contextlib.suppress(OSError):
-            return ClusterState(state="gone", reason=log.read_text(errors="replace")[-2000:])
+        directory = base_directory() / ref.id
+        if is_own(directory):
+            with contextlib.suppress(OSError):
+                log = (directory / "n0" / "keeper.log").read_text(errors="replace")
+                return ClusterState(state="gone", reason=log[-2000:])
         return ClusterState(state="gone", reason="its directory is gone")
 
     def close(self, ref: ClusterRef, *, now: bool = False) -> None:
         """Have the guards end their nodes, then kill what remains. Raises TeardownError."""
         directory = base_directory() / ref.id
+        if is_foreign(directory):
+            raise TeardownError(
+                f"{directory} has no mark of a cluster of this user; it was left alone",
+                remedy="look at what it is, and remove it by hand",
+            )
         if not now:
             _end_guards(ref, directory)
         deadline = time.monotonic() + KILL_LIMIT_S
@@ -258,7 +276,7 @@ class LocalProvider:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_directory(directory)
         with contextlib.suppress(OSError):
             base_directory().rmdir()
         if survivors := _processes_of(directory):
@@ -268,10 +286,9 @@ class LocalProvider:
             )
 
     def owned(self) -> Iterable[ClusterRef]:
-        """Yield a cluster for each directory."""
-        if base_directory().is_dir():
-            for path in sorted(base_directory().iterdir()):
-                yield ClusterRef(provider=self.name, id=path.name)
+        """Yield a cluster for each directory that `launch` has made."""
+        for path in own_directories(base_directory()):
+            yield ClusterRef(provider=self.name, id=path.name)
 
 
 def _end_guards(ref: ClusterRef, directory: Path) -> None:
@@ -292,8 +309,11 @@ def _ask_to_end(pids: Iterable[int]) -> None:
 
 def _running_guards(ref: ClusterRef) -> list[int]:
     """Return the pids of running guards, matched by start time because pids are reused."""
+    directory = base_directory() / ref.id
+    if not is_own(directory):
+        return []
     try:
-        document = json.loads((base_directory() / ref.id / "guards.json").read_bytes())
+        document = json.loads((directory / "guards.json").read_bytes())
         guards = [Guard(*pair) for pair in document["guards"]]
     except (OSError, ValueError):
         return []
@@ -319,9 +339,9 @@ def _processes_of(directory: Path) -> list[int]:
 
 
 def _private(path: Path) -> Path:
-    path.mkdir(mode=0o700, exist_ok=True)
-    status = path.lstat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+    with contextlib.suppress(FileExistsError):  # what is there is judged next
+        path.mkdir(mode=0o700)
+    if not is_private(path):
         raise RequestError(
             f"{path} belongs to somebody else or is open to others",
             remedy=f"remove it, or: chmod 700 {path}",

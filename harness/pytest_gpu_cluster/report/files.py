@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.failures import FailureClass
+from pytest_gpu_cluster.contract.ids import is_id
 from pytest_gpu_cluster.contract.masking import masker
 from pytest_gpu_cluster.contract.record import branch_key
-from pytest_gpu_cluster.contract.settings import SUITE_NAME
 from pytest_gpu_cluster.report import delta, junit, render
 from pytest_gpu_cluster.report.model import Report, ReportContext
 from pytest_gpu_cluster.report.sinks import Closing, Current, Sink, SinkContext
@@ -145,7 +144,7 @@ def write_refusal(root: Path, environ: Mapping[str, str], problem: HarnessError)
     inside = folder and not folder.startswith(("/", "~")) and ".." not in folder.split("/")
     directory = ResultsDirectory(
         root / (folder if inside else "test-results"),
-        suite if re.fullmatch(SUITE_NAME, suite) else "gpu-cluster",
+        suite if is_id(suite) else "gpu-cluster",
     )
     mask = masker(environ)
     report = Report(
