@@ -128,10 +128,16 @@ def main(arguments: list[str] | None = None) -> int:
         return problem.exit_code
     try:
         text = json.dumps(answer.document, indent=2) if chosen.json else answer.text
-        print(text, flush=True)
+        encoding = sys.stdout.encoding or "utf-8"
+        shown = text.translate(_CONTROL).encode(encoding, "backslashreplace").decode(encoding)
+        print(shown, flush=True)
     except BrokenPipeError:  # a reader such as head has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return answer.exit_code
+
+
+# Of a text from the store: what would move the cursor of a terminal, or send keys to its user.
+_CONTROL = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if chr(n) not in "\n\t"}
 
 
 class NoStoreError(RequestError):

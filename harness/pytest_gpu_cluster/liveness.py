@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from pytest_gpu_cluster.contract.cluster_record import ClusterPhase, ClusterRecord, clusters
-from pytest_gpu_cluster.contract.errors import HarnessError
+from pytest_gpu_cluster.contract.errors import HarnessError, UnreadableRecordError
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.store import Store
@@ -47,14 +47,22 @@ def heartbeat(record: SessionRecord) -> Iterator[None]:
 def silent_sessions(store: Store, sessions: Iterable[str]) -> list[SessionRecord]:
     """Return the records that are open though no client is there to make them final.
 
-    Their heartbeats are watched for `WAITS.silent_s` seconds.
+    Their heartbeats are watched for `WAITS.silent_s` seconds. One that is none, which nobody's
+    client writes, keeps no other record open.
     """
-    records = [SessionRecord(store, session) for session in sessions]
-    beats = [(record, record.heartbeat()) for record in records if not record.is_closed()]
+    beats: list[tuple[SessionRecord, bytes | None]] = []
+    for record in (SessionRecord(store, session) for session in sessions):
+        with contextlib.suppress(UnreadableRecordError):
+            if not record.is_closed():
+                beats.append((record, record.heartbeat()))
     if beats:
         time.sleep(WAITS.silent_s)
-    silent = [record for record, beat in beats if record.heartbeat() == beat]
-    return [record for record in silent if not record.is_closed()]
+    silent: list[SessionRecord] = []
+    for record, beat in beats:
+        with contextlib.suppress(UnreadableRecordError):
+            if record.heartbeat() == beat and not record.is_closed():
+                silent.append(record)
+    return silent
 
 
 def close_when_client_gone(record: SessionRecord) -> bool:
@@ -89,8 +97,12 @@ def is_served(record: SessionRecord) -> bool:
 def close_for_lost_client(record: SessionRecord, *, by: Closer) -> bool:
     """Close the record in the place of a lost client. False when another has done it before.
 
-    A journal with `session_finished` says how the tests ended; without it they are lost too.
+    A journal with `session_finished` says how the tests ended; without it, or where it cannot be
+    read, they are lost too.
     """
-    lost = None if record.journal_has_end() else FailureClass.INFRASTRUCTURE
+    has_end = False
+    with contextlib.suppress(UnreadableRecordError):
+        has_end = record.journal_has_end()
+    lost = None if has_end else FailureClass.INFRASTRUCTURE
     message = "the client was lost; what had finished is in the journal"
     return record.close(Ending(failure_class=lost, message=message), by=by)

@@ -9,8 +9,9 @@ import shutil
 import time
 from pathlib import Path
 
+from pytest_gpu_cluster.contract.bounded import read_file
 from pytest_gpu_cluster.contract.store import Store
-from pytest_gpu_cluster.contract.store_errors import translate_error
+from pytest_gpu_cluster.contract.store_errors import damaged, translate_error
 from pytest_gpu_cluster.contract.trees import BLOBS, TREES
 
 YOUNG_S = 3600.0  # younger objects stay
@@ -29,13 +30,22 @@ def prune(store: Store, *, keep_sessions: int = 20) -> None:
         trees: set[str] = set()
         for session in sessions:
             with contextlib.suppress(FileNotFoundError):  # it is starting: its tree is young
-                trees.update(_digests(session / "request.json", "tree|code"))
-        blobs = _prune_trees(store.root / TREES, trees)
+                trees.update(_named(store, session / "request.json", "tree|code"))
+        blobs = _prune_trees(store, trees)
         for entry in _entries(store.root / BLOBS):
             if entry.name not in blobs and not _is_young(Path(entry.path)):
                 Path(entry.path).unlink(missing_ok=True)
     except OSError as error:
         raise translate_error(f"cannot prune {store.url}", error) from error
+
+
+def _named(store: Store, path: Path, keys: str) -> list[str]:
+    """Return the digests at `keys` in a JSON file of the store. Raises StoreError, OSError."""
+    try:
+        return _digests(path, keys)
+    except ValueError as problem:
+        assert store.root is not None
+        raise damaged(store.url, path.relative_to(store.root).as_posix(), problem) from problem
 
 
 def _prune_sessions(folder: Path, keep_sessions: int) -> list[Path]:
@@ -51,12 +61,13 @@ def _prune_sessions(folder: Path, keep_sessions: int) -> list[Path]:
     return retained
 
 
-def _prune_trees(folder: Path, trees: set[str]) -> set[str]:
+def _prune_trees(store: Store, trees: set[str]) -> set[str]:
     """Delete old trees that are not in `trees`. Return the blobs of those that stay."""
+    assert store.root is not None
     blobs: set[str] = set()
-    for entry in _entries(folder):
+    for entry in _entries(store.root / TREES):
         if entry.name.removesuffix(".json") in trees or _is_young(Path(entry.path)):
-            blobs.update(_digests(Path(entry.path), "blob"))
+            blobs.update(_named(store, Path(entry.path), "blob"))
         else:
             Path(entry.path).unlink(missing_ok=True)
     return blobs
@@ -78,7 +89,8 @@ def _is_young(path: Path) -> bool:
 def _digests(path: Path, keys: str) -> list[str]:
     """Return the digests at `keys` in a JSON file, by pattern: parsing would take too long.
 
-    A pattern finds too many digests at worst, and then too much stays.
+    A pattern finds too many digests at worst, and then too much stays. Raises ValueError for a file
+    that is too big.
     """
     pattern = rf'"(?:{keys})":\s*"([0-9a-f]{{64}})"'.encode()
-    return [match.decode() for match in re.findall(pattern, path.read_bytes())]
+    return [match.decode() for match in re.findall(pattern, read_file(path))]

@@ -17,12 +17,13 @@ import secrets
 from collections.abc import Iterator
 from enum import StrEnum
 
+from pytest_gpu_cluster.contract.bounded import SMALL_BYTES
 from pytest_gpu_cluster.contract.errors import UnreadableRecordError
 from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
-from pytest_gpu_cluster.contract.record import get_noun, put_noun
 from pytest_gpu_cluster.contract.request import VERSION, Shape
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.stored import get_noun, put_noun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +84,18 @@ class ClusterRecord:
 
     def description(self) -> ClusterDescription | None:
         """Return what was rented; None for a cluster that is not on the store's list."""
-        return get_noun(self.store, f"{self.prefix}/cluster.json", ClusterDescription)
+        return get_noun(
+            self.store, f"{self.prefix}/cluster.json", ClusterDescription, limit_bytes=SMALL_BYTES
+        )
 
     def announce(self, announcement: Announcement) -> None:
         put_noun(self.store, f"{self.prefix}/state.json", announcement)
 
     def announcement(self) -> Announcement:
         """Return the keeper's last word; `starting` before its first."""
-        noun = get_noun(self.store, f"{self.prefix}/state.json", Announcement)
+        noun = get_noun(
+            self.store, f"{self.prefix}/state.json", Announcement, limit_bytes=SMALL_BYTES
+        )
         return noun if noun is not None else Announcement()
 
     def beat(self, count: int) -> None:
@@ -98,14 +103,16 @@ class ClusterRecord:
         self.store.put(f"{self.prefix}/heartbeat", str(count).encode())
 
     def heartbeat(self) -> bytes | None:
-        return self.store.get(f"{self.prefix}/heartbeat")
+        return self.store.get(f"{self.prefix}/heartbeat", limit_bytes=SMALL_BYTES)
 
     def put_head(self, address: str) -> None:
         put_noun(self.store, f"{self.prefix}/head.json", HeadAddress(address=address))
 
     def head(self) -> str | None:
         """Return Ray's address on the head; None while it is not up."""
-        noun = get_noun(self.store, f"{self.prefix}/head.json", HeadAddress)
+        noun = get_noun(
+            self.store, f"{self.prefix}/head.json", HeadAddress, limit_bytes=SMALL_BYTES
+        )
         return noun.address if noun is not None else None
 
     def offer(self, session: str) -> None:
@@ -117,7 +124,8 @@ class ClusterRecord:
         return [key.rpartition("/")[2] for key in self.store.list(f"{self.prefix}/inbox/")]
 
     def has_offer(self, session: str) -> bool:
-        return self.store.get(f"{self.prefix}/inbox/{session}") is not None
+        key = f"{self.prefix}/inbox/{session}"
+        return self.store.get(key, limit_bytes=SMALL_BYTES) is not None
 
     def remove_offer(self, session: str) -> None:
         self.store.delete([f"{self.prefix}/inbox/{session}"])
@@ -133,7 +141,9 @@ class ClusterRecord:
 
     def decision(self, session: str) -> bool | None:
         """Return True when the cluster has taken the session, None while nothing is decided."""
-        noun = get_noun(self.store, f"{self.prefix}/decision/{session}", Decision)
+        noun = get_noun(
+            self.store, f"{self.prefix}/decision/{session}", Decision, limit_bytes=SMALL_BYTES
+        )
         return noun.taken if noun is not None else None
 
     def delete(self) -> None:

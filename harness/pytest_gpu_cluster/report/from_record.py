@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.events import Event
-from pytest_gpu_cluster.contract.fields import JsonObject
+from pytest_gpu_cluster.contract.fields import FieldError, JsonObject
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.report.model import Delta
 
@@ -45,17 +44,6 @@ def recorded_delta(summary: JsonObject) -> Delta | None:
 
     By now the branch's last session may be this one.
     """
-    fields = summary.get("delta")
-    if not isinstance(fields, dict):
-        return None
-    with suppress(TypeError):  # written by another version: as if there were none
-        return Delta(**json.loads(json.dumps(fields), object_hook=_with_tuples))
+    with suppress(FieldError):  # there is none, or another version wrote it: as if there were none
+        return Delta.from_json(summary.get("delta"))
     return None
-
-
-def _with_tuples(fields: dict[str, object]) -> dict[str, object]:
-    return {name: _tuple(value) for name, value in fields.items()}
-
-
-def _tuple(value: object) -> object:
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value

@@ -7,6 +7,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from pytest_gpu_cluster.contract.failures import FailureClass
+from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
 
 # Explanations of the failure classes that are never the tests' fault. Each is also a verdict.
@@ -64,7 +65,7 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delta:
+class Delta(Noun):
     """The differences from the last session of a branch."""
 
     branch: str

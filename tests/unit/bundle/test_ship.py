@@ -274,9 +274,9 @@ def meddle(store: Store, monkeypatch: pytest.MonkeyPatch, act: Callable[[int], N
     """Call `act` with 0, 1, … at each request for a tree: files are read then, and not yet sent."""
     get, times = store.get, iter(range(1000))
 
-    def get_and_act(key: str) -> bytes | None:
+    def get_and_act(key: str, *, limit_bytes: int) -> bytes | None:
         act(next(times))
-        return get(key)
+        return get(key, limit_bytes=limit_bytes)
 
     monkeypatch.setattr(store, "get", get_and_act)
 
