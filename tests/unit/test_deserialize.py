@@ -53,6 +53,7 @@ CRASH = {"path": "a.py", "lineno": 1, "message": "boom"}
         {"sections": [["one"]]},
         {"sections": {"$t": 7}},
         {"duration": None},
+        {"when": []},
         {"keywords": {"$d": [7]}},
         {"longrepr": {"$repr": ["alone"]}},
         {"longrepr": {"reprcrash": CRASH, "reprtraceback": {"reprentries": [LINES]}}},

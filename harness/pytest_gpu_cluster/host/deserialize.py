@@ -64,7 +64,7 @@ def report(
         kind = shown(data.get("$report_type"))
         raise unreadable(data.get("nodeid"), f"no plugin here rebuilds its type {kind}")
     if not usable:
-        raise unreadable(data.get("nodeid"), "its place, its duration or its reason is none")
+        raise unreadable(data.get("nodeid"), "its place, phase, duration or reason is none")
     return rebuilt
 
 
@@ -85,7 +85,9 @@ def _is_usable(report: pytest.TestReport | pytest.CollectReport) -> bool:
     """
     report.sections = [(str(name), str(text)) for name, text in report.sections]
     failure = report.longrepr
+    crash = getattr(failure, "reprcrash", None)  # whose first line is in every summary
     usable = isinstance(report.longreprtext, str)
+    usable = usable and (crash is None or isinstance(crash.message, str))
     if isinstance(failure, tuple):  # the place and the reason of a skip
         usable = usable and len(failure) == 3 and isinstance(failure[2], str)
     if isinstance(report, pytest.CollectReport):
@@ -95,7 +97,8 @@ def _is_usable(report: pytest.TestReport | pytest.CollectReport) -> bool:
     hash(getattr(report, "node", None))  # of pytest-xdist; the JUnit writer looks reports up by it
     file, line, name = report.location
     is_place = isinstance(file, str) and isinstance(name, str) and isinstance(line, int | None)
-    return usable and is_place and isinstance(report.duration, float | int)
+    has_phase = report.when is None or isinstance(report.when, str)
+    return usable and is_place and has_phase and isinstance(report.duration, float | int)
 
 
 def _report(
