@@ -15,6 +15,7 @@ from pytest_gpu_cluster.contract.errors import RequestError, StoreError
 from pytest_gpu_cluster.contract.fields import JsonObject
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.record import SessionRecord
+from pytest_gpu_cluster.contract.tree_paths import shown_path
 from pytest_gpu_cluster.outputs import UnsafePathError, merge, write_file
 
 
@@ -51,7 +52,10 @@ def fetch_artifacts(
         "directory": str(place) if fetched else None,
         "not_written": [*troubles],
     }
-    lines = [*(file.path for file in files), *(f"not written: {text}" for text in troubles)]
+    lines = [
+        *(shown_path(file.path) for file in files),
+        *(f"not written: {text}" for text in troubles),
+    ]
     if not files:
         lines = [f"session {record.session} left no files"]
     elif fetched:
@@ -104,5 +108,5 @@ def _outputs(record: SessionRecord) -> Iterator[StoredFile]:
             path=f"{folder}/{file.path}",
             size=file.size,
             executable=file.executable,
-            read=partial(record.output, file.blob),
+            read=partial(record.output, file),
         )

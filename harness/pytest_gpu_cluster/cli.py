@@ -142,8 +142,9 @@ def main(arguments: list[str] | None = None) -> int:
         document = json.dumps(answer.document, indent=2).replace(
             "##[", "#\\u0023["
         )  # a command too
-        text = for_runner(printable(answer.text), os.environ)
-        print(document if chosen.json else text, flush=True)
+        text = document if chosen.json else for_runner(printable(answer.text), os.environ)
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:  # a reader such as head has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return answer.exit_code

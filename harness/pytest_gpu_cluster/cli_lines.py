@@ -14,6 +14,7 @@ from pytest_gpu_cluster.contract.errors import UnreadableRecordError
 from pytest_gpu_cluster.contract.events import TestFinished
 from pytest_gpu_cluster.contract.fields import JsonObject, JsonValue
 from pytest_gpu_cluster.contract.record import SessionRecord
+from pytest_gpu_cluster.contract.record_check import LAST_SECOND
 
 # Of an event, the keys that a reader looks for.
 SHOWN = (
@@ -94,12 +95,14 @@ def log_line(entry: JsonObject) -> str:
 
 def _outcome(records: list[JsonValue]) -> str:
     """Return the outcome of a test by its reports: error where its setup or teardown failed."""
-    reports = [r["report"] for r in records if isinstance(r, dict) and r["kind"] == "report"]
+    reports = [
+        r.get("report") for r in records if isinstance(r, dict) and r.get("kind") == "report"
+    ]
     worst = "passed"
     for report in reports:
-        if isinstance(report, dict) and report["outcome"] != "passed" and worst == "passed":
-            failed = report["outcome"] == "failed"
-            worst = "error" if failed and report["when"] != "call" else str(report["outcome"])
+        if isinstance(report, dict) and report.get("outcome") != "passed" and worst == "passed":
+            failed, outcome = report.get("outcome") == "failed", report.get("outcome")
+            worst = "error" if failed and report.get("when") != "call" else str(outcome)
     return worst
 
 
@@ -113,7 +116,7 @@ def printable(text: str) -> str:
 
 
 def clock(seconds: JsonValue, form: str) -> str:
-    """Return a time of the store by the clock here; "" for none."""
-    if not isinstance(seconds, int | float):
+    """Return a time of the store by the clock here; "" for none, or one that no calendar has."""
+    if not isinstance(seconds, int | float) or not 0 <= seconds < LAST_SECOND:
         return ""
     return time.strftime(form, time.localtime(seconds))

@@ -56,8 +56,12 @@ def silent_sessions(store: Store, sessions: Iterable[str]) -> list[SessionRecord
                 beats.append((record, record.heartbeat()))
     if beats:
         time.sleep(WAITS.silent_s)
-    silent = [record for record, beat in beats if record.heartbeat() == beat]
-    return [record for record in silent if not record.is_closed()]
+    silent: list[SessionRecord] = []
+    for record, beat in beats:
+        with contextlib.suppress(UnreadableRecordError):
+            if record.heartbeat() == beat and not record.is_closed():
+                silent.append(record)
+    return silent
 
 
 def close_when_client_gone(record: SessionRecord) -> bool:
@@ -92,8 +96,12 @@ def is_served(record: SessionRecord) -> bool:
 def close_for_lost_client(record: SessionRecord, *, by: Closer) -> bool:
     """Close the record in the place of a lost client. False when another has done it before.
 
-    A journal with `session_finished` says how the tests ended; without it they are lost too.
+    A journal with `session_finished` says how the tests ended; without it, or where it cannot be
+    read, they are lost too.
     """
-    lost = None if record.journal_has_end() else FailureClass.INFRASTRUCTURE
+    has_end = False
+    with contextlib.suppress(UnreadableRecordError):
+        has_end = record.journal_has_end()
+    lost = None if has_end else FailureClass.INFRASTRUCTURE
     message = "the client was lost; what had finished is in the journal"
     return record.close(Ending(failure_class=lost, message=message), by=by)

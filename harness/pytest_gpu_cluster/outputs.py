@@ -16,16 +16,19 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
+from typing import cast
 
 from pytest_gpu_cluster.bundle.index import index_path
+from pytest_gpu_cluster.contract.bounded import parse_json, read_file
+from pytest_gpu_cluster.contract.fields import value_of
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.globs import matcher
 from pytest_gpu_cluster.contract.outputs import NodeOutputs, WrittenFile
 from pytest_gpu_cluster.contract.record import SessionRecord
-from pytest_gpu_cluster.contract.trees import FileEntry, StoredTree, tree_key
+from pytest_gpu_cluster.contract.tree_paths import GIT, names_git, refusal
+from pytest_gpu_cluster.contract.trees import FileEntry, get_tree
 
 NAMED = 3  # files, or directories, that a line names
-REFUSED_PART = ".git"  # a hook in it would run here
 
 
 class UnsafePathError(Exception):
@@ -141,7 +144,7 @@ def bring_home(
                 )
             if reason is None:
                 _refuse_store(record, root, path)
-                write_file(root, path, record.output(file.blob), executable=file.executable)
+                write_file(root, path, record.output(file), executable=file.executable)
         except UnsafePathError as problem:
             reason = str(problem)
         if reason is None:
@@ -190,11 +193,9 @@ def _refuse_store(record: SessionRecord, root: Path, path: str) -> None:
 
 
 def _sent(record: SessionRecord, tree: str) -> dict[str, FileEntry]:
-    content = record.store.get(tree_key(tree)) if tree else None
-    try:
-        return {file.path: file for file in StoredTree.from_bytes(content or b"", tree).files}
-    except ValueError:  # pruned meanwhile: then each file that is here counts as not sent
-        return {}
+    stored = get_tree(record.store, tree) if tree else None
+    # Pruned meanwhile: then each file that is here counts as not sent.
+    return {} if stored is None else {file.path: file for file in stored.files}
 
 
 class HomeMemory:
@@ -203,8 +204,9 @@ class HomeMemory:
     def __init__(self, record: SessionRecord, root: Path) -> None:
         self._path = index_path(record.store, root, "home")
         self.digests: dict[str, str] = {}
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            self.digests = dict(json.loads(self._path.read_bytes()))
+        with contextlib.suppress(OSError, ValueError):
+            value = value_of(Mapping[str, str], parse_json(read_file(self._path)))
+            self.digests = dict(cast(Mapping[str, str], value))
         self._before = dict(self.digests)
 
     def save(self) -> None:
@@ -225,14 +227,10 @@ class Directory:
 
     def __init__(self, root: Path, path: str, *, create: bool) -> None:
         *folders, self.name = parts = path.split("/")
-        if any(part in ("", ".", "..") or "\0" in part for part in parts):
-            raise UnsafePathError(f"leads out of {root}")
-        try:
-            os.fsencode(path)
-        except UnicodeEncodeError as problem:
-            raise UnsafePathError("is no name here") from problem
-        if any(part.lower() == REFUSED_PART for part in parts):
-            raise UnsafePathError(f"is a place in {REFUSED_PART}")
+        if reason := refusal(path):
+            raise UnsafePathError(reason)
+        if any(map(names_git, parts)):
+            raise UnsafePathError(f"is a place in {GIT}")  # a hook in it would run here
         self._folders, self._create = folders, create
         self._root = root
         self.fd = -1  # until it is entered; -1 too where the directory is not there

@@ -22,7 +22,12 @@ from pytest_gpu_cluster.bundle.repository import GitQuery, modification_times
 from pytest_gpu_cluster.bundle.retention import prune
 from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files
 from pytest_gpu_cluster.clusters import HeldCluster, Hold
-from pytest_gpu_cluster.contract.errors import HarnessError, RequestError, StoreError
+from pytest_gpu_cluster.contract.errors import (
+    HarnessError,
+    RequestError,
+    StoreError,
+    UnreadableRecordError,
+)
 from pytest_gpu_cluster.contract.events import Event, PhaseFinished, Requested, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, StopReason
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
@@ -258,6 +263,8 @@ class Run:
         while self.stage is not Stage.FINISHED:
             try:
                 events, last_read = reader.poll(), time.monotonic()
+            except UnreadableRecordError:  # and it stays so
+                raise
             except StoreError:  # away is not dead: the next poll goes on from here
                 if time.monotonic() - last_read > WAITS.store_patience_s:
                     raise

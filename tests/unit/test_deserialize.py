@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_gpu_cluster.host.deserialize import with_paths_from
+import pytest
+
+from pytest_gpu_cluster.contract.errors import UnreadableRecordError
+from pytest_gpu_cluster.contract.records import crash_records
+from pytest_gpu_cluster.host.deserialize import report, with_paths_from
 
 
 def test_a_place_outside_of_the_tree_is_relative_to_here_where_that_is_shorter() -> None:
@@ -35,3 +39,41 @@ def test_a_place_outside_of_the_tree_is_relative_to_here_where_that_is_shorter()
             "test_a.py",
             "/home/me/project/a.py",  # after a chdir in its test
         ]
+
+
+LINES = {"type": "ReprEntryNative", "data": {"lines": [{"a": 1}]}}
+CRASH = {"path": "a.py", "lineno": 1, "message": "boom"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"location": 7},
+        {"location": ["a.py", "3", "t"]},
+        {"sections": [["one"]]},
+        {"sections": {"$t": 7}},
+        {"duration": None},
+        {"when": []},
+        {"keywords": {"$d": [7]}},
+        {"longrepr": {"$repr": ["alone"]}},
+        {"longrepr": {"reprcrash": CRASH, "reprtraceback": {"reprentries": [LINES]}}},
+        {"outcome": "skipped", "longrepr": {"$t": ["a.py", 3]}},
+        {"$report_type": "Nobody's"},
+        {"node": []},
+    ],
+    ids=str,
+)
+def test_what_no_reporter_could_show_is_an_error_of_the_record(
+    pytestconfig: pytest.Config, changes: dict[str, object]
+) -> None:
+    """Else a reporter would fail in the middle of its line, with a traceback of pytest's own."""
+    records = crash_records("a.py::t", ("a.py", 3, "t"), when="call", text="boom")
+    [failed] = [
+        each["report"]
+        for each in records
+        if each["kind"] == "report" and each["report"]["outcome"] == "failed"
+    ]
+    assert report(pytestconfig, failed).failed
+
+    with pytest.raises(UnreadableRecordError, match=r"the journal's report of 'a\.py::t'"):
+        report(pytestconfig, {**failed, **changes})

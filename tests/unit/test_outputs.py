@@ -160,7 +160,7 @@ def listed(node: str, *files: tuple[str, str, int]) -> NodeOutputs:
     return NodeOutputs(
         node=node,
         files=tuple(
-            WrittenFile(path=path, executable=False, blob=blob, size=1, mtime_ns=at)
+            WrittenFile(path=path, executable=False, blob=64 * blob, size=1, mtime_ns=at)
             for path, blob, at in files
         ),
     )
@@ -173,9 +173,9 @@ def test_of_two_nodes_the_later_writer_wins_and_both_are_named() -> None:
     merged = merge([head, other])
 
     assert merged == merge([other, head])
-    assert {path: file.blob for path, file in merged.files.items()} == {"a": "1", "b": "1"}
+    assert {path: file.blob[0] for path, file in merged.files.items()} == {"a": "1", "b": "1"}
     assert [(c.path, c.nodes) for c in merged.conflicts] == [("a", ("f00d", "head"))]
-    assert [(node, file.blob) for node, file in merged.earlier] == [("f00d", "2")]
+    assert [(node, file.blob[0]) for node, file in merged.earlier] == [("f00d", "2")]
     same = merge([head, listed("f00d", ("a", "1", 10))])
     assert same.conflicts == ()
 

@@ -17,15 +17,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, cast
 
 from pytest_gpu_cluster.bundle import secret_scan
+from pytest_gpu_cluster.contract.bounded import parse_json, read_file
 from pytest_gpu_cluster.contract.errors import RequestError
-from pytest_gpu_cluster.contract.fields import Noun
+from pytest_gpu_cluster.contract.fields import Noun, value_of
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.store import DISK_THREADS, Store
 from pytest_gpu_cluster.contract.trees import FileEntry, LinkEntry
 
+_Row: TypeAlias = tuple[int, int, int, int, str, str]  # a stamp, and the scan of it
 # A younger file may change again under the same timestamp (git's racy-git). FAT ticks in 2 s.
 RACY_NS = 2_000_000_000
 _VERSION = 2  # of the index, and of the rules in secret_scan
@@ -87,19 +89,18 @@ class StatIndex:
         self._path = index_path(store, root)
         self._began_ns = time.time_ns()
         self._content = b"{}"
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            line, _, content = self._path.read_bytes().partition(b"\n")
-            last = LastTree.from_json(json.loads(line))
+        with contextlib.suppress(OSError, ValueError):
+            line, _, content = read_file(self._path).partition(b"\n")
+            last = LastTree.from_json(parse_json(line))
             if last.v == _VERSION:
                 self.last, self._content = last, content
 
     @cached_property
-    def _rows(self) -> dict[str, list[object]]:
+    def _rows(self) -> dict[str, _Row]:
         """By path: the stamp, the digest, the suspicion."""
         with contextlib.suppress(ValueError):
-            rows = json.loads(self._content)
-            if isinstance(rows, dict):
-                return rows
+            rows = value_of(Mapping[str, _Row], parse_json(self._content))
+            return dict(cast(Mapping[str, _Row], rows))
         return {}
 
     def scan(self, files: Iterable[SourceFile]) -> dict[SourceFile, Scan]:
@@ -108,15 +109,15 @@ class StatIndex:
         unread: list[SourceFile] = []
         for file in files:
             row = self._rows.get(file.path)
-            if row is not None and row[:4] == [*file.stamp]:
-                scans[file] = Scan(str(row[4]), str(row[5]))
+            if row is not None and row[:4] == file.stamp:
+                scans[file] = Scan(row[4], row[5])
             else:
                 unread.append(file)
         with ThreadPoolExecutor(DISK_THREADS) as pool:
             for file, scan in zip(unread, pool.map(_scan, unread), strict=True):
                 if scan is not None:
                     scans[file] = scan
-                    self._rows[file.path] = [*file.stamp, *scan]
+                    self._rows[file.path] = (*file.stamp, *scan)
         return scans
 
     def forget(self, path: str) -> None:

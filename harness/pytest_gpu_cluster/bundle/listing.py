@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pytest_gpu_cluster.contract.errors import RequestError
 from pytest_gpu_cluster.contract.globs import matcher, parts_of
+from pytest_gpu_cluster.contract.tree_paths import refusal
 
 LITTER = frozenset(
     {
@@ -89,7 +90,7 @@ def _walk(root: Path, start: str) -> Iterator[str]:
         ) from error
     for entry in entries:
         path = f"{start}/{entry.name}" if start else entry.name
-        if entry.name in LITTER:
+        if entry.name in LITTER or refusal(path):
             continue
         if not entry.is_dir(follow_symlinks=False):
             yield path
@@ -144,5 +145,7 @@ def _without_litter(paths: Iterable[str]) -> set[str]:
     return {
         path
         for path in paths
-        if LITTER.isdisjoint(path.split("/")) and not path.startswith(environments)
+        if LITTER.isdisjoint(path.split("/"))
+        and not path.startswith(environments)
+        and not refusal(path)  # such as .GIT, which git would not add here
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from pytest_gpu_cluster.bundle.listing import GIT_VARIABLES
 from pytest_gpu_cluster.contract.request import GitFacts
 from pytest_gpu_cluster.contract.store import Store
-from pytest_gpu_cluster.contract.trees import StoredTree, tree_key
+from pytest_gpu_cluster.contract.trees import get_tree
 
 # Of tracked files alone, as `git describe --dirty` sees them; no lock is taken for it.
 STATUS = ("git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "-uno")
@@ -64,10 +64,13 @@ class GitQuery:
 
 
 def modification_times(store: Store, tree: str, top: Path) -> dict[str, int]:
-    """Return the time of each file of a tree in the store, in nanoseconds since 1970."""
-    content = store.get(tree_key(tree))
+    """Return the time of each file of a tree in the store, in nanoseconds since 1970.
+
+    Raises StoreError.
+    """
+    stored = get_tree(store, tree)
     times: dict[str, int] = {}
-    for file in () if content is None else StoredTree.from_bytes(content, tree).files:
+    for file in () if stored is None else stored.files:
         with contextlib.suppress(OSError):  # it may have vanished since
             times[file.path] = os.stat(top / file.path).st_mtime_ns
     return times

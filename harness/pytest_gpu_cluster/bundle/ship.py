@@ -29,7 +29,8 @@ from pytest_gpu_cluster.bundle.index import (
     survey_of,
     unreadable,
 )
-from pytest_gpu_cluster.contract.errors import RequestError
+from pytest_gpu_cluster.contract.bounded import DOCUMENT_BYTES
+from pytest_gpu_cluster.contract.errors import RequestError, UnreadableRecordError
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.globs import matcher
 from pytest_gpu_cluster.contract.store import DISK_THREADS, REMOTE_THREADS, Store
@@ -321,7 +322,9 @@ def _renew(store: Store, tree: str) -> bool:
 
 def _stored(store: Store, tree: str) -> bytes | None:
     """Return a tree as the store holds it, or None when it does not hold just this tree."""
-    content = store.get(tree_key(tree)) if tree else None
+    content = None
+    with contextlib.suppress(UnreadableRecordError):  # more than a tree: it is sent anew
+        content = store.get(tree_key(tree), limit_bytes=DOCUMENT_BYTES) if tree else None
     if content is None or hashlib.sha256(content).hexdigest() != tree:
         return None
     return content

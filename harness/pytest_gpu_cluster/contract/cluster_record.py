@@ -17,13 +17,14 @@ import secrets
 from collections.abc import Iterator
 from enum import StrEnum
 
+from pytest_gpu_cluster.contract.bounded import SMALL_BYTES
 from pytest_gpu_cluster.contract.errors import UnreadableRecordError
 from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.ids import check_id, check_named, foreign, is_id
-from pytest_gpu_cluster.contract.record import get_noun, put_noun
 from pytest_gpu_cluster.contract.request import VERSION, Shape
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.stored import get_noun, put_noun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class ClusterRecord:
     def description(self) -> ClusterDescription | None:
         """Return what was rented; None for a cluster that is not on the store's list."""
         key = f"{self.prefix}/cluster.json"
-        description = get_noun(self.store, key, ClusterDescription)
+        description = get_noun(self.store, key, ClusterDescription, limit_bytes=SMALL_BYTES)
         if description is not None:
             check_named(key, description.id, self.cluster)
         return description
@@ -96,7 +97,7 @@ class ClusterRecord:
     def announcement(self) -> Announcement:
         """Return the keeper's last word; `starting` before its first."""
         key = f"{self.prefix}/state.json"
-        noun = get_noun(self.store, key, Announcement)
+        noun = get_noun(self.store, key, Announcement, limit_bytes=SMALL_BYTES)
         if noun is not None and noun.session is not None and not is_id(noun.session):
             raise foreign(key, noun.session)
         return noun if noun is not None else Announcement()
@@ -106,14 +107,16 @@ class ClusterRecord:
         self.store.put(f"{self.prefix}/heartbeat", str(count).encode())
 
     def heartbeat(self) -> bytes | None:
-        return self.store.get(f"{self.prefix}/heartbeat")
+        return self.store.get(f"{self.prefix}/heartbeat", limit_bytes=SMALL_BYTES)
 
     def put_head(self, address: str) -> None:
         put_noun(self.store, f"{self.prefix}/head.json", HeadAddress(address=address))
 
     def head(self) -> str | None:
         """Return Ray's address on the head; None while it is not up."""
-        noun = get_noun(self.store, f"{self.prefix}/head.json", HeadAddress)
+        noun = get_noun(
+            self.store, f"{self.prefix}/head.json", HeadAddress, limit_bytes=SMALL_BYTES
+        )
         return noun.address if noun is not None else None
 
     def offer(self, session: str) -> None:
@@ -125,7 +128,8 @@ class ClusterRecord:
         return [*filter(is_id, self.store.names(f"{self.prefix}/inbox"))]
 
     def has_offer(self, session: str) -> bool:
-        return self.store.get(self._of_session("inbox", session)) is not None
+        key = self._of_session("inbox", session)
+        return self.store.get(key, limit_bytes=SMALL_BYTES) is not None
 
     def remove_offer(self, session: str) -> None:
         self.store.delete([self._of_session("inbox", session)])
@@ -141,7 +145,8 @@ class ClusterRecord:
 
     def decision(self, session: str) -> bool | None:
         """Return True when the cluster has taken the session, None while nothing is decided."""
-        noun = get_noun(self.store, self._of_session("decision", session), Decision)
+        key = self._of_session("decision", session)
+        noun = get_noun(self.store, key, Decision, limit_bytes=SMALL_BYTES)
         return noun.taken if noun is not None else None
 
     def _of_session(self, folder: str, session: str) -> str:

@@ -11,7 +11,6 @@ from dataclasses import field
 from typing import ClassVar
 
 from pytest_gpu_cluster.contract.codec import VERSION
-from pytest_gpu_cluster.contract.errors import InfrastructureError
 from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
 from pytest_gpu_cluster.contract.fields import (
     FieldError,
@@ -24,6 +23,7 @@ from pytest_gpu_cluster.contract.fields import (
 )
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
+from pytest_gpu_cluster.contract.record_check import check_records, is_time
 from pytest_gpu_cluster.contract.records import (
     CollectorRow,
     ItemRow,
@@ -65,24 +65,17 @@ class Event(Message):
     def of(cls, entry: Mapping[str, object]) -> Event:
         """Return the event of a journal's entry.
 
-        Raises InfrastructureError for one that this version cannot read.
+        Raises FieldError for one that this version cannot read.
         """
         body = dict(entry)
         version, kind = body.pop("v", VERSION), body.pop("kind", None)
         seq, writer, t = body.pop("seq", 0), body.pop("writer", ""), body.pop("t", 0.0)
-        try:
-            if version != VERSION or not isinstance(kind, str) or kind not in EVENTS:
-                raise FieldError(f"kind {kind!r}, version {version!r}")
-            event = EVENTS[kind].from_json(body)
-            if not (
-                isinstance(seq, int) and isinstance(writer, str) and isinstance(t, int | float)
-            ):
-                raise FieldError(f"event {shown(seq)} of {shown(writer)} at {shown(t)}")
-        except FieldError as problem:
-            raise InfrastructureError(
-                f"the journal holds an event that this version cannot read: {problem}",
-                remedy="use the same version of pytest-gpu-cluster on both sides",
-            ) from problem
+        if version != VERSION or not isinstance(kind, str) or kind not in EVENTS:
+            raise FieldError(f"kind {shown(kind)}, version {shown(version)}")
+        event = EVENTS[kind].from_json(body)
+        check_records(event)
+        if not (isinstance(seq, int) and isinstance(writer, str) and is_time(t)):
+            raise FieldError(f"event {shown(seq)} of {shown(writer)} at {shown(t)}")
         for name, value in (("seq", seq), ("writer", writer), ("t", t)):
             object.__setattr__(event, name, value)  # it is not shared yet
         return event

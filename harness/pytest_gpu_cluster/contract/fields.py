@@ -7,8 +7,10 @@ the key and the value.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
@@ -92,9 +94,18 @@ class Noun:
         return cls(**arguments)
 
 
+def value_of(hint: object, value: object) -> object:
+    """Return a JSON value as the type of a field. Raises FieldError."""
+    decode = _decoder(hint)
+    return value if decode is None else decode(value)
+
+
 def shown(value: object) -> str:
     """Return a value for an error message, abridged."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} of too many levels"
     return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 1]}…"
 
 
@@ -219,9 +230,11 @@ def _scalar(kind: type, name: str, value: object) -> object:
 
 
 def _float(value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise FieldError(f"expected a number, got {shown(value)}")
-    return float(value)
+    if not isinstance(value, bool) and isinstance(value, int | float):
+        with contextlib.suppress(OverflowError):  # of an integer
+            if math.isfinite(number := float(value)):
+                return number
+    raise FieldError(f"expected a number, got {shown(value)}")
 
 
 def _enum(kind: type[Enum], value: object) -> object:

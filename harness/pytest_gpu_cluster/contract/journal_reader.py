@@ -8,16 +8,18 @@ three times as many GET.
 
 from __future__ import annotations
 
-import json
 import time
-import zlib
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
-from pytest_gpu_cluster.contract.errors import StoreError
+from pytest_gpu_cluster.contract.bounded import LINES, SEGMENT_BYTES, inflate, parse_json
+from pytest_gpu_cluster.contract.errors import StoreError, UnreadableRecordError
+from pytest_gpu_cluster.contract.fields import JsonObject, shown
 from pytest_gpu_cluster.contract.ids import is_id
 from pytest_gpu_cluster.contract.journal import LOCAL, REMOTE, Entry, segment_key
+from pytest_gpu_cluster.contract.record_check import is_time
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.store_errors import damaged
 
 # By writer: the last segment read, the last seq read. A JSON value.
 Position: TypeAlias = dict[str, list[int]]
@@ -98,7 +100,7 @@ class JournalReader:
         while True:
             number, seq = self._read[writer]
             key = segment_key(self._prefix, writer, number + 1)
-            body = self._store.get(key)
+            body = self._store.get(key, limit_bytes=SEGMENT_BYTES)
             if body is None and holes:
                 body = self._look_beyond(key, writer, seq + 1)
             if body is None:
@@ -116,28 +118,50 @@ class JournalReader:
         later = self._store.list(f"{self._prefix}/{writer}", after=key)
         if not later:
             return None
-        body = self._store.get(key)
+        body = self._store.get(key, limit_bytes=SEGMENT_BYTES)
         if body is None:
-            raise self._damage(writer, seq, f"{key} is missing though {later[0]} is there")
+            reason = f"{key} is missing though {later[0]} is there"
+            raise self._damage(writer, seq, reason, StoreError)
         return body
 
     def _decode(self, key: str, writer: str, number: int, seq: int, body: bytes) -> list[Entry]:
         """Return the entries of a segment, which follow on `seq`. Raises StoreError."""
         try:
-            header, *entries = [json.loads(line) for line in zlib.decompress(body).split(b"\n")]
-            if header["segment"] != number or any(entry["writer"] != writer for entry in entries):
-                raise ValueError(f"it holds segment {header['segment']}")
-            seqs = [entry["seq"] for entry in entries]
-        except (zlib.error, ValueError, KeyError, TypeError) as error:
+            header, *entries = _lines(body)
+            if header.get("segment") != number or any(e.get("writer") != writer for e in entries):
+                raise ValueError(f"it holds segment {shown(header.get('segment'))}")
+        except ValueError as error:
             raise self._damage(writer, seq + 1, f"{key} is damaged: {error}") from error
-        for expected, actual in enumerate(seqs, seq + 1):
-            if actual != expected:
-                raise self._damage(writer, expected, f"{key} has event {actual} in its place")
+        for expected, entry in enumerate(entries, seq + 1):
+            if entry.get("seq") != expected:
+                reason = f"{key} has event {shown(entry.get('seq'))} in its place"
+                raise self._damage(writer, expected, reason)
+            if not isinstance(entry.get("kind"), str) or not is_time(entry.get("t")):
+                raise self.damaged(entry, "its kind is no text, or its time no number")
         return entries
 
-    def _damage(self, writer: str, seq: int, reason: str) -> StoreError:
-        return StoreError(
+    def damaged(self, entry: Entry, problem: Exception | str) -> UnreadableRecordError:
+        """Return the error for an event that this version cannot read."""
+        place = f"event {entry.get('seq')} of {self._prefix}/{entry.get('writer')}"
+        return damaged(self._store.url, place, problem)
+
+    def _damage(
+        self, writer: str, seq: int, reason: str, kind: type[StoreError] = UnreadableRecordError
+    ) -> StoreError:
+        return kind(
             f"the journal in {self._store.url} lost event {seq} of writer {writer}: {reason}",
             remedy="run again; nothing else may write to or delete from the store's sessions/ "
             "during a run",
         )
+
+
+def _lines(body: bytes) -> list[JsonObject]:
+    """Return the JSON objects of a segment. Raises ValueError."""
+    lines = inflate(body, limit_bytes=SEGMENT_BYTES)
+    if lines.count(b"\n") > LINES:
+        raise ValueError(f"it has more than {LINES:,} lines")
+    values = [parse_json(line, limit_bytes=SEGMENT_BYTES) for line in lines.split(b"\n")]
+    for value in values:
+        if not isinstance(value, dict):
+            raise ValueError(f"expected an object, got {shown(value)}")
+    return cast(list[JsonObject], values)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_gpu_cluster.contract.fields import Noun
+from pytest_gpu_cluster.contract.bounded import FILE_BYTES
+from pytest_gpu_cluster.contract.fields import FieldError, Noun, shown
 from pytest_gpu_cluster.contract.frozen import dataclass
+from pytest_gpu_cluster.contract.trees import is_digest
 
 # Of what no glob of `outputs` names, a node stores so much.
 REST_BYTES = 32 << 20
@@ -23,6 +25,11 @@ class WrittenFile(Noun):
     blob: str  # sha256 of its bytes; the key in the record ends with it
     size: int  # in bytes
     mtime_ns: int  # on the clock of its node
+
+    def __post_init__(self) -> None:
+        if not is_digest(self.blob) or not 0 <= self.size <= FILE_BYTES:
+            size, blob = shown(self.size), shown(self.blob)
+            raise FieldError(f"WrittenFile: no file has {size} bytes and the digest {blob}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,27 +15,27 @@ from __future__ import annotations
 import json
 import secrets
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import TypeVar
+from typing import cast
 from urllib.parse import quote
 
+from pytest_gpu_cluster.contract.bounded import DOCUMENT_BYTES, SMALL_BYTES, parse_json
 from pytest_gpu_cluster.contract.codec import map_strings
-from pytest_gpu_cluster.contract.errors import InfrastructureError, UnreadableRecordError
 from pytest_gpu_cluster.contract.events import Event, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
-from pytest_gpu_cluster.contract.fields import JsonObject, Noun, alias
+from pytest_gpu_cluster.contract.fields import FieldError, JsonObject, Noun, alias, value_of
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.ids import check_id, check_named, is_id
 from pytest_gpu_cluster.contract.journal import Entry, JournalWriter
 from pytest_gpu_cluster.contract.journal_reader import JournalReader
-from pytest_gpu_cluster.contract.outputs import NodeOutputs
+from pytest_gpu_cluster.contract.outputs import NodeOutputs, WrittenFile
 from pytest_gpu_cluster.contract.request import VERSION, SessionRequest
 from pytest_gpu_cluster.contract.store import Store
-from pytest_gpu_cluster.contract.trees import pack_blob, unpack_blob
-
-N = TypeVar("N", bound=Noun)
+from pytest_gpu_cluster.contract.store_errors import damaged
+from pytest_gpu_cluster.contract.stored import get_noun, put_noun
+from pytest_gpu_cluster.contract.trees import pack_blob, packed_limit, unpack_blob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,19 +108,19 @@ class EventReader:
     def poll(self) -> list[Event]:
         """Return the events that are new.
 
-        Raises StoreError; InfrastructureError for an event that cannot be read, when all before it
-        have been returned.
+        Raises StoreError: for an event that cannot be read, when all before it have been returned.
         """
         if not self._entries:
             self._entries.extend(self._journal.poll())
         events: list[Event] = []
         while self._entries:
+            entry = self._entries[0]
             try:
-                events.append(Event.of(self._entries[0]))
-            except InfrastructureError:
+                events.append(Event.of(entry))
+            except FieldError as problem:
                 if events:
                     break
-                raise
+                raise self._journal.damaged(entry, problem) from problem
             self._entries.popleft()
         return events
 
@@ -160,14 +160,15 @@ class SessionRecord:
         self.store.put(f"{self.prefix}/control/heartbeat", text.encode())
 
     def heartbeat(self) -> bytes | None:
-        return self.store.get(f"{self.prefix}/control/heartbeat")
+        return self.store.get(f"{self.prefix}/control/heartbeat", limit_bytes=SMALL_BYTES)
 
     def order_stop(self, reason: StopReason) -> None:
         """Ask the agent to end the session."""
         put_noun(self.store, f"{self.prefix}/control/stop", StopOrder(reason=reason))
 
     def stop_order(self) -> StopReason | None:
-        order = get_noun(self.store, f"{self.prefix}/control/stop", StopOrder)
+        key = f"{self.prefix}/control/stop"
+        order = get_noun(self.store, key, StopOrder, limit_bytes=SMALL_BYTES)
         return order.reason if order is not None else None
 
     def writer(
@@ -203,7 +204,8 @@ class SessionRecord:
         return any(entry.get("kind") == SessionFinished.kind for entry in entries)
 
     def is_closed(self) -> bool:
-        return self.store.get(f"{self.prefix}/result.json") is not None
+        key = f"{self.prefix}/result.json"
+        return self.store.get(key, limit_bytes=DOCUMENT_BYTES) is not None
 
     def result(self) -> Result | None:
         """Return the ending; None while the record is open."""
@@ -244,13 +246,14 @@ class SessionRecord:
         """Store the bytes of a file that the tests wrote, by their sha256."""
         self.store.put(f"{self.prefix}/outputs/blobs/{digest}", pack_blob(content))
 
-    def output(self, digest: str) -> bytes:
+    def output(self, file: WrittenFile) -> bytes:
         """Return the bytes of a file that the tests wrote. Raises StoreError when they are lost."""
-        key = f"{self.prefix}/outputs/blobs/{digest}"
+        key = f"{self.prefix}/outputs/blobs/{file.blob}"
         try:
-            return unpack_blob(self.store.get(key) or b"", digest)
+            packed = self.store.get(key, limit_bytes=packed_limit(file.size))
+            return unpack_blob(packed or b"", file.blob, file.size)
         except ValueError as problem:
-            raise damaged(self.store, key, problem) from problem
+            raise damaged(self.store.url, key, problem) from problem
 
     def put_outputs(self, outputs: NodeOutputs) -> None:
         """Store the listing of a node, after the bytes that it names."""
@@ -273,16 +276,23 @@ class SessionRecord:
         """Return the key of the data that coverage.py measured in a test process."""
         return f"{self.prefix}/coverage/{check_id(worker, 'worker')}"
 
+    def coverage(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """Return the data at those of these keys that are of this session's coverage, by key."""
+        folder = f"{self.prefix}/coverage/"
+        own = [key for key in keys if is_id(key.removeprefix(folder))]  # else a path is left
+        return {key: data for key in own if (data := self.store.get(key)) is not None}
+
     def put_summary(self, text: str) -> None:
         self.store.put(f"{self.prefix}/summary.json", text.encode())
 
     def summary(self) -> JsonObject:
-        """Return the report that was told; empty where none was."""
+        """Return the report that was told; empty where none was. Raises StoreError."""
+        key = f"{self.prefix}/summary.json"
+        raw = self.store.get(key, limit_bytes=DOCUMENT_BYTES)
         try:
-            value = json.loads(self.store.get(f"{self.prefix}/summary.json") or b"{}")
-        except ValueError:
-            return {}
-        return value if isinstance(value, dict) else {}
+            return cast(JsonObject, value_of(dict, {} if raw is None else parse_json(raw)))
+        except ValueError as problem:
+            raise damaged(self.store.url, key, problem) from problem
 
 
 def session_ids(store: Store) -> list[str]:
@@ -298,12 +308,12 @@ DURATIONS = "history/durations.json"
 
 def durations(store: Store) -> dict[str, list[float]]:
     """Return the seconds of each test's last runs by node id, newest first. Raises StoreError."""
-    raw = store.get(DURATIONS)
+    raw = store.get(DURATIONS, limit_bytes=DOCUMENT_BYTES)
     try:
-        value = json.loads(raw) if raw else {}
+        value = value_of(dict[str, list[float]], {} if raw is None else parse_json(raw))
     except ValueError as problem:
-        raise damaged(store, DURATIONS, problem) from problem
-    return value if isinstance(value, dict) else {}
+        raise damaged(store.url, DURATIONS, problem) from problem
+    return cast(dict[str, list[float]], value)
 
 
 def put_durations(store: Store, seconds: Mapping[str, list[float]]) -> None:
@@ -321,26 +331,3 @@ def branch_key(branch: str, suite: str) -> str:
     other = "" if suite == "gpu-cluster" else f"~{check_id(suite, 'suite')}"
     name = quote(branch, safe="", errors="surrogatepass").replace("~", "%7E")
     return f"history/branches/{name}{other}.json"
-
-
-def damaged(store: Store, key: str, problem: Exception) -> UnreadableRecordError:
-    """Return the error for an object that is not the noun that belongs there."""
-    return UnreadableRecordError(
-        f"{key} in {store.url} is not what was written there: {problem}",
-        remedy="use the version of pytest-gpu-cluster that wrote it, or remove that key",
-    )
-
-
-def put_noun(store: Store, key: str, noun: Noun) -> None:
-    store.put(key, json.dumps(noun.to_json()).encode())
-
-
-def get_noun(store: Store, key: str, kind: type[N]) -> N | None:
-    """Return the noun at `key`; None when nothing is there. Raises StoreError for anything else."""
-    raw = store.get(key)
-    if raw is None:
-        return None
-    try:
-        return kind.from_json(json.loads(raw))
-    except ValueError as problem:  # FieldError is one
-        raise damaged(store, key, problem) from problem

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import ClassVar, Literal
 
-from pytest_gpu_cluster.contract.fields import JsonValue, Noun
+from pytest_gpu_cluster.contract.fields import FieldError, JsonValue, Noun, shown
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.selection import Distribution
 from pytest_gpu_cluster.contract.settings import GIT_VARIABLES
@@ -138,3 +138,7 @@ class SessionRequest(PytestFacts, ReportFacts, Noun):
     tree: str = ""  # digest
     code: str = ""  # digest
     shape: Shape | None = None
+
+    def __post_init__(self) -> None:
+        if self.root_name.startswith("/") or ".." in self.root_name.split("/"):
+            raise FieldError(f"SessionRequest.root_name: {shown(self.root_name)} leads out")

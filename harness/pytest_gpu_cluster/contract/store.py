@@ -17,9 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from pytest_gpu_cluster.contract.bounded import LISTED_KEYS, OBJECT_BYTES
 from pytest_gpu_cluster.contract.errors import StoreError
 from pytest_gpu_cluster.contract.local_files import check_way, keys_below, names_in
-from pytest_gpu_cluster.contract.store_errors import redact, redact_error, translate_error
+from pytest_gpu_cluster.contract.store_errors import (
+    damaged,
+    redact,
+    redact_error,
+    translate_error,
+)
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config
@@ -121,15 +127,21 @@ class Store:
 
         return self._call(f"create {key}", create) or self.get(key) == data
 
-    def get(self, key: str) -> bytes | None:
-        """Return the object at `key`, or None when there is none."""
+    def get(self, key: str, *, limit_bytes: int = OBJECT_BYTES) -> bytes | None:
+        """Return the object at `key`, or None when there is none.
+
+        Raises UnreadableRecordError for more than `limit_bytes`, of which nothing is read.
+        """
         import obstore
 
         def get() -> bytes | None:
             if not self._check(key):
                 return None
             try:
-                return bytes(obstore.get(self._inner, key).bytes())
+                answer = obstore.get(self._inner, key)  # its body is not on its way yet
+                if (size := answer.meta["size"]) > limit_bytes:
+                    raise damaged(self.url, key, f"it has {size:,} of {limit_bytes:,} bytes")
+                return bytes(answer.bytes())
             except FileNotFoundError as error:
                 if "NoSuchBucket" in str(error):
                     raise
@@ -148,7 +160,12 @@ class Store:
             stream = obstore.list(
                 self._inner, prefix.rstrip("/") or None, offset=after, chunk_size=1000
             )
-            return [meta["path"] for page in stream for meta in page]
+            keys: Keys = []
+            for page in stream:
+                keys += [meta["path"] for meta in page]
+                if len(keys) > LISTED_KEYS:
+                    raise damaged(self.url, prefix, f"it has more than {LISTED_KEYS:,} keys")
+            return keys
 
         keys = self._call(f"list {prefix}", pages)
         self._count(len(keys) // 1000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from pytest_gpu_cluster.contract.errors import StoreError
+from pytest_gpu_cluster.contract.errors import StoreError, UnreadableRecordError
 
 _AWS_LOGIN = 'eval "$(aws configure export-credentials --format env)"'
 # Patterns of the vendor's texts, each with its meaning and its remedy; the first match holds.
@@ -130,3 +130,11 @@ def translate_error(action: str, error: Exception) -> StoreError:
         if re.search(pattern, text):
             return StoreError(f"{action}: {meaning}: {line}", remedy=remedy)
     return StoreError(f"{action}: {line}", remedy="run: gpu-cluster doctor")
+
+
+def damaged(url: str, key: str, problem: Exception | str) -> UnreadableRecordError:
+    """Return the error for an object that is not the noun that belongs there."""
+    return UnreadableRecordError(
+        f"{key} in {url} is not what was written there: {problem}",
+        remedy="use the version of pytest-gpu-cluster that wrote it, or remove that key",
+    )

@@ -10,13 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+from pytest_gpu_cluster.contract.bounded import (
+    DOCUMENT_BYTES,
+    FILE_BYTES,
+    inflate_exactly,
+    parse_json,
+)
+from pytest_gpu_cluster.contract.errors import UnreadableRecordError
+from pytest_gpu_cluster.contract.fields import JsonObject, shown
 from pytest_gpu_cluster.contract.frozen import dataclass
+from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.tree_paths import clash, folders_of, refusal
 
 TREES, BLOBS = "trees/", "blobs/"
 PLAIN, ZLIB = b"\0", b"\1"  # the first byte of a blob
@@ -25,7 +36,7 @@ _MODES = {"644": 0o644, "755": 0o755}
 _SAMPLE_BYTES = 1 << 16  # enough to tell if a file can be compressed
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BLOB = re.compile(rb'"blob":"([0-9a-f]{64})"')
-_UNSAFE_PATH = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)|\0")  # an empty part, "." or "..", or a NUL
+_FILE_KEYS, _LINK_KEYS = {"path", "mode", "blob", "size"}, {"path", "link"}
 
 
 class FileEntry(NamedTuple):
@@ -49,13 +60,16 @@ class FileEntry(NamedTuple):
     def from_json(cls, entry: Mapping[str, object]) -> FileEntry:
         """Read an entry. Raises ValueError naming a key that is missing or wrong."""
         path, blob, size = _path(entry), entry.get("blob"), entry.get("size")
-        mode = _MODES.get(str(entry.get("mode")))
+        bits = entry.get("mode")
+        mode = _MODES.get(bits) if isinstance(bits, str) else None
         if mode is None:
             raise _wrong(entry, "mode")
-        if not isinstance(blob, str) or not _DIGEST.fullmatch(blob):
+        if not isinstance(blob, str) or not is_digest(blob):
             raise _wrong(entry, "blob")
-        if not isinstance(size, int):
+        if type(size) is not int or not 0 <= size <= FILE_BYTES:
             raise _wrong(entry, "size")
+        if len(entry) > len(_FILE_KEYS):
+            raise _unknown(entry, _FILE_KEYS)
         return cls(path, mode, blob, size)
 
 
@@ -73,8 +87,10 @@ class LinkEntry(NamedTuple):
     def from_json(cls, entry: Mapping[str, object]) -> LinkEntry:
         """Read an entry. Raises ValueError naming a key that is missing or wrong."""
         path, link = _path(entry), entry.get("link")
-        if not isinstance(link, str):
+        if not isinstance(link, str) or not link or not _is_target(link):
             raise _wrong(entry, "link")
+        if len(entry) > len(_LINK_KEYS):
+            raise _unknown(entry, _LINK_KEYS)
         return cls(path, link)
 
 
@@ -99,23 +115,47 @@ class StoredTree:
 
     @classmethod
     def from_bytes(cls, content: bytes, digest: str) -> StoredTree:
-        """Read the tree that `digest` names. Raises ValueError when `content` is another."""
+        """Read the tree that `digest` names. Raises ValueError when `content` is another.
+
+        No two entries have one path, and nothing lies below a file or a link.
+        """
         if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError("its content has another digest")
-        tree = json.loads(content)
+        tree = parse_json(content)
         if not isinstance(tree, dict) or tree.get("v") != _VERSION:
             version = tree.get("v") if isinstance(tree, dict) else None
-            raise ValueError(f"version {version} is unknown")
+            raise ValueError(f"version {shown(version)} is unknown")
         root, entries = tree.get("root"), tree.get("entries")
         if not isinstance(root, str):
             raise _wrong(tree, "root")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise _wrong(tree, "entries")
-        return cls(
-            root=root,
-            files=tuple(FileEntry.from_json(entry) for entry in entries if "link" not in entry),
-            links=tuple(LinkEntry.from_json(entry) for entry in entries if "link" in entry),
-        )
+        objects = cast(list[JsonObject], entries)
+        files = [FileEntry.from_json(each) for each in objects if "link" not in each]
+        links = [LinkEntry.from_json(each) for each in objects if "link" in each]
+        if (total := sum(file.size for file in files)) > FILE_BYTES:
+            raise ValueError(f"its files have {total:,} bytes, over the limit of {FILE_BYTES:,}")
+        paths = [*(file.path for file in files), *(link.path for link in links)]
+        if problem := clash(paths, folders_of(paths)):
+            raise ValueError(problem)
+        return cls(root=root, files=tuple(files), links=tuple(links))
+
+
+def get_tree(store: Store, digest: str) -> StoredTree | None:
+    """Return a tree of the store; None where it is missing. Raises StoreError."""
+    content = store.get(tree_key(digest), limit_bytes=DOCUMENT_BYTES)
+    try:
+        return None if content is None else StoredTree.from_bytes(content, digest)
+    except ValueError as problem:
+        raise UnreadableRecordError(
+            f"{tree_key(digest)} in {store.url} cannot be used: {problem}",
+            remedy="run again: the tree is sent anew",
+        ) from problem
+
+
+def is_digest(text: str) -> bool:
+    """Return True for a sha256 in the form that keys have."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def blobs_in(tree: bytes) -> set[str]:
@@ -142,16 +182,21 @@ def pack_blob(content: bytes) -> bytes:
     return ZLIB + (packed if len(sample) == len(content) else zlib.compress(content, 1))
 
 
-def unpack_blob(blob: bytes, digest: str) -> bytes:
-    """Return the bytes of a file. Raises ValueError when their sha256 is not `digest`."""
+def unpack_blob(blob: bytes, digest: str, size: int) -> bytes:
+    """Return the bytes of a file. Raises ValueError when their sha256 is not `digest`.
+
+    No more memory is taken than for `size` bytes, which the file has by its listing.
+    """
     packing = blob[:1]
-    try:
-        content = zlib.decompress(memoryview(blob)[1:]) if packing == ZLIB else blob[1:]
-    except zlib.error as error:
-        raise ValueError(str(error)) from error
+    content = inflate_exactly(memoryview(blob)[1:], size) if packing == ZLIB else blob[1:]
     if packing not in (PLAIN, ZLIB) or hashlib.sha256(content).hexdigest() != digest:
         raise ValueError("its content has another digest")
     return content
+
+
+def packed_limit(size: int) -> int:
+    """Return the most bytes that the blob of a file of `size` bytes can have."""
+    return size + size // 100 + 4096  # zlib adds 1 in 1,000 to what it cannot compress
 
 
 def tree_directory(scratch: Path, root_name: str) -> Path:
@@ -168,12 +213,25 @@ def _path(entry: Mapping[str, object]) -> str:
     path = entry.get("path")
     if not isinstance(path, str):
         raise _wrong(entry, "path")
-    if _UNSAFE_PATH.search(path):
-        raise ValueError(f"the path {path!r} leads out of the tree")
+    if problem := refusal(path):
+        raise ValueError(f"the path {shown(path)} {problem}")
     return path
 
 
+def _is_target(link: str) -> bool:
+    """Return True for what a link can lead to. It may lead out of the tree, as one of git may."""
+    try:
+        return b"\0" not in os.fsencode(link)
+    except UnicodeEncodeError:
+        return False
+
+
+def _unknown(entry: Mapping[str, object], known: set[str]) -> ValueError:
+    keys = ", ".join(shown(key) for key in sorted(entry.keys() - known)[:3])
+    return ValueError(f"the entry {shown(entry['path'])} has unknown keys: {keys}")
+
+
 def _wrong(value: Mapping[str, object], key: str) -> ValueError:
-    place = f" of {value['path']!r}" if "path" in value and key != "path" else ""
-    fault = f"is {value[key]!r}" if key in value else "is missing"
+    place = f" of {shown(value['path'])}" if "path" in value and key != "path" else ""
+    fault = f"is {shown(value[key])}" if key in value else "is missing"
     return ValueError(f"the key {key!r}{place} {fault}")

@@ -19,6 +19,8 @@ from _pytest._io import TerminalWriter
 from _pytest.pathlib import bestrelpath
 
 from pytest_gpu_cluster.contract.codec import from_wire
+from pytest_gpu_cluster.contract.errors import UnreadableRecordError
+from pytest_gpu_cluster.contract.fields import shown
 from pytest_gpu_cluster.contract.records import CollectorRow, ItemRow, WarningRecord
 
 
@@ -50,9 +52,58 @@ def report(
 ) -> pytest.TestReport | pytest.CollectReport:
     """Rebuild a report from its plain form; a plugin may rebuild a type of its own.
 
-    Raises ValueError for a report type that no plugin rebuilds.
+    Raises UnreadableRecordError for data that are no report, or one of a type that no plugin here
+    rebuilds.
     """
-    data = dict(data)
+    try:
+        rebuilt = _report(config, dict(data))
+        usable = rebuilt is None or _is_usable(rebuilt)
+    except Exception as problem:  # of pytest or of a plugin, which trust what they wrote themselves
+        raise unreadable(data.get("nodeid"), f"{type(problem).__name__}: {problem}") from problem
+    if rebuilt is None:
+        kind = shown(data.get("$report_type"))
+        raise unreadable(data.get("nodeid"), f"no plugin here rebuilds its type {kind}")
+    if not usable:
+        raise unreadable(data.get("nodeid"), "its place, phase, duration or reason is none")
+    return rebuilt
+
+
+def unreadable(nodeid: object, problem: str) -> UnreadableRecordError:
+    """Return the error for a part of an event that is not what a cluster tells."""
+    return UnreadableRecordError(
+        f"the journal's report of {shown(nodeid)} cannot be read: {problem}",
+        remedy="use the same version of pytest-gpu-cluster and of the plugins on both sides;"
+        " nothing else may write to the store's sessions/",
+    )
+
+
+def _is_usable(report: pytest.TestReport | pytest.CollectReport) -> bool:
+    """Return True where reporters find in a report what every one has. May raise anything.
+
+    A failure is written once, into nothing: a reporter would fail in the middle of its lines.
+    Captured output and a reason that are no texts become texts.
+    """
+    report.sections = [(str(name), str(text)) for name, text in report.sections]
+    failure = report.longrepr
+    crash = getattr(failure, "reprcrash", None)  # whose first line is in every summary
+    usable = isinstance(report.longreprtext, str)
+    usable = usable and (crash is None or isinstance(crash.message, str))
+    if isinstance(failure, tuple):  # the place and the reason of a skip
+        usable = usable and len(failure) == 3 and isinstance(failure[2], str)
+    if isinstance(report, pytest.CollectReport):
+        return usable
+    if hasattr(report, "wasxfail"):
+        report.wasxfail = str(report.wasxfail)
+    hash(getattr(report, "node", None))  # of pytest-xdist; the JUnit writer looks reports up by it
+    file, line, name = report.location
+    is_place = isinstance(file, str) and isinstance(name, str) and isinstance(line, int | None)
+    has_phase = report.when is None or isinstance(report.when, str)
+    return usable and is_place and has_phase and isinstance(report.duration, float | int)
+
+
+def _report(
+    config: pytest.Config, data: dict[str, object]
+) -> pytest.TestReport | pytest.CollectReport | None:
     longrepr = data["longrepr"] = with_paths_from(data["longrepr"], config.rootpath, Path.cwd())
     texts = longrepr["$repr"] if isinstance(longrepr, dict) and "$repr" in longrepr else None
     if texts is not None:
@@ -62,7 +113,7 @@ def report(
     hook = config.hook.pytest_report_from_serializable
     rebuilt: pytest.TestReport | pytest.CollectReport | None = hook(config=config, data=plain)
     if rebuilt is None:
-        raise ValueError(f"no plugin here rebuilds a report of type {data.get('$report_type')!r}")
+        return None
     if texts is not None:
         rebuilt.longrepr = RemoteRepr(*texts)
     if kwargs is not None:  # pytest makes a repr of each value again when it loads them
@@ -95,10 +146,11 @@ def _is_foreign(path: str, root: Path) -> bool:
 
 
 def collect_report(config: pytest.Config, data: Mapping[str, object]) -> pytest.CollectReport:
-    """Rebuild the report of a collector. Raises ValueError for another report type."""
+    """Rebuild the report of a collector. Raises UnreadableRecordError for another report type."""
     rebuilt = report(config, data)
     if not isinstance(rebuilt, pytest.CollectReport):
-        raise ValueError(f"a collector cannot have a report of type {data.get('$report_type')!r}")
+        problem = f"a collector has none of type {shown(data.get('$report_type'))}"
+        raise unreadable(data.get("nodeid"), problem)
     return rebuilt
 
 
@@ -200,6 +252,9 @@ def items(
 
     `reported` holds the items of collect reports by node id. Each is used once, then removed.
     """
+    for number, row in enumerate((*collectors, *rows)):
+        if not -1 <= row["parent"] < min(number, len(collectors)):
+            raise unreadable(row["nodeid"], f"its collector is number {row['parent']}")
     parents: list[pytest.Collector] = []
     for row in collectors:
         parent = parents[row["parent"]] if row["parent"] >= 0 else session

@@ -19,7 +19,7 @@ from pytest_gpu_cluster.contract.events import (
 )
 from pytest_gpu_cluster.contract.settings import RunRequest
 from pytest_gpu_cluster.contract.store import Store
-from pytest_gpu_cluster.contract.trees import StoredTree, tree_key
+from pytest_gpu_cluster.contract.trees import get_tree
 
 _FILE = re.compile(r"No such file or directory: '([^'\\]+)'")
 _MODULE = re.compile(r"No module named '([\w.]+)'")
@@ -57,9 +57,8 @@ class NotSent:
 
     def lines(self, store: Store, tree: str) -> list[str]:
         """Return a line for each file or module that is here and not in the tree `tree`."""
-        if not (self._files or self._modules) or (content := store.get(tree_key(tree))) is None:
+        if not (self._files or self._modules) or (stored := get_tree(store, tree)) is None:
             return []
-        stored = StoredTree.from_bytes(content, tree)
         sent = {file.path for file in stored.files} | {link.path for link in stored.links}
         here = [*self._files_here(), *self._modules_here()]
         lines = [self._line(path) for path in dict.fromkeys(here) if self._is_missing(path, sent)]

@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Collection, Iterator, Sequence
 
 from pytest_gpu_cluster.contract.outputs import REST_BYTES, REST_FILES, WANTED_BYTES
+from pytest_gpu_cluster.contract.tree_paths import shown_path
 from pytest_gpu_cluster.outputs import NAMED, Homecoming
 
 
@@ -17,10 +18,10 @@ def output_lines(home: Homecoming, session: str) -> Iterator[str]:
     for conflict in home.merged.conflicts:
         if conflict.path in home.written:
             first, last = conflict.nodes
-            path = _shown(conflict.path)
+            path = shown_path(conflict.path)
             yield f"outputs: {path} was written on {first} and on {last}, there later"
     for path, reason in [*home.kept.items()][:NAMED]:
-        yield f"outputs: {_shown(path)} did not come home: it {reason}; to fetch it: {fetch}"
+        yield f"outputs: {shown_path(path)} did not come home: it {reason}; to fetch it: {fetch}"
     if len(home.kept) > NAMED:
         yield f"outputs: {len(home.kept) - NAMED} more did not come home; to fetch them: {fetch}"
     if home.rest:
@@ -48,16 +49,7 @@ def _counted(paths: Collection[str]) -> str:
 
 
 def _named(paths: Sequence[str]) -> str:
-    return ", ".join([*map(_shown, paths[:NAMED]), *(["…"] if len(paths) > NAMED else [])])
-
-
-def _shown(path: str) -> str:
-    """Return a path as a terminal may have it: on one line, in any encoding.
-
-    >>> _shown("a/ü"), _shown("a/\\n")
-    ('a/ü', "'a/\\\\n'")
-    """
-    return path if path.isprintable() else ascii(path)
+    return ", ".join([*map(shown_path, paths[:NAMED]), *(["…"] if len(paths) > NAMED else [])])
 
 
 def _places(paths: Sequence[str]) -> tuple[str, list[str]]:
@@ -74,6 +66,8 @@ def _places(paths: Sequence[str]) -> tuple[str, list[str]]:
     above = [folder for folder in folders if folder]
     alone = [path for path in paths if "/" not in path]
     places = [*(f"{folder}/" for folder in above), *alone]
-    texts = [f"{_shown(place)}…" if place.endswith("/") else _shown(place) for place in places]
+    texts = [
+        f"{shown_path(place)}…" if place.endswith("/") else shown_path(place) for place in places
+    ]
     shown = ", ".join([*texts[:NAMED], *(["…"] if len(texts) > NAMED else [])])
     return shown, [f"{place}**" if place.endswith("/") else place for place in places[:NAMED]]

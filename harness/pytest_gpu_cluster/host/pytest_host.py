@@ -118,7 +118,10 @@ class PytestHost:
         self._follow_safely(Stage.ENDED)
         if self._failure is not None:
             self.replay.fail_unfinished(self._failure.message, self._failure.failure_class)
-        self._combine_coverage()
+        try:
+            self._combine_coverage()
+        except HarnessError as problem:  # the results stand; what they covered is not known
+            self._failure = self._failure or Failure.of(problem)
         return True
 
     def _follow(self, stage: Stage) -> None:
@@ -192,8 +195,7 @@ class PytestHost:
     def _combine_coverage(self) -> None:
         """Give pytest-cov what was measured on the cluster, before it reports here."""
         ended = self.replay.ended
-        keys = ended.coverage if ended is not None else ()
-        parts = [data for key in keys if (data := self.run.store.get(key)) is not None]
+        parts = self.run.record.coverage(ended.coverage if ended is not None else ())
         if parts:
             from pytest_gpu_cluster.host.coverage import write_coverage
 

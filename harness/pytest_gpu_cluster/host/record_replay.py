@@ -69,7 +69,7 @@ class RecordReplay:
         data = self._terminal.paths(record["report"]) if paths else record["report"]
         report = deserialize.report(self._config, data)
         changed = (report.outcome, report.longrepr) if "counted" in record else None
-        self._statuses[id(report)] = (report, from_wire(record["status"]), changed)
+        self._statuses[id(report)] = (report, _status(record), changed)
         if changed is not None:
             report.outcome, report.longrepr = "passed", None
         self._config.hook.pytest_runtest_logreport(report=report)
@@ -86,3 +86,15 @@ class RecordReplay:
         if changed is not None:
             report.outcome, report.longrepr = changed
         return status
+
+
+def _status(record: ReportRecord) -> object:
+    """Return category, letter and word of a report; None where pytest has the last word."""
+    try:
+        status = from_wire(record["status"])
+        if status is None or len(status) == 3:
+            return status
+        problem = f"its status is {status!r}"
+    except (TypeError, ValueError) as error:
+        problem = str(error)
+    raise deserialize.unreadable(record["report"]["nodeid"], problem)

@@ -116,13 +116,17 @@ class Terminal:
     def warn(self, record: WarningRecord) -> None:
         """Raise a remote warning here, for every plugin to see."""
         record = self.paths(record)
+        try:
+            location = from_wire(record["location"])
+        except (TypeError, ValueError) as problem:
+            raise deserialize.unreadable(record["nodeid"], str(problem)) from problem
         stats = self.reporter.stats if self.reporter is not None else {}
         before = len(stats.get("warnings", ()))
         arguments = {
             "warning_message": deserialize.warning(record),
             "when": record["when"],
             "nodeid": record["nodeid"],
-            "location": from_wire(record["location"]),
+            "location": location,
         }
         self._config.hook.pytest_warning_recorded.call_historic(kwargs=arguments)
         self._warnings += stats.get("warnings", [])[before:]

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from pytest_gpu_cluster.contract.errors import StoreError
 from pytest_gpu_cluster.contract.globs import matcher
 from pytest_gpu_cluster.contract.outputs import (
     REST_BYTES,
@@ -26,7 +25,8 @@ from pytest_gpu_cluster.contract.outputs import (
 )
 from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.store import DISK_THREADS, REMOTE_THREADS, Store
-from pytest_gpu_cluster.contract.trees import FileEntry, StoredTree, tree_key
+from pytest_gpu_cluster.contract.trees import FileEntry
+from pytest_gpu_cluster.node.unpack import read_tree
 
 # What tools leave in a tree and nobody asks for, but for a glob that names it.
 LITTER = (
@@ -174,16 +174,7 @@ def _begin_ns(root: Path) -> int:
 
 
 def _sent(store: Store, digest: str) -> dict[str, FileEntry]:
-    content = store.get(tree_key(digest))
-    try:
-        if content is None:
-            raise ValueError("it is missing")
-        return {entry.path: entry for entry in StoredTree.from_bytes(content, digest).files}
-    except ValueError as problem:
-        raise StoreError(
-            f"{tree_key(digest)} in {store.url} cannot be used: {problem}",
-            remedy="run again: the tree is sent anew",
-        ) from problem
+    return {entry.path: entry for entry in read_tree(store, digest).files}
 
 
 def _stored(record: SessionRecord, file: FoundFile, content: bytes) -> WrittenFile:

@@ -7,9 +7,13 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
+from pytest_gpu_cluster.contract.bounded import parse_json, read_file
+from pytest_gpu_cluster.contract.errors import InfrastructureError
 from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, KeeperStop
+from pytest_gpu_cluster.contract.fields import value_of
 from pytest_gpu_cluster.contract.ids import foreign, is_below
 from pytest_gpu_cluster.contract.messages import AgentFinished, Exit, Raw
 from pytest_gpu_cluster.contract.outputs import HEAD, OutputsOrder
@@ -165,14 +169,20 @@ def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> A
 def take_passed(path: Path) -> dict[str, str]:
     """Return the values of passed variables from a file that is read once; none where it is absent.
 
-    They are never part of the record.
+    They are never part of the record. Raises InfrastructureError for anything else.
     """
     try:
-        values: dict[str, str] = json.loads(path.read_bytes())
+        content = read_file(path)
     except FileNotFoundError:
         return {}
     path.unlink()
-    return values
+    try:
+        return cast(dict[str, str], value_of(dict[str, str], parse_json(content)))
+    except ValueError:  # whose text may have a value in it
+        raise InfrastructureError(
+            f"the values of passed variables in {path} are no object of texts",
+            remedy="use the same version of pytest-gpu-cluster on both sides",
+        ) from None
 
 
 def credentials(environ: Mapping[str, str]) -> dict[str, str]:

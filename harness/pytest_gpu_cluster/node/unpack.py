@@ -7,18 +7,21 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from pytest_gpu_cluster.contract.errors import StoreError
+from pytest_gpu_cluster.contract.errors import StoreError, UnreadableRecordError
 from pytest_gpu_cluster.contract.store import DISK_THREADS, REMOTE_THREADS, Store
+from pytest_gpu_cluster.contract.tree_paths import folders_of
 from pytest_gpu_cluster.contract.trees import (
     FileEntry,
     LinkEntry,
     StoredTree,
     blob_key,
+    get_tree,
+    packed_limit,
     tree_key,
     unpack_blob,
 )
@@ -29,7 +32,8 @@ T = TypeVar("T")
 class _BrokenBlobError(Exception):
     """A blob is missing, or holds other bytes than its name says. It never leaves this module."""
 
-    def __init__(self, digest: str, path: str, reason: str) -> None:
+    def __init__(self, digest: str, path: str, problem: ValueError | UnreadableRecordError) -> None:
+        reason = problem.what if isinstance(problem, UnreadableRecordError) else str(problem)
         super().__init__(f"{blob_key(digest)} ({path!r}): {reason}")
         self.digest = digest
 
@@ -99,16 +103,13 @@ def _is_complete(target: Path, mark: Path, digest: str) -> bool:
 
 def read_tree(store: Store, digest: str) -> StoredTree:
     """Return a tree of the store. Raises StoreError when it is missing or wrong."""
-    content = store.get(tree_key(digest))
-    try:
-        if content is None:
-            raise ValueError("it is missing")
-        return StoredTree.from_bytes(content, digest)
-    except ValueError as error:
+    tree = get_tree(store, digest)
+    if tree is None:
         raise StoreError(
-            f"{tree_key(digest)} in {store.url} cannot be used: {error}",
+            f"{tree_key(digest)} in {store.url} cannot be used: it is missing",
             remedy="run again: the tree is sent anew",
-        ) from error
+        )
+    return tree
 
 
 def write_entries(
@@ -128,7 +129,7 @@ def write_entries(
 
     def write_files(batch: Sequence[str]) -> None:
         for blob in batch:
-            content = _content(store, blob, files_of[blob][0].path, cache)
+            content = _content(store, files_of[blob][0], cache)
             for file in files_of[blob]:
                 _write_file(f"{top}/{file.path}", content, file.mode)
 
@@ -148,16 +149,6 @@ def write_entries(
             os.symlink(entry.link, f"{top}/{entry.path}")
 
 
-def folders_of(paths: Iterable[str]) -> set[str]:
-    """Return the directories that hold these paths, with those above them; the top is ""."""
-    folders = {""}
-    unvisited = {path.rpartition("/")[0] for path in paths} - folders
-    while unvisited:
-        folders |= unvisited
-        unvisited = {folder.rpartition("/")[0] for folder in unvisited} - folders
-    return folders
-
-
 def _write_file(path: str, content: bytes, mode: int) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with open(os.open(path, flags, mode), "wb", buffering=0) as file:
@@ -166,27 +157,27 @@ def _write_file(path: str, content: bytes, mode: int) -> None:
             rest = rest[file.write(rest) :]
 
 
-def _content(store: Store, blob: str, path: str, cache: Path | None) -> bytes:
-    """Return the bytes of a blob, from the cache if it has them; `path` is for the message."""
+def _content(store: Store, file: FileEntry, cache: Path | None) -> bytes:
+    """Return the bytes of a file, from the cache if it has them."""
     if cache is None:
-        return _fetch(store, blob, path)
-    cached = cache / blob
+        return _fetch(store, file)
+    cached = cache / file.blob
     with contextlib.suppress(OSError):
         content = cached.read_bytes()
-        if hashlib.sha256(content).hexdigest() == blob:
+        if hashlib.sha256(content).hexdigest() == file.blob:
             return content
-    content = _fetch(store, blob, path)
-    temporary = cache / f".{blob}.{secrets.token_hex(4)}"
+    content = _fetch(store, file)
+    temporary = cache / f".{file.blob}.{secrets.token_hex(4)}"
     temporary.write_bytes(content)
     os.replace(temporary, cached)
     return content
 
 
-def _fetch(store: Store, blob: str, path: str) -> bytes:
-    packed = store.get(blob_key(blob))
+def _fetch(store: Store, file: FileEntry) -> bytes:
     try:
+        packed = store.get(blob_key(file.blob), limit_bytes=packed_limit(file.size))
         if packed is None:
             raise ValueError("it is missing")
-        return unpack_blob(packed, blob)
-    except ValueError as error:
-        raise _BrokenBlobError(blob, path, str(error)) from error
+        return unpack_blob(packed, file.blob, file.size)
+    except (ValueError, UnreadableRecordError) as error:
+        raise _BrokenBlobError(file.blob, file.path, error) from error

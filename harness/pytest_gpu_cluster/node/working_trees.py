@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.contract.tree_paths import folders_of
 from pytest_gpu_cluster.contract.trees import FileEntry, LinkEntry, StoredTree
 from pytest_gpu_cluster.node.snapshot import (
     Snapshot,
@@ -27,7 +28,7 @@ from pytest_gpu_cluster.node.snapshot import (
     snapshot,
     stat_tells_all,
 )
-from pytest_gpu_cluster.node.unpack import folders_of, install, read_tree, write_entries
+from pytest_gpu_cluster.node.unpack import install, read_tree, write_entries
 
 KEPT, DISCARDED, PROBE = "kept-tree", "discarded-tree", "probe"  # names in the node's directory
 

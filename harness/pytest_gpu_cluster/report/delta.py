@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
+from pytest_gpu_cluster.contract.bounded import DOCUMENT_BYTES, parse_json
 from pytest_gpu_cluster.contract.errors import HarnessError
+from pytest_gpu_cluster.contract.fields import JsonValue, Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.record import branch_key
 from pytest_gpu_cluster.contract.request import CI
@@ -19,13 +22,14 @@ BAD = ("failed", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline:
+class Baseline(Noun):
     """The results of an earlier session as `results_of` wrote them."""
 
+    v: Literal[1]
     branch: str
     session: str
     commit: str
-    selection: object
+    selection: JsonValue = None
     tests: Mapping[str, tuple[str, float]]  # outcome and seconds by node id
 
     def outcome(self, nodeid: str) -> str | None:
@@ -93,7 +97,8 @@ def against_branch(report: Report, store: Store, ci: CI | None, suite: str) -> D
     if ci is None or not (branch := ci.target or ci.branch):
         return None
     try:
-        return compare(report, store.get(branch_key(branch, suite)))
+        key = branch_key(branch, suite)
+        return compare(report, store.get(key, limit_bytes=DOCUMENT_BYTES))
     except HarnessError:  # a store that is away is the session's own failure, and told elsewhere
         return None
 
@@ -101,20 +106,8 @@ def against_branch(report: Report, store: Store, ci: CI | None, suite: str) -> D
 def _parse(data: bytes | None) -> Baseline | None:
     """Return a stored baseline; None for one that is absent, broken, or of another version."""
     try:
-        body = json.loads(data) if data else {}
-        if body["v"] != 1:
-            return None
-        return Baseline(
-            branch=str(body["branch"]),
-            session=str(body["session"]),
-            commit=str(body["commit"]),
-            selection=body.get("selection"),
-            tests={
-                nodeid: (str(outcome), float(seconds))
-                for nodeid, (outcome, seconds) in body["tests"].items()
-            },
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return Baseline.from_json(parse_json(data)) if data else None
+    except ValueError:
         return None
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
+from pytest_gpu_cluster.contract.record_check import is_time
 from pytest_gpu_cluster.report.model import NOT_TESTS, Problem, Report, Result, When
 from pytest_gpu_cluster.report.render import session_line
 
@@ -63,7 +64,8 @@ def _set_totals(suite: ET.Element, cases: Iterable[ET.Element], report: Report) 
     suite.set("errors", str(counts["error"]))
     suite.set("skipped", str(counts["skipped"]))
     suite.set("time", f"{report.duration_s:.3f}")
-    started = datetime.fromtimestamp(report.started, UTC)
+    # Of a record that somebody else has written it may be anything.
+    started = datetime.fromtimestamp(report.started if is_time(report.started) else 0, UTC)
     suite.set("timestamp", started.isoformat(timespec="seconds"))
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from gpu_tests.s3_server import S3Server
 from pytest_gpu_cluster.bundle.listing import LITTER
 from pytest_gpu_cluster.bundle.ship import ship, ship_files
+from pytest_gpu_cluster.contract.bounded import OBJECT_BYTES
 from pytest_gpu_cluster.contract.errors import RequestError
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.node.unpack import unpack
@@ -274,9 +275,9 @@ def meddle(store: Store, monkeypatch: pytest.MonkeyPatch, act: Callable[[int], N
     """Call `act` with 0, 1, … at each request for a tree: files are read then, and not yet sent."""
     get, times = store.get, iter(range(1000))
 
-    def get_and_act(key: str) -> bytes | None:
+    def get_and_act(key: str, *, limit_bytes: int = OBJECT_BYTES) -> bytes | None:
         act(next(times))
-        return get(key)
+        return get(key, limit_bytes=limit_bytes)
 
     monkeypatch.setattr(store, "get", get_and_act)
 
