@@ -27,12 +27,13 @@ from tests.acceptance.project import Project, Ran, Running
 GRACE_S = 6.0
 PAUSE_S = PATIENCE_S + 8  # after it a request to S3 gives up
 WAITS = waits(grace_s=GRACE_S)
-SUITE = """
-import time
-import pytest
-
+QUICK = """
 def test_quick():
     pass
+"""
+SLEEPS = """
+import time
+import pytest
 
 @pytest.mark.parametrize("n", range({tests}))
 def test_sleep(n, artifacts):
@@ -41,6 +42,7 @@ def test_sleep(n, artifacts):
         file.write("from the cluster")
     assert n != 1, "one is bad"
 """
+SUITE = QUICK + SLEEPS
 # On the cluster alone: the conftest files of a project are not imported here.
 SLOW_END = """
 import time
@@ -103,16 +105,16 @@ def test_a_client_that_comes_back_takes_the_result_of_its_session(place: Project
 
 def test_a_session_that_ended_without_its_client_gives_what_had_finished(place: Project) -> None:
     """Nobody pays for tests whose client is gone; a client that comes back is told just that."""
-    place.write(test_a=SUITE.format(tests=2, seconds=0.2) + UNFINISHED)
+    place.write(test_a=SLEEPS.format(tests=2, seconds=0.2) + UNFINISHED)
     forget_written(place)
     client = place.start("-v", **WAITS, GPU_CLUSTER_IDLE_MINUTES="5")
-    at = client.until("test_quick PASSED")
+    at = client.until("test_sleep[0] PASSED", "test_sleep[1] FAILED")
 
     stop_for(client, lambda: left_of(at.cluster) == [], at_least_s=GRACE_S + 2)
     ran = client.wait()
 
     lost = {f"test_long[{n}]": "error" for n in range(8)}
-    assert ran.cases() == RESULTS | lost, ran.out
+    assert ran.cases() == {"test_sleep[0]": "passed", "test_sleep[1]": "failure"} | lost, ran.out
     assert ran.code == 1, "a failed test wins"
     words = f"infrastructure: the client's heartbeat stopped for {GRACE_S:.0f} s: it was stopped, "
     assert words in ran.message("test_long[7]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401 - of addresses; nobody may not be able to import it
 import json
 import os
 import shutil
@@ -82,6 +83,8 @@ def test_another_user_finds_nothing_of_a_session(open_place: Path) -> None:
         client = project.start("-v", **waits(), **variables, GPU_CLUSTER_IDLE_MINUTES="0")
         at = client.until("test_writes PASSED", "test_drives_ray PASSED")
         session = describe(project, client.process.pid, at.cluster, at.session)
+        open_file = open_place / "open.txt"  # a search that cannot find is worth nothing
+        open_file.write_text(f"a file with the name of session {at.session}")
 
         meanwhile = as_nobody(lambda: findings(session))
         go.touch()
@@ -93,7 +96,8 @@ def test_another_user_finds_nothing_of_a_session(open_place: Path) -> None:
     assert (open_place / "project" / "written.txt").exists()
     assert len(session.pids) > 8, "guard, keeper, Ray, fork server, agent, workers"
     assert len(session.sockets) > 2
-    assert (meanwhile, afterwards) == ([], [])
+    expected = [f"{open_file} can be read"]
+    assert (meanwhile, afterwards) == (expected, expected)
 
 
 def describe(project: Project, client: int, cluster: str, session: str) -> Session:
