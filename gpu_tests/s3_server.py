@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Required, TypedDict
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
-Fault = Literal["403", "503", "skew", "slow", "drop", "drop-after"]
+Fault = Literal["403", "503", "507", "skew", "slow", "drop", "drop-after"]
 CONDITIONS = (
     "HTTP_RANGE",
     "HTTP_IF_MATCH",
@@ -39,6 +39,7 @@ CONDITIONS = (
 ERRORS = {
     "403": ("403 Forbidden", "AccessDenied"),
     "503": ("503 Slow Down", "SlowDown"),
+    "507": ("507 Insufficient Storage", "XMinioStorageFull"),
     "skew": ("403 Forbidden", "RequestTimeTooSkewed"),
 }
 

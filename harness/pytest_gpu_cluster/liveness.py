@@ -12,33 +12,60 @@ import time
 from collections.abc import Iterable, Iterator
 
 from pytest_gpu_cluster.contract.cluster_record import ClusterPhase, ClusterRecord, clusters
-from pytest_gpu_cluster.contract.errors import HarnessError, UnreadableRecordError
+from pytest_gpu_cluster.contract.errors import HarnessError, StoreError, UnreadableRecordError
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
+from pytest_gpu_cluster.contract.silence import Stopwatch
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import WAITS
 
 
+class Heartbeat:
+    """The beats of this client, and for how long the store has taken none of them."""
+
+    def __init__(self, record: SessionRecord) -> None:
+        self._record = record
+        self._count = 0
+        self._refused = Stopwatch()
+        self._problem: HarnessError | None = None
+
+    def beat(self) -> None:
+        """Say once that the client lives. A store that is away may be back for the next beat."""
+        self._count += 1
+        try:
+            self._record.beat(f"{os.getpid()} {self._count}")
+            self._problem = None
+        except HarnessError as problem:
+            self._problem = problem
+        self._refused.look(self._problem is not None)
+
+    def raise_if_refused(self) -> None:
+        """Raise StoreError where the store has taken nothing for too long: full, or read-only.
+
+        Nothing but its writers notices it, and the cluster can write no result either.
+        """
+        problem = self._problem
+        if problem is not None and self._refused.seconds > WAITS.store_patience_s:
+            what = f"the store has taken nothing for {self._refused.seconds:.0f} s: {problem.what}"
+            raise StoreError(what, remedy=problem.remedy) from problem
+
+
 @contextlib.contextmanager
-def heartbeat(record: SessionRecord) -> Iterator[None]:
+def heartbeat(record: SessionRecord) -> Iterator[Heartbeat]:
     """Say that this client lives, until the block ends."""
     ended = threading.Event()
+    beats = Heartbeat(record)
 
-    def beat() -> None:
-        count = 0
+    def run() -> None:
         while True:
-            count += 1
-            with contextlib.suppress(
-                HarnessError
-            ):  # a store that is away is noticed by who needs it
-                record.beat(f"{os.getpid()} {count}")
+            beats.beat()
             if ended.wait(WAITS.heartbeat_s):
                 return
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread = threading.Thread(target=run, name="heartbeat", daemon=True)
     thread.start()
     try:
-        yield
+        yield beats
     finally:
         ended.set()
         thread.join(timeout=2)

@@ -35,7 +35,7 @@ from pytest_gpu_cluster.contract.request import GitFacts, PytestFacts, ReportFac
 from pytest_gpu_cluster.contract.settings import RunRequest, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import WAITS
-from pytest_gpu_cluster.liveness import heartbeat
+from pytest_gpu_cluster.liveness import Heartbeat, heartbeat
 from pytest_gpu_cluster.outputs import Homecoming, bring_home
 from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, load_provider
 
@@ -88,7 +88,8 @@ class Run:
         yield Requested(request=self.request)
         self.check_store()
         self.put_request()
-        with heartbeat(self.record):  # without one, a request looks abandoned to whoever finds it
+        # Without one, a request looks abandoned to whoever finds it.
+        with heartbeat(self.record) as beats:
             installed = self.installed()
             yield phase("environment", f"{installed.python} ({installed.digest})", began)
 
@@ -113,7 +114,7 @@ class Run:
                 # A new one has begun to start: how long that takes is not known yet.
                 since = began if cluster.up else None
                 yield phase("cluster", f"{cluster.ref.id}, {cluster.note}", since)
-                yield from self.follow(cluster)
+                yield from self.follow(cluster, beats)
 
     def cluster_spec(self, installed: environment.Environment) -> ClusterSpec:
         """Return the cluster that this session wants."""
@@ -252,21 +253,23 @@ class Run:
         """Return True where the cluster may wait for the next session."""
         return self.reusable and not self.must_end and self.settings.limits.idle_minutes > 0
 
-    def follow(self, cluster: HeldCluster) -> Iterator[Event]:
+    def follow(self, cluster: HeldCluster, beats: Heartbeat) -> Iterator[Event]:
         """Yield the journal to the agent's last event.
 
         When it falls silent, the provider is asked about the cluster. Raises InfrastructureError
-        where that is gone, once everything was read that it had written before.
+        where that or the store is gone, once everything was read that was written before.
         """
         reader = self.record.reader()
-        began = last_event = last_read = time.monotonic()
+        began = last_event = time.monotonic()
+        failing: float | None = None  # since when; not since the last success: this was stopped
         while self.stage is not Stage.FINISHED:
             try:
-                events, last_read = reader.poll(), time.monotonic()
+                events, failing = reader.poll(), None
             except UnreadableRecordError:  # and it stays so
                 raise
             except StoreError:  # away is not dead: the next poll goes on from here
-                if time.monotonic() - last_read > WAITS.store_patience_s:
+                failing = failing or time.monotonic()
+                if time.monotonic() - failing > WAITS.store_patience_s:
                     raise
                 events = []
             for event in events:
@@ -275,6 +278,7 @@ class Run:
                 self._last[event.writer] = event.seq
                 yield event
             if not events:
+                beats.raise_if_refused()
                 cluster.raise_if_gone()
                 reader.wait()
                 if not cluster.up:

@@ -5,6 +5,7 @@ The tests of one process share a store, and with it a warm cluster, where that i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -45,21 +46,31 @@ def project(tmp_path: Path, shared_store: str) -> Project:
     return Project(tmp_path / "project", shared_store)
 
 
+@contextlib.contextmanager
+def closed_project(directory: Path) -> Iterator[Project]:
+    """Give a project with a store, and so clusters, of its own; whatever happens, they are closed
+    at the end.
+    """
+    store = directory / "store"
+    project = Project(directory / "project", str(store))
+    try:
+        yield project
+    finally:
+        clusters = [
+            path.parent.name
+            for path in CLUSTERS.glob("*/guards.json")
+            if str(store) in path.read_text()
+        ]
+        for name in clusters:
+            ref = ClusterRef(provider="local", id=name)
+            load_provider("local", Settings(), os.environ).close(ref)
+
+
 @pytest.fixture
 def lone(tmp_path: Path) -> Iterator[Project]:
-    """A project with a store, and so clusters, of its own; whatever happens, they are closed at the
-    end.
-    """
-    store = tmp_path / "store"
-    project = Project(tmp_path / "project", str(store))
-    yield project
-    clusters = [
-        path.parent.name
-        for path in CLUSTERS.glob("*/guards.json")
-        if str(store) in path.read_text()
-    ]
-    for name in clusters:
-        load_provider("local", Settings(), os.environ).close(ClusterRef(provider="local", id=name))
+    """A project with a store of its own; its clusters end with the test."""
+    with closed_project(tmp_path) as project:
+        yield project
 
 
 @pytest.fixture(scope="session")

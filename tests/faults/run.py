@@ -1,4 +1,4 @@
-"""Kill each part of a run at three points and count what is left (`make faults`).
+"""Kill or stop each part of a run at three points and count what is left (`make faults`).
 
     python -m tests.faults.run [--only FAULT] [--point POINT]
 
@@ -29,6 +29,7 @@ from tests.faults.target import TESTS, Run
 ROOT = Path(__file__).parents[2]
 POINTS = ("starting", "running", "ending")
 RECORD_PATIENCE_S = 12.0
+LID_S = 60.0  # that the lid is closed: longer than the grace
 PATIENCE_S = 75.0  # the heartbeat's grace of 45 s, and time to end
 HEAD = (
     "| fault | at | exit | tests with a result | left: processes | ports | shared memory | files "
@@ -77,11 +78,16 @@ def faults() -> dict[str, Callable[[Run], None]]:
         "SIGTERM": lambda run: run.send(signal.SIGTERM),
         "SIGHUP": lambda run: run.send(signal.SIGHUP),
         "client SIGKILL": lambda run: run.send(signal.SIGKILL),
+        "client SIGSTOP 60 s": stop_client,
         "keeper SIGKILL": lambda run: kill_process(run.keeper()),
         "guard SIGKILL": lambda run: kill_process(run.guard()),
         "agent SIGKILL": lambda run: kill_process(run.agent()),
         "raylet SIGKILL": lambda run: kill_process(run.find("raylet/raylet")),
         "Ray head SIGKILL": lambda run: kill_process(run.find("gcs_server")),
+        "keeper SIGSTOP": lambda run: stop_process(run.keeper()),
+        "agent SIGSTOP": lambda run: stop_process(run.agent()),
+        "raylet SIGSTOP": lambda run: stop_process(run.find("raylet/raylet")),
+        "Ray head SIGSTOP": lambda run: stop_process(run.find("gcs_server")),
         "client and keeper SIGKILL": kill_client_and_keeper,
         "disk full": lambda run: run.fill_disk(),
         "store gone": lambda run: run.remove_store(),
@@ -107,6 +113,19 @@ def kill_process(pid: int | None) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def stop_process(pid: int | None) -> None:
+    """Stop a process for good, if the run has it: it is there, and does nothing."""
+    if pid is not None:
+        os.kill(pid, signal.SIGSTOP)
+
+
+def stop_client(run: Run) -> None:
+    """Stop the client and let it go on later, as with a laptop's lid."""
+    run.send(signal.SIGSTOP)
+    time.sleep(LID_S)
+    run.send(signal.SIGCONT)
+
+
 def inject(fault: str, act: Callable[[Run], None], point: str) -> Outcome:
     """Start a run, inject the fault at the point, and count what is left."""
     with tempfile.TemporaryDirectory(prefix="faults-") as directory:
@@ -124,7 +143,7 @@ def inject(fault: str, act: Callable[[Run], None], point: str) -> Outcome:
         outcome = Outcome(
             fault=fault,
             point=point,
-            exit_code=None if "client" in fault else code,
+            exit_code=None if fault.startswith("client") and "SIGKILL" in fault else code,
             finished=finished,
             unnamed=TESTS - finished,
             gone_after_s=round(gone_after_s, 1),

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.replay_rig import WITHOUT
+
 TESTS = 12
 SUITE = f"""
 import time, pytest
@@ -22,7 +24,7 @@ def test_sleep(n):
     time.sleep(0.4)
 """
 SETTINGS = "[tool.pytest.ini_options]\n[tool.gpu-cluster]\nidle-minutes = 0\n"
-PYTEST = (sys.executable, "-m", "pytest", "--gpu-cluster", "-v", "-p", "no:randomly")
+PYTEST = (sys.executable, "-m", "pytest", "--gpu-cluster", "-v", *WITHOUT)
 DISK_BYTES = 4 << 20  # of the store whose disk is filled: a tmpfs, so that row needs root
 
 

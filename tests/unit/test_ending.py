@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import NOT_TESTS, FailureClass, KeeperStop, StopReason
-from pytest_gpu_cluster.host.ending import Failure, decide
+from pytest_gpu_cluster.host.ending import RUN_AGAIN, Failure, decide, end_for_silence
 
 FAILURES = st.none() | st.builds(
     Failure, failure_class=st.sampled_from(FailureClass), message=st.text(), remedy=st.text()
@@ -56,6 +57,21 @@ def test_a_cluster_that_would_not_close_costs_the_green_alone(status: int, expec
     )
 
     assert (ending.exit_code, ending.failure_class) == (expected, FailureClass.TEARDOWN)
+
+
+@pytest.mark.parametrize("by_others", [None, FailureClass.INFRASTRUCTURE])
+def test_an_end_for_the_silence_of_a_client_is_a_failure_to_that_client(
+    by_others: FailureClass | None,
+) -> None:
+    """A colleague's `gpu-cluster report` stops it in order; here tests would just be missing."""
+    stopped = SessionFinished(stop=StopReason.CLIENT_LOST, failure_class=by_others, message="x")
+    cancelled = SessionFinished(stop=StopReason.CANCELLED)
+
+    failure = Failure.of_event(end_for_silence(stopped))
+
+    assert failure is not None
+    assert (failure.failure_class, failure.remedy) == (FailureClass.INFRASTRUCTURE, RUN_AGAIN)
+    assert end_for_silence(cancelled) == cancelled
 
 
 @given(status=st.integers(0, 5), failure=FAILURES, teardown=FAILURES, failed=st.booleans())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,13 +28,16 @@ from pytest_gpu_cluster.contract.request import Limits, SessionRequest
 from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import Waits
+from pytest_gpu_cluster.node.forkserver import PROCESS_NAME, SERVER_NAME
 from pytest_gpu_cluster.node.keeper import TOLD_TO_END
 
 T = TypeVar("T")
 
-# In the place of the script that starts Ray.
+# In the place of the script that starts Ray, with one of the processes that it would start.
 RAY = """
-import time
+import shutil, subprocess, time
+shutil.copy(shutil.which("sleep"), "gcs_server")
+subprocess.Popen(["./gcs_server", "4712"])
 print("Ray runtime started", flush=True)
 time.sleep(4712)
 """
@@ -91,6 +96,14 @@ class Booted:
     def keeper(self) -> int:
         (pid,) = until(lambda: procfs.children(self.guard.pid))
         return pid
+
+    def named(self, name: str) -> int:
+        """Return the pid of a process of the node by its name in the kernel; the oldest one."""
+        return until(
+            lambda: min(
+                (pid for pid in self.processes() if procfs.kernel_name(pid) == name), default=None
+            )
+        )
 
     def phase(self) -> ClusterPhase:
         return self.cluster.announcement().state
@@ -225,7 +238,7 @@ def test_a_silent_client_ends_its_session_and_the_record_is_closed(boot: Boot) -
     assert result is not None
     assert result.closed_by is Closer.KEEPER
     assert result.failure_class is FailureClass.INFRASTRUCTURE
-    assert result.message == "the client's heartbeat stopped for 1 s"
+    assert result.message.startswith("the client's heartbeat stopped for 1 s: it was stopped, ")
     booted.guard.wait(30)
     assert booted.processes() == []
 
@@ -260,6 +273,82 @@ def test_a_killed_keeper_leaves_nothing_and_its_session_learns_of_it(boot: Boot)
     assert result is not None
     assert result.closed_by is Closer.GUARD
     assert booted.cluster.store.list("clusters") == []
+
+
+@contextlib.contextmanager
+def client(booted: Booted) -> Iterator[None]:
+    """Beat as a living client does."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not ended.wait(0.2):
+            count += 1
+            booted.session.beat(str(count))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+
+
+# By the words of the message: how the process is called in the kernel.
+STOPPED = {
+    "the keeper of the head node": "",
+    "its agent": PROCESS_NAME,
+    "the fork server": SERVER_NAME,
+    "gcs_server": "gcs_server",
+}
+
+
+@pytest.mark.parametrize("words", STOPPED)
+def test_a_stopped_process_is_noticed_and_named_and_nothing_is_left(boot: Boot, words: str) -> None:
+    """It ends with no exit code and closes no pipe: the session would wait to its deadline."""
+    booted = boot("forever", grace_s=2.0)
+    with client(booted):
+        until(lambda: booted.phase() is ClusterPhase.BUSY)
+        name = STOPPED[words]
+        pid = booted.named(name) if name else booted.keeper
+
+        os.kill(pid, signal.SIGSTOP)
+
+        end = until(booted.end)
+        assert end.message.startswith(f"{words} (pid {pid}) was stopped, as by SIGSTOP, for more")
+        assert end.failure_class is FailureClass.INFRASTRUCTURE
+        assert booted.guard.wait(30) == 0
+    assert not booted.session.is_closed(), "its client lives, and does it"
+    assert booted.processes() == []
+    assert not booted.directory.exists()
+
+
+def test_processes_that_go_on_in_time_are_let_be(boot: Boot) -> None:
+    """A machine that sleeps for a while, or a debugger, costs nobody a session."""
+    booted = boot("forever", grace_s=4.0)
+    with client(booted):
+        until(lambda: booted.phase() is ClusterPhase.BUSY)
+        pids = [booted.keeper, *map(booted.named, (PROCESS_NAME, SERVER_NAME, "gcs_server"))]
+        for number in (signal.SIGSTOP, signal.SIGCONT) * 2:
+            for pid in pids:
+                os.kill(pid, number)
+            time.sleep(2.2)
+
+        assert booted.end() is None
+        assert booted.phase() is ClusterPhase.BUSY
+        assert [pid for pid in pids if procfs.start_time(pid) is None] == []
+
+
+def test_a_stopped_keeper_ends_in_order_when_its_cluster_is_told_to(boot: Boot) -> None:
+    """`gpu-cluster down` need not wait until it may kill."""
+    booted = boot("forever")
+    until(lambda: booted.phase() is ClusterPhase.BUSY)
+    os.kill(booted.keeper, signal.SIGSTOP)
+
+    booted.guard.terminate()
+
+    assert booted.guard.wait(30) == 0
+    end = until(booted.end)
+    assert (end.writer, end.message) == ("keeper", TOLD_TO_END)
 
 
 def test_a_killed_guard_leaves_nothing(boot: Boot) -> None:

@@ -137,7 +137,8 @@ class StatIndex:
         content = f"{json.dumps(last.to_json())}\n{json.dumps(rows)}"
         temporary = self._path.with_name(f"{self._path.name}.{secrets.token_hex(8)}")
         with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            temporary.touch(mode=0o600)
             temporary.write_text(content)
             temporary.replace(self._path)
 

@@ -20,6 +20,7 @@ class Process:
     pid: int
     parent: int
     zombie: bool  # it has ended, and its parent has not asked for its exit code
+    stopped: bool  # by a signal, as SIGSTOP; a debugger's hold is none
     start_time: str  # in the kernel's ticks since boot
 
 
@@ -32,6 +33,7 @@ def process(pid: int) -> Process | None:
             pid=pid,
             parent=int(fields[1]),
             zombie=fields[0] == b"Z",
+            stopped=fields[0] == b"T",
             start_time=fields[19].decode(),
         )
     return None
@@ -48,6 +50,12 @@ def start_time(pid: int) -> str | None:
     """Return when a process began, in the kernel's ticks; None where none lives."""
     entry = process(pid)
     return None if entry is None or entry.zombie else entry.start_time
+
+
+def is_stopped(pid: int) -> bool:
+    """Return True for a process that is stopped, as by SIGSTOP: it is there and does nothing."""
+    entry = process(pid)
+    return entry is not None and entry.stopped
 
 
 def children(parent: int) -> list[int]:

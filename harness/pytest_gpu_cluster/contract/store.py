@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # processes do not.
 STORE_CREDENTIALS = ("AWS_", "AZURE_", "GOOGLE_")
 
+MARK = ".gitignore"  # in a local store, from its opening on
+
 T = TypeVar("T")
 Keys = list[str]  # inside Store, `list` is a method
 
@@ -73,17 +75,21 @@ class Store:
         url: str,
         *,
         base: Path,
+        make: bool = True,
         request_timeout_s: float = REQUEST_TIMEOUT_S,
         patience_s: float = PATIENCE_S,
     ) -> Store:
         """Open the store at `url`; a path is relative to `base`. Raises StoreError.
 
-        A local store is made if absent, private (0700), and ignores itself in git. One that others
-        may write is refused, since whoever writes to it runs code on this machine. No request is
-        sent to a remote one: see `check_writable`.
+        A local store is made if absent, private (0700; an empty directory becomes so), and ignores
+        itself in git. One that others may write is refused, since whoever writes to it runs code on
+        this machine; one that is absent, unless it is to `make`. No request is sent to a remote
+        one: see `check_writable`.
         """
         path = local_path(url, base=base)
         if path is not None:
+            if not make:
+                _check_there(path, f"cannot use {path.as_uri()} as a store")
             return _open_local(path)
         return _open_remote(url, request_timeout_s, patience_s)
 
@@ -169,7 +175,7 @@ class Store:
 
         keys = self._call(f"list {prefix}", pages)
         self._count(len(keys) // 1000)
-        return sorted(key for key in keys if key != ".gitignore")
+        return sorted(key for key in keys if key != MARK)
 
     def names(self, prefix: str) -> Keys:
         """Return the names directly in the folder `prefix`, sorted; one cheap request."""
@@ -194,7 +200,7 @@ class Store:
             [path.rstrip("/").rpartition("/")[2] for path in paths]
             for paths in self._call(f"list {prefix}", names)
         )
-        return folders, [name for name in files if name != ".gitignore"]
+        return folders, [name for name in files if name != MARK]
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete `keys`; a key that is absent is no error."""
@@ -252,6 +258,8 @@ class Store:
         from obstore.exceptions import BaseError
 
         self._count(1)
+        if self.root is not None:
+            _check_there(self.root, f"cannot {action} in {self.url}")
         try:
             on_main = threading.current_thread() is threading.main_thread()
             return _interruptible(call) if on_main and not self.is_local else call()
@@ -290,12 +298,32 @@ def _open_local(path: Path) -> Store:
                 f"others may write to the store {url}, and whoever writes to it runs code here",
                 remedy=f"run: chmod go-w {path}, or choose a directory of your own",
             )
-        with contextlib.suppress(FileExistsError), open(path / ".gitignore", "x") as ignore:
-            ignore.write("*\n")
+        ignore = path / MARK
+        if not ignore.exists():
+            if not any(path.iterdir()) and stat.st_uid == os.geteuid():
+                path.chmod(0o700)  # as if it had been made here
+            with contextlib.suppress(FileExistsError), open(ignore, "x") as file:
+                file.write("*\n")
         return Store(LocalStore(path, automatic_cleanup=True), url, path)
     except OSError as error:
         vendor_like = OSError(f"{error.strerror} (os error {error.errno})")
         raise translate_error(f"cannot use {url} as a store", vendor_like) from error
+
+
+def _check_there(root: Path, action: str) -> None:
+    """Raise StoreError where a local store has gone since it was opened.
+
+    The vendor would make its directories again, for all to read, and write on into them.
+    """
+    try:
+        os.stat(root / MARK)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(
+            f"{action}: the store is gone: it was deleted, moved or unmounted since it was opened",
+            remedy="put it back, or run again: a new one is made there",
+        ) from error
+    except OSError:
+        return  # the call itself says it better
 
 
 def _open_remote(url: str, request_timeout_s: float, patience_s: float) -> Store:

@@ -81,6 +81,11 @@ REMEDIES: tuple[tuple[str, str, str], ...] = (
         "it was too slow",
         "check the network, then run again",
     ),
+    (
+        r"status: 507",
+        "the store is full",
+        "free space there or raise its quota, or choose another `store` in [tool.gpu-cluster]",
+    ),
     (r"status: (5\d\d|429)", "the store is busy or ill", "wait a minute, then run again"),
     ("HTTP error", "the connection broke", "check the network, then run again"),
     ("MissingAccount", "which account?", "set AZURE_STORAGE_ACCOUNT_NAME"),

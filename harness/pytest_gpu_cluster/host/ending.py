@@ -5,14 +5,17 @@ It is made of what pytest says, of what failed beside the tests, and of who stop
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.events import SessionFinished
-from pytest_gpu_cluster.contract.failures import FailureClass
+from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.record import Ending
 
 RESULTS = (0, 1, 5)  # pytest's exit codes for results alone: passed, failed, none
 GREEN = (0, 5)
+RUN_AGAIN = "run again, with this process and its machine awake and the store in reach"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +35,23 @@ class Failure:
         """Return the failure that the cluster tells; None where the tests decide."""
         if event.failure_class is None:
             return None
-        return cls(failure_class=event.failure_class, message=event.message)
+        remedy = RUN_AGAIN if event.stop is StopReason.CLIENT_LOST else ""
+        return cls(failure_class=event.failure_class, message=event.message, remedy=remedy)
 
     @property
     def decides(self) -> bool:
         """True for a failure that has an exit code of its own: a crash is the tests'."""
         return self.failure_class.not_of_tests or self.failure_class is FailureClass.REQUEST
+
+
+def end_for_silence(event: SessionFinished) -> SessionFinished:
+    """Return the end as a failure where others have ended the session, for its client was silent.
+
+    Its client is this one, which is back: tests without a result are no decision of its own.
+    """
+    if event.stop is not StopReason.CLIENT_LOST or event.failure_class is not None:
+        return event
+    return replace(event, failure_class=FailureClass.INFRASTRUCTURE)
 
 
 def decide(

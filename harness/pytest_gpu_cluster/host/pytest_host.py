@@ -20,7 +20,7 @@ from pytest_gpu_cluster.contract.record import Ending
 from pytest_gpu_cluster.contract.request import PytestFacts, ReportFacts
 from pytest_gpu_cluster.contract.settings import RunRequest
 from pytest_gpu_cluster.host.arguments import refuse_wrong
-from pytest_gpu_cluster.host.ending import Failure, decide
+from pytest_gpu_cluster.host.ending import Failure, decide, end_for_silence
 from pytest_gpu_cluster.host.local_facts import local_facts
 from pytest_gpu_cluster.host.not_sent import NotSent
 from pytest_gpu_cluster.host.outputs import artifact_lines, output_lines
@@ -116,6 +116,7 @@ class PytestHost:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self._follow_safely(Stage.ENDED)
+        self._forgive_silence()
         if self._failure is not None:
             self.replay.fail_unfinished(self._failure.message, self._failure.failure_class)
         try:
@@ -124,16 +125,29 @@ class PytestHost:
             self._failure = self._failure or Failure.of(problem)
         return True
 
+    def _forgive_silence(self) -> None:
+        """Let the tests decide, where all had finished when the session ended without its client.
+
+        This client was stopped and is back, with nothing of its results missing.
+        """
+        ended, failure = self.replay.ended, self._failure
+        if failure is None or ended is None or ended.stop is not StopReason.CLIENT_LOST:
+            return
+        if self.replay.complete:
+            self.write(f"all tests had finished when this session was ended: {failure.message}")
+            self._failure = None
+
     def _follow(self, stage: Stage) -> None:
         """Pass the events on until the replay is at `stage`; raise the end of the session here."""
         assert self._events is not None
         assert self._sinks is not None
         while self.replay.stage < stage and (event := next(self._events, None)) is not None:
             self.replay.terminal.end_wait()
+            if isinstance(event, SessionFinished):
+                event = end_for_silence(event)
+                self._failure = Failure.of_event(event)
             self._sinks.event(event)
             self._not_sent.note(event)
-            if isinstance(event, SessionFinished):
-                self._failure = Failure.of_event(event)
             self.replay.event(event)
         if stage is Stage.ENDED:
             self.replay.conclude()

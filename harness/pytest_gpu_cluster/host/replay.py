@@ -143,6 +143,11 @@ class Replay:
         """True where no test will run: the rest belongs to the collection."""
         return self._stop is not None or self.ended is not None
 
+    @property
+    def complete(self) -> bool:
+        """True where every collected test has a result."""
+        return self._collection.complete and not any(self._collection.missing())
+
     def _show_selection(self, raised: Raised | None) -> None:
         """Replay what was held back: the selection is final."""
         self.stage = Stage.RUNNING

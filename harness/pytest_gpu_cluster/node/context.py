@@ -1,10 +1,9 @@
-"""Nouns that the parts of a keeper share: its node, a reason to stop, another's heartbeat."""
+"""Nouns that the parts of a keeper share: its node, and a reason to stop."""
 
 from __future__ import annotations
 
 import os
 import socket
-import time
 from pathlib import Path
 
 from pytest_gpu_cluster.contract.cluster_record import ClusterRecord
@@ -83,21 +82,3 @@ class Shutdown:
     def message(self) -> str:
         """The reason for people; "" while nothing requests it."""
         return self.stop.message
-
-
-class HeartbeatMonitor:
-    """Judges a heartbeat from another machine by this clock: its value has to change."""
-
-    def __init__(self) -> None:
-        self._value: bytes | None = None
-        self._changed = time.monotonic()
-
-    def observe(self, value: bytes | None) -> None:
-        """Take the value that the store holds now."""
-        if value != self._value:
-            self._value, self._changed = value, time.monotonic()
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since the value was seen to change."""
-        return time.monotonic() - self._changed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from pytest_gpu_cluster.node.context import HeartbeatMonitor, Node, Shutdown
+from pytest_gpu_cluster.contract.silence import HeartbeatMonitor
+from pytest_gpu_cluster.node.context import Node, Shutdown
 from pytest_gpu_cluster.node.processes import Ray, State
 
 
@@ -32,8 +33,7 @@ class Follower:
         now = time.monotonic()
         if now - self.polled > self.waits.heartbeat_s:
             self.polled = now
-            self.head.observe(self.cluster.heartbeat())
-            if self.head.silent_s > self.waits.grace_s:
+            if self.head.poll(self.cluster.heartbeat) > self.waits.grace_s:
                 self.shutdown.request("the head's heartbeat stopped")
 
     def end(self) -> None:

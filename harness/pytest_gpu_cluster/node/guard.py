@@ -21,19 +21,24 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.contract.cluster_directory import is_own, remove_directory
 from pytest_gpu_cluster.contract.cluster_record import ClusterRecord
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
+from pytest_gpu_cluster.contract.silence import Stopwatch
 from pytest_gpu_cluster.contract.specs import KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.node.forkserver import PR_SET_CHILD_SUBREAPER, end_descendants, prctl
 from pytest_gpu_cluster.node.keeper import run_keeper
+from pytest_gpu_cluster.node.processes import stopped_for
 from pytest_gpu_cluster.node.session import SESSION_FILE
 
 GUARD = "guard"  # the writer of a session's journal
+KEEPER = "the keeper of the head node"
+STOPPED_TICK_S = 0.1
 
 
 def guard(spec: KeeperSpec) -> int:
@@ -43,14 +48,14 @@ def guard(spec: KeeperSpec) -> int:
     pid = os.fork()
     if pid == 0:
         _keep(spec, parent)
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+    signal.signal(signal.SIGTERM, lambda *_: _ask_to_end(pid))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _, status = os.waitpid(pid, 0)
+    status, why = wait_for_keeper(pid, spec.boot.waits.grace_s)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_descendants(os.getpid())
     record = None
     try:
-        record = leave_record(spec, os.waitstatus_to_exitcode(status))
+        record = leave_record(spec, status, why)
     except Exception as problem:  # noqa: BLE001
         # A store that is gone must not keep the directory alive.
         print(f"guard: {problem}", flush=True)
@@ -60,6 +65,38 @@ def guard(spec: KeeperSpec) -> int:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         close_record(record, heartbeat_s=spec.boot.waits.heartbeat_s)
     return 0
+
+
+def _ask_to_end(pid: int) -> None:
+    """Have the keeper end in order, also one that is stopped."""
+    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGCONT)
+
+
+def wait_for_keeper(pid: int, grace_s: float) -> tuple[int, str]:
+    """Wait for the end of the keeper; kill one that was stopped, as by SIGSTOP, for `grace_s`.
+
+    Return its exit code, and the words for its end.
+    """
+    why = ""
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    while os.WIFSTOPPED(status):
+        if not _goes_on(pid, grace_s):
+            why = stopped_for(KEEPER, pid, grace_s)
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, os.WUNTRACED)
+    code = os.waitstatus_to_exitcode(status)
+    return code, why or f"{KEEPER} was lost (exit {code})"
+
+
+def _goes_on(pid: int, grace_s: float) -> bool:
+    """Wait until a stopped process goes on or ends; return False after `grace_s` seconds."""
+    stopped = Stopwatch()
+    while procfs.is_stopped(pid):
+        if stopped.look(True) > grace_s:
+            return False
+        time.sleep(STOPPED_TICK_S)
+    return True
 
 
 def _keep(spec: KeeperSpec, parent: int) -> NoReturn:
@@ -72,7 +109,7 @@ def _keep(spec: KeeperSpec, parent: int) -> NoReturn:
         finally:
             if os.getppid() != parent:
                 with contextlib.suppress(HarnessError):
-                    leave_record(spec, 0)
+                    leave_record(spec, 0, "")
                 remove_node(spec.directory)
     except BaseException:  # noqa: BLE001 - printed, and the exit code says so
         traceback.print_exc()
@@ -95,20 +132,20 @@ def remove_node(directory: Path) -> None:
             directory.parent.parent.rmdir()
 
 
-def leave_record(spec: KeeperSpec, status: int) -> SessionRecord | None:
+def leave_record(spec: KeeperSpec, status: int, why: str) -> SessionRecord | None:
     """Say what happened after a keeper's end, and strike the cluster off the list.
 
-    `status` is the keeper's exit code. Return the record of a session that was lost with the
-    head's keeper, after its last event; None where no session was. Raises StoreError.
+    `status` is the keeper's exit code, `why` the words for it. Return the record of a session that
+    was lost with the head's keeper, after its last event; None where no session was. Raises
+    StoreError.
     """
     if not spec.head:
         return None
-    store = Store.open(spec.boot.store, base=Path("/"))
+    store = Store.open(spec.boot.store, base=Path("/"), make=False)
     path = spec.directory / SESSION_FILE
     record = SessionRecord(store, path.read_text()) if status != 0 and path.exists() else None
     if record is not None:
-        message = f"the keeper of the head node was lost (exit {status})"
-        event = SessionFinished(failure_class=FailureClass.INFRASTRUCTURE, message=message)
+        event = SessionFinished(failure_class=FailureClass.INFRASTRUCTURE, message=why)
         record.append_end(GUARD, event, timeout_s=spec.boot.waits.store_patience_s)
     ClusterRecord(store, spec.boot.cluster).delete()
     return record

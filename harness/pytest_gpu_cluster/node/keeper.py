@@ -16,6 +16,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterable
 from enum import Enum, auto
 from typing import Protocol
 
@@ -35,12 +36,20 @@ from pytest_gpu_cluster.node.forkserver import (
     reap,
 )
 from pytest_gpu_cluster.node.head import Head, supervisors
-from pytest_gpu_cluster.node.processes import ForkServer, NodeProcess, Ray, State
+from pytest_gpu_cluster.node.processes import (
+    RAY_DAEMONS,
+    ForkServer,
+    NodeProcess,
+    Ray,
+    State,
+    StoppedProcesses,
+    stopped_for,
+)
 from pytest_gpu_cluster.node.requests import RequestServer
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 BUSY_TICK_S = 0.1
-ORPHANS_S = 1.0  # between two looks for orphans
+LOOK_S = 1.0  # between two looks for processes that are orphans, or stopped
 
 TOLD_TO_END = "its cluster was told to end: gpu-cluster down, or SIGTERM"
 
@@ -88,7 +97,8 @@ class Keeper:
             else Follower(node, self.ray, self.shutdown)
         )
         self.began = self.store_answered = time.monotonic()
-        self.orphans_ended = 0.0  # monotonic
+        self.stopped = StoppedProcesses(node.boot.waits.grace_s)
+        self.looked = 0.0  # monotonic
 
     @property
     def stage(self) -> Stage:
@@ -128,7 +138,7 @@ class Keeper:
                 )
 
     def check_processes(self) -> None:
-        """Notice which processes became ready or ended, and end orphans. Raises StoreError."""
+        """Notice which processes became ready, ended or stopped; end orphans. Raises StoreError."""
         exit_codes = reap()
         self.fork_server.becomes_ready()
         if self.ray.becomes_ready():
@@ -136,9 +146,9 @@ class Keeper:
         for process in (self.fork_server, self.ray):
             if process.pid in exit_codes:
                 self._on_end(process, exit_codes[process.pid])
-        if time.monotonic() - self.orphans_ended >= ORPHANS_S:
-            self.orphans_ended = time.monotonic()
-            self._end_orphans()
+        if time.monotonic() - self.looked >= LOOK_S:
+            self.looked = time.monotonic()
+            self._look_around()
 
     def _publish_ray(self) -> None:
         """Give Ray's address to the processes of this node, and to the other nodes."""
@@ -158,14 +168,33 @@ class Keeper:
         process.state = State.ENDED
         self.shutdown.request(message)
 
-    def _end_orphans(self) -> None:
+    def _look_around(self) -> None:
+        """End orphans, and look for stopped ones among the processes of the node."""
+        living = [each for each in procfs.processes() if not each.zombie]
+        own = [each for each in living if each.parent == os.getpid()]
+        of_node = {self.fork_server.pid: "the fork server", self.ray.pid: "ray start"}
+        self._end_orphans([each.pid for each in own if each.pid not in of_node])
+        of_ray = [each for each in living if self.ray.pid and each.parent == self.ray.pid]
+        names = {each.pid: procfs.kernel_name(each.pid) for each in of_ray if each.stopped}
+        of_node |= {pid: name for pid, name in names.items() if name in RAY_DAEMONS}
+        for pid in self.stopped.overdue(each.pid for each in (*own, *of_ray) if each.stopped):
+            self._on_stopped(pid, of_node.get(pid, ""))
+
+    @staticmethod
+    def _end_orphans(pids: Iterable[int]) -> None:
         """End adopted processes: an orphan belongs to nobody once its owner is gone."""
-        of_node = {self.fork_server.pid, self.ray.pid}
-        for pid in procfs.children(os.getpid()):
+        for pid in pids:
             # The fork server's name is also that of a fork on its way to be a supervisor.
-            name = procfs.kernel_name(pid)
-            if pid not in of_node and name not in (SUPERVISOR_NAME, SERVER_NAME):
+            if procfs.kernel_name(pid) not in (SUPERVISOR_NAME, SERVER_NAME):
                 kill(pid)
+
+    def _on_stopped(self, pid: int, name: str) -> None:
+        """Request the end of a node one of whose processes is stopped; end a stopped supervisor."""
+        if name:
+            stopped = stopped_for(name, pid, self.node.boot.waits.grace_s)
+            self.shutdown.request(f"{stopped}; cluster {self.node.boot.cluster} ends")
+        elif procfs.kernel_name(pid) == SUPERVISOR_NAME:
+            kill(pid)  # its process ends with it
 
     def close(self) -> None:
         """End the session and everything below. Raises TimeoutError: something survived SIGKILL."""

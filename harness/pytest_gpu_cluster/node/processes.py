@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum, auto
 from pathlib import Path
 
 from pytest_gpu_cluster.contract import loopback
 from pytest_gpu_cluster.contract.errors import InfrastructureError
+from pytest_gpu_cluster.contract.silence import Stopwatch
 from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
 from pytest_gpu_cluster.contract.trees import code_directory
 from pytest_gpu_cluster.node.context import Node
@@ -36,6 +37,9 @@ PRELOADED = (
 HIDDEN = ("RAY_", "GPU_CLUSTER_", "PYTEST_", "PYTHON", *STORE_CREDENTIALS)  # prefixes of variables
 # `ray start` has no other sign of readiness than this line of its log: a text of the vendor's.
 RAY_IS_UP = "Ray runtime started"
+
+
+RAY_DAEMONS = ("raylet", "gcs_server")  # names in the kernel of what `ray start` starts
 
 
 class State(Enum):
@@ -154,6 +158,24 @@ class Ray(NodeProcess):
             f"--runtime-env-agent-port={runtime}",
             *(of_head if head_address is None else [f"--address={head_address}"]),
         ]
+
+
+class StoppedProcesses:
+    """Notices processes that are stopped for too long: no exit code and no broken pipe says so."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._stopped: dict[int, Stopwatch] = {}  # by pid
+
+    def overdue(self, stopped: Iterable[int]) -> list[int]:
+        """Take the pids that are stopped now; return those that were for `grace_s` seconds."""
+        self._stopped = {pid: self._stopped.get(pid) or Stopwatch() for pid in stopped}
+        return [pid for pid, watch in self._stopped.items() if watch.look(True) > self._grace_s]
+
+
+def stopped_for(name: str, pid: int, seconds: float) -> str:
+    """Return the words for a process that was stopped and did not go on in time."""
+    return f"{name} (pid {pid}) was stopped, as by SIGSTOP, for more than {seconds:.0f} s"
 
 
 def environment(node: Node, environ: Mapping[str, str]) -> dict[str, str]:

@@ -9,22 +9,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.contract.bounded import parse_json, read_file
 from pytest_gpu_cluster.contract.errors import InfrastructureError
 from pytest_gpu_cluster.contract.events import SessionFinished
-from pytest_gpu_cluster.contract.failures import Closer, KeeperStop
+from pytest_gpu_cluster.contract.failures import Closer, KeeperStop, StopReason
 from pytest_gpu_cluster.contract.fields import value_of
 from pytest_gpu_cluster.contract.ids import foreign, is_below
 from pytest_gpu_cluster.contract.messages import AgentFinished, Exit, Raw
 from pytest_gpu_cluster.contract.outputs import HEAD, OutputsOrder
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import SessionRequest
+from pytest_gpu_cluster.contract.silence import HeartbeatMonitor, Stopwatch
 from pytest_gpu_cluster.contract.specs import AgentSpec
 from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
 from pytest_gpu_cluster.contract.trees import code_directory, tree_directory
-from pytest_gpu_cluster.node.context import HeartbeatMonitor, Node, Shutdown, Stop
+from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
 from pytest_gpu_cluster.node.lease import Lease
 from pytest_gpu_cluster.node.outputs import collect, upload
+from pytest_gpu_cluster.node.processes import stopped_for
 from pytest_gpu_cluster.node.unpack import unpack
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
@@ -32,6 +35,9 @@ SESSION_FILE = "session"  # in the node's directory, while a session is served: 
 OVERTIME_S = 60.0  # an agent has this long to end a session whose deadline has passed
 TAIL_CHARS = 4000  # of a lost agent's output
 KEEPER = "keeper"  # the writer of a session's journal
+SILENT_BECAUSE = (
+    "it was stopped, its machine slept, or it did not reach the store; what had finished is kept"
+)
 
 
 class ActiveSession:
@@ -41,8 +47,9 @@ class ActiveSession:
         self.node, self.request, self.lease = node, request, lease
         self.record = SessionRecord(node.store, request.session)
         self.client = HeartbeatMonitor()
+        self.stopped = Stopwatch()  # its agent, as by SIGSTOP
         self.began = time.monotonic()
-        self.polled = 0.0  # monotonic; the client's heartbeat
+        self.polled = 0.0  # monotonic; the client's heartbeat, and the agent
         self.stop: Stop | None = None  # the keeper ends the session
         self.report: AgentFinished | None = None  # the agent has ended it
         self.exit: Exit | None = None  # no process of the session is left
@@ -63,7 +70,8 @@ class ActiveSession:
         now = time.monotonic()
         if now - self.polled > (0.5 if self.node.store.is_local else 5.0):
             self.polled = now
-            self.client.observe(self.record.heartbeat())
+            self.stopped.look(procfs.is_stopped(self.lease.pid))
+            self.client.poll(self.record.heartbeat)
         if self.stop is None and (stop := self._overdue()) is not None:
             self.end(stop)
         return self.exit is not None
@@ -120,8 +128,11 @@ class ActiveSession:
     def _overdue(self) -> Stop | None:
         grace_s = self.node.boot.waits.grace_s
         if self.client.silent_s > grace_s:
-            message = f"the client's heartbeat stopped for {grace_s:.0f} s"
+            message = f"the client's heartbeat stopped for {grace_s:.0f} s: {SILENT_BECAUSE}"
             return Stop(kind=KeeperStop.CLIENT_SILENT, message=message)
+        if self.stopped.seconds > grace_s:
+            message = stopped_for("its agent", self.lease.pid, grace_s)
+            return Stop(kind=KeeperStop.AGENT_LOST, message=message)
         if time.monotonic() - self.began > self.request.limits.max_s + OVERTIME_S:
             message = "its agent did not stop when the session's deadline passed"
             return Stop(kind=KeeperStop.DEADLINE, message=message)
@@ -196,7 +207,8 @@ def append_lost_end(record: SessionRecord, stop: Stop, *, tail: str = "", timeou
     Raises StoreError.
     """
     failure = stop.kind.failure_class
-    event = SessionFinished(failure_class=failure, message=stop.message, tail=tail)
+    lost = StopReason.CLIENT_LOST if stop.kind.closes_record else None
+    event = SessionFinished(failure_class=failure, stop=lost, message=stop.message, tail=tail)
     record.append_end(KEEPER, event, timeout_s=timeout_s)
     if stop.kind.closes_record:
         record.close(Ending(failure_class=failure, message=stop.message), by=Closer.KEEPER)

@@ -179,6 +179,7 @@ def test_a_missing_bucket_is_never_an_empty_one(
         ("403", "access denied", "allow get, put, list and delete"),
         ("skew", "the clocks differ", "set this machine's clock"),
         ("503", "the store is busy or ill", "wait a minute"),
+        ("507", "the store is full", "free space there"),
         ("drop", "the connection broke", "check the network"),
     ],
 )
