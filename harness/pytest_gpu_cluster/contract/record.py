@@ -15,26 +15,27 @@ from __future__ import annotations
 import json
 import secrets
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 from urllib.parse import quote
 
-from pytest_gpu_cluster.contract.codec import map_strings
 from pytest_gpu_cluster.contract.errors import InfrastructureError, UnreadableRecordError
-from pytest_gpu_cluster.contract.events import Event, SessionFinished
+from pytest_gpu_cluster.contract.events import Event, Notice, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
 from pytest_gpu_cluster.contract.fields import JsonObject, Noun, alias
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.journal import Entry, JournalWriter
 from pytest_gpu_cluster.contract.journal_reader import JournalReader
+from pytest_gpu_cluster.contract.masking import Masker
 from pytest_gpu_cluster.contract.outputs import NodeOutputs
 from pytest_gpu_cluster.contract.request import VERSION, SessionRequest
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.trees import pack_blob, unpack_blob
 
 N = TypeVar("N", bound=Noun)
+EventMask: TypeAlias = Callable[[Event], JsonObject]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +72,10 @@ class StopOrder(Noun):
 class EventWriter:
     """Appends a writer's events to a session's journal.
 
-    `mask` is applied to every text of an event.
+    `mask` returns the JSON object of an event as others may read it.
     """
 
-    def __init__(self, journal: JournalWriter, mask: Callable[[str], str] | None = None) -> None:
+    def __init__(self, journal: JournalWriter, mask: EventMask | None = None) -> None:
         self._journal, self._mask = journal, mask
 
     def append(self, event: Event) -> int:
@@ -82,10 +83,8 @@ class EventWriter:
 
         Raises StoreError when no more fits, ValueError after `close`.
         """
-        body = event.to_json()
-        return self._journal.append(
-            event.kind, **(body if self._mask is None else map_strings(body, self._mask))
-        )
+        body = event.to_json() if self._mask is None else self._mask(event)
+        return self._journal.append(event.kind, **body)
 
     @property
     def stalled(self) -> bool:
@@ -170,7 +169,7 @@ class SessionRecord:
         name: str,
         *,
         spool: Path | None = None,
-        mask: Callable[[str], str] | None = None,
+        mask: EventMask | None = None,
     ) -> EventWriter:
         """Return the journal of one writer, who uses this name once; see JournalWriter."""
         journal = JournalWriter(self.store, f"{self.prefix}/events", name, spool=spool)
@@ -183,13 +182,22 @@ class SessionRecord:
         """Return a reader of the entries as they are stored."""
         return JournalReader(self.store, f"{self.prefix}/events")
 
-    def append_end(self, writer: str, event: SessionFinished, *, timeout_s: float) -> None:
+    def append_end(
+        self,
+        writer: str,
+        event: SessionFinished,
+        *,
+        mask: Masker,
+        notices: Iterable[Notice] = (),
+        timeout_s: float,
+    ) -> None:
         """Say in the journal how the session ended, in the place of an agent that is lost.
 
         Raises StoreError when the store was away for `timeout_s` seconds.
         """
-        journal = self.writer(writer)
-        journal.append(event)
+        journal = self.writer(writer, mask=lambda each: mask.json(each.to_json()))
+        for each in (*notices, event):
+            journal.append(each)
         journal.close(timeout_s)
 
     def journal_has_end(self) -> bool:
