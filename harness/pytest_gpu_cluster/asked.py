@@ -6,6 +6,7 @@ import os
 import time
 
 from pytest_gpu_cluster.bundle.ship import tree_name
+from pytest_gpu_cluster.contract.masking import PassedValues
 from pytest_gpu_cluster.contract.request import Limits, PytestFacts, ReportFacts, SessionRequest
 from pytest_gpu_cluster.contract.selection import Distribution
 from pytest_gpu_cluster.contract.settings import RunRequest, Settings
@@ -52,11 +53,19 @@ def session_request(
         cwd=os.path.relpath(asked.invocation_dir, tree.top),
         args=asked.pytest_args,
         passed=tuple(sorted(asked.passed_env)),
+        secret_env=settings.secret_env,
         limits=limits(settings),
         distribute=Distribution(settings.distribute),
         outputs=(*tree.files.outputs, *asked.option_outputs),
         **vars(local),
         **vars(report),
+    )
+
+
+def passed_values(asked: RunRequest) -> PassedValues:
+    """Return what the tests are given, in which secrets may be."""
+    return PassedValues(
+        env=asked.passed_env, args=asked.pytest_args, secret_env=asked.settings.secret_env
     )
 
 

@@ -13,6 +13,8 @@ from pytest_gpu_cluster import options, publish
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import by_nvml
+from pytest_gpu_cluster.contract.masking import PassedValues, not_masked_line
+from pytest_gpu_cluster.contract.secret_values import refuse_unmaskable
 from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.store import Store, local_path
 from pytest_gpu_cluster.project import PYPROJECT, ProjectDirectory
@@ -41,6 +43,7 @@ def examine(
     for name, look in (
         ("settings", examination.read_settings),
         ("store", examination.write_to_store),
+        ("secrets", examination.name_secrets),
         ("environment", examination.describe_environment),
         ("GPUs", examination.count_gpus),
         ("CI host", examination.detect_host),
@@ -81,6 +84,15 @@ class Examination:
         store = Store.open(self._settings.store, base=self._project.root)
         store.check_writable()
         return store.url
+
+    def name_secrets(self) -> str:
+        settings = self._settings
+        env = options.passed_variables(self._environ, settings.pass_env)
+        refuse_unmaskable(env, settings.secret_env)
+        passed = PassedValues(env=env, secret_env=settings.secret_env)
+        names = sorted({secret.name for secret in passed.secrets()})
+        masked = f"masked: {', '.join(names)}" if names else "none is passed"
+        return "; ".join(filter(None, [masked, not_masked_line(passed)]))
 
     def describe_environment(self) -> str:
         provider = load_provider(self._settings.provider, self._settings, self._environ)

@@ -88,6 +88,9 @@ def strip_own_options(args: Iterable[str]) -> tuple[str, ...]:
 
 def build_request(config: pytest.Config, environ: Mapping[str, str]) -> RunRequest:
     """Return the request that this pytest invocation makes. Raises RequestError."""
+    # Not needed without --gpu-cluster.
+    from pytest_gpu_cluster.contract.secret_values import refuse_unmaskable
+
     _refuse_debugger(config)
     invocation_dir, rootdir = config.invocation_params.dir, config.rootpath
     args = _expand_files([os.fspath(arg) for arg in config.invocation_params.args], invocation_dir)
@@ -95,6 +98,8 @@ def build_request(config: pytest.Config, environ: Mapping[str, str]) -> RunReque
     settings = read_settings(
         project.root / PYPROJECT, profile=config.getoption("gpu_profile"), environ=environ
     )
+    passed = passed_variables(environ, settings.pass_env)
+    refuse_unmaskable(passed, settings.secret_env)
     tree = sent_tree(rootdir, project, tree=settings.tree, files=settings.files)
     written = option_globs(vars(config.option), root=tree.top, cwd=invocation_dir)
     return RunRequest(
@@ -105,7 +110,7 @@ def build_request(config: pytest.Config, environ: Mapping[str, str]) -> RunReque
         invocation_dir=invocation_dir,
         option_outputs=written,
         pytest_args=strip_own_options(args),
-        passed_env=_passed_variables(environ, settings.pass_env),
+        passed_env=passed,
         ci=_is_ci(environ),
         newest_first=bool(config.getoption("newfirst", default=False)),
         settings_note=unread_note(project, invocation_dir),
@@ -267,7 +272,8 @@ def _is_ci(environ: Mapping[str, str]) -> bool:
     return environ.get("CI", "").lower() not in ("", "false", "0")
 
 
-def _passed_variables(environ: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
+def passed_variables(environ: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
+    """Return the variables that reach the tests, by the patterns of `pass-env`."""
     passed = {
         name: value
         for name, value in environ.items()

@@ -15,7 +15,7 @@ from dataclasses import replace
 from enum import Enum, auto
 
 from pytest_gpu_cluster import clusters, environment
-from pytest_gpu_cluster.asked import cluster_spec, session_request
+from pytest_gpu_cluster.asked import cluster_spec, passed_values, session_request
 from pytest_gpu_cluster.bundle.listing import listing
 from pytest_gpu_cluster.bundle.minimal_git import repository_of
 from pytest_gpu_cluster.bundle.repository import GitQuery, modification_times
@@ -31,10 +31,11 @@ from pytest_gpu_cluster.contract.errors import (
 from pytest_gpu_cluster.contract.events import Event, PhaseFinished, Requested, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, StopReason
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
-from pytest_gpu_cluster.contract.request import GitFacts, PytestFacts, ReportFacts
+from pytest_gpu_cluster.contract.request import GitFacts, PytestFacts, ReportFacts, SessionRequest
 from pytest_gpu_cluster.contract.settings import RunRequest, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import WAITS
+from pytest_gpu_cluster.contract.withheld import stored_request, withheld
 from pytest_gpu_cluster.liveness import Heartbeat, heartbeat
 from pytest_gpu_cluster.outputs import Homecoming, bring_home
 from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, load_provider
@@ -68,6 +69,8 @@ class Run:
         self.store = Store.open(self.settings.store, base=request.project)
         self.record = SessionRecord(self.store, self.id)
         self.request = session_request(self.id, request, local, report)
+        self.passed = passed_values(request)
+        self.mask = self.passed.masker()  # for the store and the terminal
         self.stage = Stage.NEW
         self.cluster: HeldCluster | None = None
         self.reusable = False  # the agent says that the cluster may serve another session
@@ -85,7 +88,7 @@ class Run:
         Raises HarnessError. A session that keeper or guard report as lost ends with an event.
         """
         began = time.monotonic()
-        yield Requested(request=self.request)
+        yield Requested(request=self.stored_request())
         self.check_store()
         self.put_request()
         # Without one, a request looks abandoned to whoever finds it.
@@ -109,7 +112,7 @@ class Run:
             spec = self.cluster_spec(installed)
             self.request = replace(self.request, shape=spec.shape())
             self.put_request()
-            yield Requested(request=self.request)
+            yield Requested(request=self.stored_request())
             with self.hold(spec) as cluster:
                 # A new one has begun to start: how long that takes is not known yet.
                 since = began if cluster.up else None
@@ -162,9 +165,12 @@ class Run:
             raise RequestError(problem.what, remedy=problem.remedy) from problem
 
     def put_request(self) -> None:
-        self.record.put_request(self.request)
-        if self.stage is Stage.NEW:
-            self.stage = Stage.RECORDED
+        self.record.put_request(self.stored_request())
+        self.stage = Stage.RECORDED
+
+    def stored_request(self) -> SessionRequest:
+        """Return the request as others may read it."""
+        return stored_request(self.request, self.mask)
 
     def installed(self) -> environment.Environment:
         """Return the environment of the nodes.
@@ -199,7 +205,7 @@ class Run:
 
         No way out of the block leaves it unattended.
         """
-        values = self._asked.passed_env
+        values = self._asked.passed_env | withheld(self.request, self.mask)
         try:
             self.cluster = clusters.acquire(self.store, self.provider, spec, self.id, values)
         except BaseException:
@@ -340,7 +346,8 @@ class Run:
         Raises StoreError.
         """
         seconds = round(time.time() - self.request.asked_at, 3)
-        self.record.close(ending, by=Closer.CLIENT, seconds=seconds, counts=counts)
+        masked = Ending.from_json(self.mask.json(ending.to_json()))
+        self.record.close(masked, by=Closer.CLIENT, seconds=seconds, counts=counts)
         if self.store.is_local:
             prune(self.store, keep_sessions=self.settings.keep_sessions)
 

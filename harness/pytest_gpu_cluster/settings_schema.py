@@ -87,6 +87,7 @@ def _base_keys() -> dict[str, Key]:
         "infra-retries": whole(0),
         "require-gpu": flag(),
         "pass-env": strings("a list of names or patterns of environment variables"),
+        "secret-env": strings("a list of names or patterns of environment variables"),
         "tree": one_of("project", "git"),
         "include": strings(globs, relative=True),
         "exclude": strings(globs, relative=True),

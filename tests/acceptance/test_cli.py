@@ -114,14 +114,15 @@ def test_a_project_without_settings_or_runs_is_told_so(lone: Project, tmp_path: 
 
 def test_the_doctor_says_what_would_go_wrong_before_anything_is_spent(lone: Project) -> None:
     """Each check on its own: one failure must not hide the next."""
-    well = lone.command("doctor")
+    well = lone.command("doctor", GPU_TESTS_TOKEN="q7Zk-very", GPU_TESTS_PASSWORD="admin")
     lone.settings("require-gpu = true")
     Path(lone.store).rmdir() if Path(lone.store).is_dir() and not os.listdir(lone.store) else None
     ill = lone.command("doctor", GPU_CLUSTER_STORE="/proc/nowhere")
     as_json = json.loads(lone.command("doctor", "--json", GPU_CLUSTER_STORE="/proc/nowhere").stdout)
 
     assert well.returncode == 0, well.stdout + well.stderr
-    assert [line[:4] for line in well.stdout.splitlines()] == ["ok  "] * 5
+    assert [line[:4] for line in well.stdout.splitlines()] == ["ok  "] * 6
+    assert "secrets: masked: GPU_TESTS_TOKEN; not masked: GPU_TESTS_PASSWORD, whose" in well.stdout
     assert "ray 2." in well.stdout
     assert ill.returncode == 4
     assert [f["check"] for f in as_json if not f["ok"]] == [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import random
+import secrets
 import statistics
 import subprocess
 import sys
@@ -158,6 +159,38 @@ def thousand(lab: Lab, rounds: int) -> list[Row]:
         row("trivial_1000_vs_xdist", "ratio", ratios, baseline=xdist, note=note),
         row("event_bytes_per_test", "B", written, note="compressed, in the store"),
     ]
+
+
+PRINTS = """import pytest
+
+@pytest.mark.parametrize("i", range({}))
+def test_it(i):
+    for epoch in range(i % 2 * 20):
+        print("epoch", epoch, "loss", i / 7)
+"""
+
+
+def masking(lab: Lab, rounds: int) -> list[Row]:
+    """The part of a run of 1,000 tests that masking takes; every second test has output."""
+    from pytest_gpu_cluster.contract.record import SessionRecord, session_ids
+    from pytest_gpu_cluster.contract.store import Store
+    from tests.benchmarks.masking_cost import masking_cost_s
+
+    tests = 1_000
+    passed = {f"GPU_TESTS_{n}_TOKEN": secrets.token_urlsafe(30) for n in range(10)}
+    there = replace(lab, env={**lab.env, **passed})
+    walls, costs = [], []
+    with there.cluster_of(there.project("masking", PRINTS.format(tests))) as project:
+        there.pytest(project, "-q", "--gpu-cluster")
+        for _ in range(rounds):
+            walls.append(there.pytest(project, "-q", "--gpu-cluster").wall_s)
+            store = Store.open(there.store(project), base=project)
+            record = SessionRecord(store, session_ids(store)[-1])
+            costs.append(masking_cost_s(record, passed, tests=tests))
+    shares = [cost / wall for cost, wall in zip(costs, walls, strict=True)]
+    cost, wall = statistics.median(costs), statistics.median(walls)
+    note = f"{cost:.3f} s of CPU in a run of {wall:.2f} s, ten passed secrets"
+    return [row("masking_share_1000", "ratio", shares, note=note)]
 
 
 def heavy_durations(seed: int = 7) -> list[float]:
@@ -443,6 +476,7 @@ BUDGETS = {
     "cold_first_result_over_ray_s": 2.0,
     "trivial_1000_vs_xdist": 1.0,
     "heavy_tail_vs_bound": 1.05,
+    "masking_share_1000": 0.05,
     "tree_unchanged_s": 0.5,
     "tree_one_changed_blobs": 1.0,
     "warm_tree_5000_over_plain_s": 0.3,
@@ -460,6 +494,7 @@ WORDS = {
     "cold_first_result_over_ray_s": "first result later than Ray's own start, no cluster there",
     "trivial_1000_vs_xdist": "1,000 trivial tests, over pytest-xdist",
     "event_bytes_per_test": "size of a test in the record",
+    "masking_share_1000": "the part of a run of 1,000 tests that masking takes",
     "heavy_tail_vs_bound": "tests of very different length, over the best possible plan",
     "tree_unchanged_s": "sending an unchanged tree",
     "tree_one_changed_blobs": "files sent when one has changed",
@@ -484,6 +519,7 @@ FIGURES: dict[Callable[[Lab, int], list[Row]], tuple[str, ...]] = {
     torch_test: ("torch_warm_vs_plain",),
     cold: ("cold_first_result_over_ray_s",),
     thousand: ("trivial_1000_vs_xdist", "event_bytes_per_test"),
+    masking: ("masking_share_1000",),
     heavy_tail: ("heavy_tail_vs_bound",),
     tree: ("tree_unchanged_s", "tree_one_changed_blobs"),
     tree_halves: ("tree_50000_client_s", "tree_5000_node_s", "tree_50000_node_s"),

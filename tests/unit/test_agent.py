@@ -18,7 +18,7 @@ from pytest_gpu_cluster.agent.arrivals import Arrivals
 from pytest_gpu_cluster.agent.cases import Resources
 from pytest_gpu_cluster.agent.crash import crash_text, without_our_frames
 from pytest_gpu_cluster.agent.limits import START_LIMIT_S, STOP_GRACE_S, TimeLimits
-from pytest_gpu_cluster.agent.loop import mask_of
+from pytest_gpu_cluster.agent.masking import JournalMask
 from pytest_gpu_cluster.agent.node_answer import NodeAnswer
 from pytest_gpu_cluster.agent.plan import Backlog, Case, Demand
 from pytest_gpu_cluster.agent.processes import Launcher
@@ -538,13 +538,20 @@ def test_a_selection_that_dies_a_second_time_ends_the_session(
 # --- texts of others ------------------------------------------------------------------------------
 
 
-def test_a_secret_that_is_a_word_of_events_masks_nothing(tmp_path: Path) -> None:
-    """A token "finished" would otherwise take the kinds and keys out of every event."""
-    mask = mask_of(spec_of(tmp_path, env={"A_TOKEN": "finished", "B_TOKEN": "abcdefgh1"}))
+def test_a_secret_that_is_a_word_of_events_breaks_no_event(tmp_path: Path) -> None:
+    """A token "passed" would otherwise take the outcome out of every report."""
+    spec = spec_of(tmp_path, env={"A_TOKEN": "passed", "B_TOKEN": "abcdefgh1"})
+    records = crash_records("t.py::a", ("t.py", 0, "a"), when="call", text="passed with abcdefgh1")
+    event = TestFinished(nodeid="t.py::a", records=records)
 
-    assert mask is not None
-    assert (mask("finished"), mask("it is abcdefgh1")) == ("finished", "it is ***")
-    assert mask_of(spec_of(tmp_path, env={"CI": "true"})) is None
+    masked = TestFinished.from_json(JournalMask(spec.passed.masker())(event))
+
+    text = json.dumps(masked.to_json())
+    assert "abcdefgh1" not in text
+    assert "*** with ***" in text
+    assert [each["report"]["outcome"] for each in masked.records if each["kind"] == "report"] == [
+        each["report"]["outcome"] for each in records if each["kind"] == "report"
+    ]
 
 
 def test_a_refusal_of_the_keeper_is_raised_with_its_words() -> None:

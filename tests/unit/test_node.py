@@ -10,6 +10,8 @@ import pytest
 from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import KeeperStop
 from pytest_gpu_cluster.contract.gpus import Gpu
+from pytest_gpu_cluster.contract.masking import PassedValues, masker
+from pytest_gpu_cluster.contract.outputs import HeldBack
 from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
@@ -44,7 +46,8 @@ def test_the_kind_of_a_stop_decides_whatever_its_text(
     """Texts are edited freely: class and finality are those of the kind."""
     record = SessionRecord(Store.open("store", base=tmp_path), "s1")
 
-    append_lost_end(record, Stop(kind=kind, message=message), tail="its last words", timeout_s=5)
+    stop = Stop(kind=kind, message=message)
+    append_lost_end(record, stop, mask=masker({}), tail="its last words", timeout_s=5)
 
     (end,) = record.reader().poll()
     assert isinstance(end, SessionFinished)
@@ -98,14 +101,18 @@ def test_a_request_is_answered_by_facts_or_by_an_error_with_a_remedy(node: Node)
     """The agent on the other end of the socket has nothing else to go by."""
     server = RequestServer(node, WorkingTrees(node.store, node.directory, cache=node.cache))
     (node.directory / "log").write_text("text")
-    upload = {"op": "upload", "sources": {"key": str(node.directory / "log")}}
+    passed = PassedValues(env={"A_TOKEN": "q7Zk-very-secret"})
+    (node.directory / "held").write_text("it is q7Zk-very-secret")
+    sources = {name: str(node.directory / name) for name in ("log", "held")}
+    upload = {"op": "upload", "sources": sources, "passed": passed.to_json()}
 
     answer = server.answer(json.dumps(upload).encode())
     missing = server.answer(json.dumps({"op": "unpack", "trees": {"/x": DIGEST}}).encode())
     unknown = server.answer(b'{"op": "dance"}')
 
-    assert answer == NodeFacts(gpus=node.gpus, host="machine", driver=None)
-    assert node.store.get("key") == b"text"
+    held = (HeldBack(path="held", variable="A_TOKEN"),)
+    assert answer == NodeFacts(gpus=node.gpus, host="machine", driver=None, held=held)
+    assert (node.store.get("log"), node.store.get("held")) == (b"text", None)
     assert isinstance(missing, RequestFailed)
     assert "it is missing" in missing.error
     assert unknown == RequestFailed(

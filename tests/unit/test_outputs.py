@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pytest_gpu_cluster.artifacts_command import fetch_artifacts
 from pytest_gpu_cluster.bundle.ship import ship_files
 from pytest_gpu_cluster.contract.errors import RequestError
+from pytest_gpu_cluster.contract.masking import PassedValues
 from pytest_gpu_cluster.contract.outputs import (
     REST_BYTES,
     REST_FILES,
@@ -289,6 +290,7 @@ class Home:
             root=self.node,
             tree=self.tree,
             globs=(*outputs, *of_options),
+            passed=PassedValues(),
         )
         collect(self.store, order)
         return bring_home(

@@ -62,6 +62,7 @@ idle-minutes = 0
 infra-retries = 0
 require-gpu = true
 pass-env = ["HF_*"]
+secret-env = ["MY_*"]
 include = ["data/**"]
 exclude = ["docs"]
 allow-files = ["tests/certs/*"]
@@ -93,6 +94,7 @@ def test_every_key_reaches_its_field(tmp_path: Path, python: Path) -> None:
         ),
         require_gpu=True,
         pass_env=("HF_*",),
+        secret_env=("MY_*",),
         files=FileSettings(include=("data/**",), exclude=("docs",), allow_files=("tests/certs/*",)),
         keep_sessions=5,
         provider_settings={"local": {"python": str(python)}},
@@ -199,6 +201,7 @@ def test_a_cluster_stays_warm_for_people_not_for_ci(
         ("infra-retries = -1", "a whole number, 0 or more"),
         ("require-gpu = 1", "true or false"),
         ('pass-env = "CI"', "a list of names or patterns of environment variables"),
+        ('secret-env = "CI"', "a list of names or patterns of environment variables"),
         ("pass-env = [1]", "a list of names or patterns of environment variables"),
         ('include = ["/data"]', "a list of globs relative to this file, which may begin with ../"),
         (

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from pytest_gpu_cluster.agent import admission, plan
@@ -28,6 +26,7 @@ from pytest_gpu_cluster.agent.arrivals import (
 )
 from pytest_gpu_cluster.agent.cases import Resources
 from pytest_gpu_cluster.agent.limits import TimeLimits
+from pytest_gpu_cluster.agent.masking import JournalMask
 from pytest_gpu_cluster.agent.node_answer import NodeAnswer
 from pytest_gpu_cluster.agent.outputs import store_outputs
 from pytest_gpu_cluster.agent.plan import Demand
@@ -41,14 +40,11 @@ from pytest_gpu_cluster.agent.workers import Workers
 from pytest_gpu_cluster.contract import events
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
-from pytest_gpu_cluster.contract.masking import masker, secrets_of
 from pytest_gpu_cluster.contract.record import SessionRecord, durations, put_durations
 from pytest_gpu_cluster.contract.specs import AgentSpec
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.node.lease import ask
 
-# The words that events are built of; a secret that is the same word is none.
-WORD = re.compile(r"[a-z_$]{1,24}")
 TICK_S = 0.05
 TOLD_S = 1.0  # a tree that takes longer to unpack has a line of its own
 
@@ -60,10 +56,13 @@ class Agent:
         os.environ.update(spec.credentials)  # of the store; no test process gets them
         store = Store.open(spec.store, base=Path("/"))
         record = SessionRecord(store, spec.session)
-        journal = record.writer("agent", spool=spec.scratch / "spool", mask=mask_of(spec))
+        self._mask = JournalMask(spec.passed.masker())
+        journal = record.writer("agent", spool=spec.scratch / "spool", mask=self._mask)
         self.spec = spec
         self._cpus = os.cpu_count() or 1  # read once: it costs 30 µs
-        self.state = SessionState(record, journal, spec.request.limits, durations(store))
+        self._history = durations(store)
+        history = self._mask.by_real_id(self._history)
+        self.state = SessionState(record, journal, spec.request.limits, history)
         self._arrivals: Arrivals = queue.SimpleQueue()
         self._cluster = Cluster(spec, self._arrivals)
         launcher = Launcher(spec, self.state, self._cluster, self._arrivals)
@@ -258,12 +257,17 @@ class Agent:
         measured = {t.nodeid: seconds[t.index] for t in state.tests if t.index in seconds}
         if measured:
             with contextlib.suppress(HarnessError):
-                put_durations(state.record.store, plan.merged(state.history, measured))
+                history = self._mask.by_masked_id(self._history)
+                measured = self._mask.by_masked_id(measured)
+                put_durations(state.record.store, plan.merged(history, measured))
 
     def _upload_coverage(self) -> None:
         if source := self._selection.result.coverage:
             key = self.state.record.coverage_key(SELECTING)
-            ask(str(self.spec.node), {"op": "upload", "sources": {key: source}})
+            request = {"op": "upload", "sources": {key: source}}
+            answer = ask(str(self.spec.node), request | {"passed": self.spec.passed.to_json()})
+            for held in NodeAnswer.parse(answer).held:
+                self.state.journal.append(events.Notice(name="coverage", text=str(held)))
             self.state.ends.coverage.append(key)
 
 
@@ -276,14 +280,3 @@ def _view(worker: Worker, now: float) -> admission.WorkerView:
         queue=worker.queue,
         late=worker.running is not None and now - worker.since > plan.START_S,
     )
-
-
-def mask_of(spec: AgentSpec) -> Callable[[str], str] | None:
-    """Return what takes the secrets among the passed variables out of a text; None without any.
-
-    What a test prints of them is in no store.
-    """
-    if not secrets_of(spec.env):
-        return None
-    mask = masker(spec.env)
-    return lambda text: text if WORD.fullmatch(text) else mask(text)

@@ -8,6 +8,7 @@ from typing import Self
 from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
+from pytest_gpu_cluster.contract.outputs import HeldBack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,7 @@ class NodeAnswer(Noun):
     gpus: tuple[Gpu, ...]
     host: str
     driver: str | None
+    held: tuple[HeldBack, ...] = ()  # files that were not stored
 
     @classmethod
     def parse(cls, answer: Mapping[str, object]) -> Self:

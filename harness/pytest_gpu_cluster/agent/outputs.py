@@ -27,13 +27,15 @@ def store_outputs(spec: AgentSpec, cluster: Cluster) -> Iterator[Notice]:
             continue
         try:
             if home == HEAD:
-                NodeAnswer.parse(ask(str(spec.node), _request(spec, node)))
+                answer = NodeAnswer.parse(ask(str(spec.node), _request(spec, node)))
             else:
-                reservations.ask_node(home, _request(spec, node))
+                answer = reservations.ask_node(home, _request(spec, node))
         except Exception as problem:  # noqa: BLE001 - the node is lost, or its keeper or the store
             first = f"{problem}".partition("\n")[0]
             text = f"what the tests wrote on {node} could not be stored: {first}"
             yield Notice(name="outputs", text=text)
+        else:
+            yield from (Notice(name="outputs", text=str(held)) for held in answer.held)
 
 
 def _request(spec: AgentSpec, node: str) -> JsonObject:
@@ -43,5 +45,6 @@ def _request(spec: AgentSpec, node: str) -> JsonObject:
         root=spec.tree_root,
         tree=spec.request.tree,
         globs=spec.request.outputs,
+        passed=spec.passed,
     )
     return {"op": "outputs", **order.to_json()}

@@ -14,6 +14,7 @@ from pytest_gpu_cluster.agent.state import SessionState
 from pytest_gpu_cluster.agent.worker import Transport, Worker
 from pytest_gpu_cluster.contract.events import InternalError, Message
 from pytest_gpu_cluster.contract.gpus import Gpu
+from pytest_gpu_cluster.contract.masking import PassedValues
 from pytest_gpu_cluster.contract.messages import Exit, Finished, decode
 from pytest_gpu_cluster.contract.request import PytestFacts
 from pytest_gpu_cluster.contract.specs import (
@@ -118,6 +119,7 @@ class Launcher:
             args=request.args,
             distribute=request.distribute,
             env=self._environment(gpus),
+            passed=spec.passed if role is Role.SELECT else PassedValues(),
             worker=name,
             workers=self._cluster.width(),
             testrun=spec.session,

@@ -217,28 +217,27 @@ class Reservations:
         the_ray().get(reservation.actor.open.remote(code, ENTRY, body), timeout=60)
         return Relay(reservation.actor)
 
-    def ask(self, reservation: Reservation, request: Mapping[str, object]) -> None:
+    def ask(self, reservation: Reservation, request: Mapping[str, object]) -> NodeAnswer:
         """Send a request to the keeper of a reservation's node. Raises RuntimeError."""
         if reservation.home == self._head:
             answer = leases.ask(str(self._spec.node), request)
         else:
             call = reservation.actor.ask.remote(dict(request))
             answer = the_ray().get(call, timeout=120)
-        NodeAnswer.parse(answer)
+        return NodeAnswer.parse(answer)
 
     def other_nodes(self) -> list[str]:
         """Return the nodes beside this one that have the session's tree."""
         return [home for home in self._devices if home != self._head]
 
-    def ask_node(self, home: str, request: Mapping[str, object]) -> None:
+    def ask_node(self, home: str, request: Mapping[str, object]) -> NodeAnswer:
         """Send a request to the keeper of a node when no process runs. Raises RuntimeError."""
         with self._lock:
             idle = [each for (at, _), group in self._idle.items() if at == home for each in group]
         if idle:
-            self.ask(idle[0], request)
-            return
+            return self.ask(idle[0], request)
         with self._visitor(home) as visitor:
-            self.ask(visitor, request)
+            return self.ask(visitor, request)
 
     def watch(self, reservation: Reservation, on_loss: Callable[[str], None]) -> None:
         """Call `on_loss` with a message when the actor dies before it is released."""

@@ -19,6 +19,7 @@ from pytest_gpu_cluster.contract.events import (
     Interrupted,
     LateRecords,
     Message,
+    Notice,
     Output,
     Retry,
     Summary,
@@ -48,6 +49,7 @@ class Workers:
     ) -> None:
         self._state, self._cluster, self._launcher = state, cluster, launcher
         self._scratch, self._limits = spec.scratch, spec.request.limits
+        self._passed = spec.passed.to_json()
         self._opened = self._not_started = 0
 
     def open(self, demand: Demand, devices: Mapping[str, float]) -> None:
@@ -178,8 +180,10 @@ class Workers:
         # A lost node takes its files with it; results do not depend on them.
         with contextlib.suppress(Exception):
             if worker.reservation is not None:
-                request = {"op": "upload", "sources": sources}
-                self._cluster.reservations.ask(worker.reservation, request)
+                request = {"op": "upload", "sources": sources, "passed": self._passed}
+                answer = self._cluster.reservations.ask(worker.reservation, request)
+                for held in answer.held:
+                    self._state.journal.append(Notice(name="artifacts", text=str(held)))
 
     def _on_start_failure(self, worker: Worker, ending: Exit) -> None:
         """Try again a few times when a machine may be the reason, else end the session."""

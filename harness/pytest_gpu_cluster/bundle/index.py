@@ -30,7 +30,7 @@ from pytest_gpu_cluster.contract.trees import FileEntry, LinkEntry
 _Row: TypeAlias = tuple[int, int, int, int, str, str]  # a stamp, and the scan of it
 # A younger file may change again under the same timestamp (git's racy-git). FAT ticks in 2 s.
 RACY_NS = 2_000_000_000
-_VERSION = 2  # of the index, and of the rules in secret_scan
+_VERSION = 3  # of the index, and of the rules in secret_scan
 
 
 class SourceFile(NamedTuple):

@@ -19,7 +19,9 @@ _BY_NAME = (
     (re.compile(r"(^|/)(\.netrc|_netrc|\.pypirc|\.git-credentials)$"), "a file of logins"),
     (re.compile(r"\.(p12|pfx)$", re.IGNORECASE), "a container of private keys"),
     (re.compile(r"\.kdbx$", re.IGNORECASE), "a password database"),
-    (re.compile(r"(^|/)kaggle\.json$"), "a Kaggle key"),
+    (re.compile(r"(^|/)(kaggle\.json|\.kaggle/access_token)$"), "a Kaggle key"),
+    (re.compile(r"(^|/)\.databrickscfg$"), "a Databricks token"),
+    (re.compile(r"(^|/)(\.cache/huggingface|\.huggingface)/token$"), "a Hugging Face token"),
     (
         re.compile(r"(^|/)[^/]*service[-_]account[^/]*\.json$", re.IGNORECASE),
         "a service account's key",
@@ -45,12 +47,20 @@ _BESIDE = 200  # bytes between an AWS key id and its secret
 _TOKENS = (
     *(
         (hint, re.compile(hint + rb"[A-Za-z0-9]{36}"), "a GitHub token")
-        for hint in (b"ghp_", b"gho_", b"ghu_", b"ghs_")
+        for hint in (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_")
     ),
     (b"github_pat_", re.compile(rb"github_pat_[A-Za-z0-9_]{40,}"), "a GitHub token"),
     (b"glpat-", re.compile(rb"glpat-[A-Za-z0-9_-]{20,}"), "a GitLab token"),
     (b"xox", re.compile(rb"xox[abprs]-[A-Za-z0-9]{8,}-[A-Za-z0-9-]{10,}"), "a Slack token"),
-    (b"hf_", re.compile(rb"hf_[A-Za-z0-9]{34}"), "a Hugging Face token"),
+    (
+        b"hooks.slack.com/",
+        re.compile(
+            rb"hooks\.slack\.com/(?:services|workflows|triggers)/(T[A-Za-z0-9_]+/[A-Za-z0-9_/]{24,})"
+        ),
+        "a Slack webhook",
+    ),
+    (b"hf_", re.compile(rb"\bhf_[A-Za-z0-9]{34}\b"), "a Hugging Face token"),
+    (b"api_org_", re.compile(rb"\bapi_org_[A-Za-z0-9]{34}\b"), "a Hugging Face token"),
     (b"sk-ant-", re.compile(rb"\bsk-ant-[A-Za-z0-9]+-([A-Za-z0-9_-]{40,})"), "an Anthropic key"),
     # This mark is in the middle of every OpenAI key, old or new.
     (
@@ -64,12 +74,42 @@ _TOKENS = (
         re.compile(rb"WANDB_API_KEY[\"']?\]?\s*[=:]\s*[\"']?([0-9a-f]{40})\b"),
         "a Weights & Biases key",
     ),
+    # Since 2025, beside the older one of 40 digits.
+    (b"wandb_v1_", re.compile(rb"\bwandb_v1_([A-Za-z0-9_]{60,})"), "a Weights & Biases key"),
     (
         b"KAGGLE_KEY",
         re.compile(rb"KAGGLE_KEY[\"']?\]?\s*[=:]\s*[\"']?([0-9a-f]{32})\b"),
         "a Kaggle key",
     ),
+    (b"KGAT_", re.compile(rb"\bKGAT_([0-9a-f]{32})\b"), "a Kaggle key"),
+    (b"dapi", re.compile(rb"\bdapi([0-9a-f]{32})(?:-\d)?\b"), "a Databricks token"),
+    (b"AIza", re.compile(rb"\bAIza([A-Za-z0-9_-]{35})(?![A-Za-z0-9_-])"), "a Google API key"),
+    (
+        b"AccountKey=",
+        re.compile(rb"AccountKey=([A-Za-z0-9+/]{86}==)"),
+        "an Azure storage key",
+    ),
+    (
+        b"SharedAccessKey=",
+        re.compile(rb"SharedAccessKey=([A-Za-z0-9+/]{40,}=)"),
+        "an Azure access key",
+    ),
+    # Those for tests (sk_test_) open nothing.
+    *(
+        (hint, re.compile(rb"\b" + hint + rb"([A-Za-z0-9]{20,})"), "a Stripe key")
+        for hint in (b"sk_live_", b"rk_live_")
+    ),
+    (b"npm_", re.compile(rb"\bnpm_([A-Za-z0-9]{36})\b"), "an npm token"),
+    (b"pypi-AgE", re.compile(rb"\bpypi-AgE([A-Za-z0-9_-]{50,})"), "a PyPI token"),
+    *(
+        (hint, re.compile(rb"\b" + hint + rb"([0-9a-f]{64})\b"), "a DigitalOcean token")
+        for hint in (b"dop_v1_", b"doo_v1_", b"dor_v1_")
+    ),
 )
+# Of ~/.docker/config.json: base64 of user and password.
+_DOCKER_AUTH = re.compile(rb"\"(?:auth|identitytoken)\"\s*:\s*\"([A-Za-z0-9+/=._-]{12,})\"")
+# The key of Azurite, which Microsoft has published, stands in every example of its emulator.
+_PUBLISHED = (b"Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq",)
 _DISTINCT = 6  # a token of fewer different characters is a placeholder
 
 
@@ -109,6 +149,8 @@ def _by_content(content: bytes) -> str:
     named = b"_secret_access_key" in content or b"_SECRET_ACCESS_KEY" in content
     if named and any(map(_is_real, _AWS_SETTING.finditer(content))):
         return "an AWS secret key"
+    if b'"auths"' in content and any(map(_is_real, _DOCKER_AUTH.finditer(content))):
+        return "a login of a Docker registry"
     for hint, pattern, reason in _TOKENS:
         if hint in content and any(map(_is_real, pattern.finditer(content))):
             return reason
@@ -120,5 +162,6 @@ def _is_real(match: re.Match[bytes]) -> bool:
     token = match[match.lastindex or 0]
     return (
         b"EXAMPLE" not in token.upper()
+        and not any(key in token for key in _PUBLISHED)
         and len(set(re.split(rb"[-_]", token, maxsplit=1)[-1])) >= _DISTINCT
     )

@@ -158,20 +158,36 @@ class PathMap:
         return map_strings(value, self.text) if self._far else value
 
 
-def map_strings(value: T, change: Callable[[str], str]) -> T:
-    """Return the same plain structure with `change` applied to every string in it."""
-    return _mapped(value, change)  # type: ignore[return-value]  # of the same types
+def map_strings(
+    value: T,
+    change: Callable[[str], str],
+    change_list: Callable[[list[str]], list[str]] | None = None,
+) -> T:
+    """Return the same plain structure with `change` applied to every string in it.
+
+    Before that `change_list` is applied to every list of two strings or more, such as lines.
+    """
+    return _mapped(value, change, change_list)  # type: ignore[return-value]  # of the same types
 
 
-def _mapped(value: object, change: Callable[[str], str]) -> object:
+def _mapped(
+    value: object,
+    change: Callable[[str], str],
+    change_list: Callable[[list[str]], list[str]] | None,
+) -> object:
     kind = type(value)  # what JSON gives has no subclasses
     if kind is str:
         return change(value)  # type: ignore[arg-type]  # a str
     if kind is list:
         if not value:
             return value
-        return [_mapped(item, change) for item in value]  # type: ignore[attr-defined]
+        items: list[object] = value  # type: ignore[assignment]  # a list
+        if change_list is not None and len(items) > 1 and all(type(i) is str for i in items):
+            items = [*change_list(items)]  # type: ignore[arg-type]  # strings
+        return [_mapped(item, change, change_list) for item in items]
     if kind is dict:
         pairs = value.items()  # type: ignore[attr-defined]
-        return {change(key): _mapped(item, change) if item else item for key, item in pairs}
+        return {
+            change(key): _mapped(item, change, change_list) if item else item for key, item in pairs
+        }
     return value

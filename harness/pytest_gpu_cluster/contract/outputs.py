@@ -7,6 +7,7 @@ from pathlib import Path
 from pytest_gpu_cluster.contract.bounded import FILE_BYTES
 from pytest_gpu_cluster.contract.fields import FieldError, Noun, shown
 from pytest_gpu_cluster.contract.frozen import dataclass
+from pytest_gpu_cluster.contract.masking import PassedValues
 from pytest_gpu_cluster.contract.trees import is_digest
 
 # Of what no glob of `outputs` names, a node stores so much.
@@ -50,3 +51,15 @@ class OutputsOrder(Noun):
     root: Path  # of the tree, on the node
     tree: str  # digest of the tree as it was sent
     globs: tuple[str, ...]  # what is to come home, relative to the tree
+    passed: PassedValues  # no file that holds a secret of these is stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldBack(Noun):
+    """A file that is not stored: it holds a secret, or its name does."""
+
+    path: str
+    variable: str  # whose secret it is, or the option
+
+    def __str__(self) -> str:
+        return f"{self.path} was held back: it holds the value of {self.variable}"

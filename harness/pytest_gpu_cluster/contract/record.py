@@ -18,24 +18,26 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 from urllib.parse import quote
 
 from pytest_gpu_cluster.contract.bounded import DOCUMENT_BYTES, SMALL_BYTES, parse_json
-from pytest_gpu_cluster.contract.codec import map_strings
-from pytest_gpu_cluster.contract.events import Event, SessionFinished
+from pytest_gpu_cluster.contract.events import Event, Notice, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
 from pytest_gpu_cluster.contract.fields import FieldError, JsonObject, Noun, alias, value_of
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.ids import check_id, check_named, is_id
 from pytest_gpu_cluster.contract.journal import Entry, JournalWriter
 from pytest_gpu_cluster.contract.journal_reader import JournalReader
+from pytest_gpu_cluster.contract.masking import Masker
 from pytest_gpu_cluster.contract.outputs import NodeOutputs, WrittenFile
 from pytest_gpu_cluster.contract.request import VERSION, SessionRequest
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.store_errors import damaged
 from pytest_gpu_cluster.contract.stored import get_noun, put_noun
 from pytest_gpu_cluster.contract.trees import pack_blob, packed_limit, unpack_blob
+
+EventMask: TypeAlias = Callable[[Event], JsonObject]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +74,10 @@ class StopOrder(Noun):
 class EventWriter:
     """Appends a writer's events to a session's journal.
 
-    `mask` is applied to every text of an event.
+    `mask` returns the JSON object of an event as others may read it.
     """
 
-    def __init__(self, journal: JournalWriter, mask: Callable[[str], str] | None = None) -> None:
+    def __init__(self, journal: JournalWriter, mask: EventMask | None = None) -> None:
         self._journal, self._mask = journal, mask
 
     def append(self, event: Event) -> int:
@@ -83,10 +85,8 @@ class EventWriter:
 
         Raises StoreError when no more fits, ValueError after `close`.
         """
-        body = event.to_json()
-        return self._journal.append(
-            event.kind, **(body if self._mask is None else map_strings(body, self._mask))
-        )
+        body = event.to_json() if self._mask is None else self._mask(event)
+        return self._journal.append(event.kind, **body)
 
     @property
     def stalled(self) -> bool:
@@ -176,7 +176,7 @@ class SessionRecord:
         name: str,
         *,
         spool: Path | None = None,
-        mask: Callable[[str], str] | None = None,
+        mask: EventMask | None = None,
     ) -> EventWriter:
         """Return the journal of one writer, who uses this name once; see JournalWriter."""
         journal = JournalWriter(self.store, f"{self.prefix}/events", name, spool=spool)
@@ -189,13 +189,22 @@ class SessionRecord:
         """Return a reader of the entries as they are stored."""
         return JournalReader(self.store, f"{self.prefix}/events")
 
-    def append_end(self, writer: str, event: SessionFinished, *, timeout_s: float) -> None:
+    def append_end(
+        self,
+        writer: str,
+        event: SessionFinished,
+        *,
+        mask: Masker,
+        notices: Iterable[Notice] = (),
+        timeout_s: float,
+    ) -> None:
         """Say in the journal how the session ended, in the place of an agent that is lost.
 
         Raises StoreError when the store was away for `timeout_s` seconds.
         """
-        journal = self.writer(writer)
-        journal.append(event)
+        journal = self.writer(writer, mask=lambda each: mask.json(each.to_json()))
+        for each in (*notices, event):
+            journal.append(each)
         journal.close(timeout_s)
 
     def journal_has_end(self) -> bool:

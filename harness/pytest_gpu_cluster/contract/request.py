@@ -130,6 +130,7 @@ class SessionRequest(PytestFacts, ReportFacts, Noun):
     cwd: str  # relative to the tree
     args: tuple[str, ...]  # of pytest, as typed, without this plugin's own options
     passed: tuple[str, ...]
+    secret_env: tuple[str, ...] = ()  # globs of those that are masked whatever their values are
     limits: Limits
     distribute: Distribution = Distribution.AUTO
     git: GitFacts = GitFacts()

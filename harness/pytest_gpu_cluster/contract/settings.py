@@ -68,6 +68,7 @@ class Settings:
     limits: LimitSettings = LimitSettings()
     require_gpu: bool = False
     pass_env: tuple[str, ...] = ("PYTEST_*", "CI", "GPU_TESTS_*")
+    secret_env: tuple[str, ...] = ()
     tree: Literal["project", "git"] = "project"
     files: FileSettings = FileSettings()
     git: bool = False

@@ -14,6 +14,7 @@ from typing import Literal
 from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
+from pytest_gpu_cluster.contract.masking import PassedValues
 from pytest_gpu_cluster.contract.request import PytestFacts, SessionRequest
 from pytest_gpu_cluster.contract.selection import Distribution
 from pytest_gpu_cluster.contract.trees import tree_directory
@@ -75,6 +76,13 @@ class AgentSpec(Noun):
     driver: str | None
 
     @property
+    def passed(self) -> PassedValues:
+        """What the tests were given, in which secrets may be."""
+        return PassedValues(
+            env=self.env, args=self.request.args, secret_env=self.request.secret_env
+        )
+
+    @property
     def tree_root(self) -> Path:
         """The place of the shipped tree on every node."""
         return tree_directory(self.scratch, self.request.root_name)
@@ -133,6 +141,8 @@ class WorkerSpec(Noun):
     args: tuple[str, ...]  # of pytest, as typed
     distribute: Distribution = Distribution.AUTO
     env: Mapping[str, str] = field(repr=False)  # the whole environment
+    # Of the selecting process: the part of it in which secrets may be
+    passed: PassedValues = PassedValues()
     worker: str  # gw0, gw1, …; main for the selecting one
     workers: int  # how many tests of the default demand run at once
     testrun: str  # the same in every process of a session

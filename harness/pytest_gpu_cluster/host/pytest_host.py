@@ -16,6 +16,7 @@ from pytest_gpu_cluster import publish
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.events import Event, SessionFinished
 from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
+from pytest_gpu_cluster.contract.masking import not_masked_line
 from pytest_gpu_cluster.contract.record import Ending
 from pytest_gpu_cluster.contract.request import PytestFacts, ReportFacts
 from pytest_gpu_cluster.contract.settings import RunRequest
@@ -64,17 +65,19 @@ class PytestHost:
             # Private: a line of dots, whose end ensure_newline does not know with many workers.
             if reporter._tw._current_line:
                 reporter._tw.line()
-            reporter.write_line(f"gpu-cluster: {line}")
+            reporter.write_line(f"gpu-cluster: {self.run.mask(line)}")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self._session = session
-        self._sinks = Sinks(self._sink_context(), self.run.request)
+        self._sinks = Sinks(self._sink_context(), self.run.stored_request())
 
     def pytest_report_header(self) -> list[str]:
         lines = [f"gpu-cluster: session {self.run.id}  {self.run.record.url}"]
         if self._request.settings_note:
             lines.append(f"gpu-cluster: {self._request.settings_note}")
+        if not_masked := not_masked_line(self.run.passed):
+            lines.append(f"gpu-cluster: {not_masked}")
         return lines
 
     # -- the run -----------------------------------------------------------------------------------
@@ -159,13 +162,13 @@ class PytestHost:
         try:
             self._follow(stage)
         except RequestError as problem:
-            self._failure = Failure.of(problem)
-            self.replay.fail_unfinished(str(problem), FailureClass.REQUEST)
-            raise pytest.UsageError(str(problem)) from problem
+            self._failure, text = Failure.of(problem), self.run.mask(str(problem))
+            self.replay.fail_unfinished(text, FailureClass.REQUEST)
+            raise pytest.UsageError(text) from problem
         except HarnessError as problem:
             self._failure = Failure.of(problem)
             # Of each test; the remedy is said once.
-            self.replay.fail_unfinished(problem.what, problem.failure_class)
+            self.replay.fail_unfinished(self.run.mask(problem.what), problem.failure_class)
         except (KeyboardInterrupt, pytest.exit.Exception) as problem:
             # Else a test raised it, and the session is over.
             if self.run.stage is not RunStage.FINISHED or self.run.interrupted:

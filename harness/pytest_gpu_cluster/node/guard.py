@@ -27,6 +27,7 @@ from pytest_gpu_cluster.contract.cluster_record import ClusterRecord
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass
+from pytest_gpu_cluster.contract.masking import masker
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.silence import Stopwatch
 from pytest_gpu_cluster.contract.specs import KeeperSpec
@@ -146,7 +147,8 @@ def leave_record(spec: KeeperSpec, status: int, why: str) -> SessionRecord | Non
     record = SessionRecord(store, path.read_text()) if status != 0 and path.exists() else None
     if record is not None:
         event = SessionFinished(failure_class=FailureClass.INFRASTRUCTURE, message=why)
-        record.append_end(GUARD, event, timeout_s=spec.boot.waits.store_patience_s)
+        timeout_s = spec.boot.waits.store_patience_s
+        record.append_end(GUARD, event, mask=masker({}), timeout_s=timeout_s)
     ClusterRecord(store, spec.boot.cluster).delete()
     return record
 

@@ -14,7 +14,9 @@ import time
 from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.contract.cluster_record import Announcement, ClusterPhase
 from pytest_gpu_cluster.contract.errors import HarnessError
+from pytest_gpu_cluster.contract.events import Notice
 from pytest_gpu_cluster.contract.failures import KeeperStop
+from pytest_gpu_cluster.contract.masking import masker
 from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.specs import TEMPORARY
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
@@ -121,10 +123,17 @@ class Head:
             self.session = None
             try:
                 if session.report is None:
-                    stop = session.cause(self.shutdown)
+                    stop, held = session.cause(self.shutdown), list[Notice]()
                     if stop.kind is not KeeperStop.CLUSTER_CLOSED:  # that is to be quick
-                        self._store_files(session)
-                    self._record_lost(session.record, stop, tail=session.tail())
+                        held = self._store_files(session)
+                    append_lost_end(
+                        session.record,
+                        stop,
+                        mask=session.mask,
+                        tail=session.tail(),
+                        notices=held,
+                        timeout_s=self.node.boot.waits.store_patience_s,
+                    )
             finally:
                 self._release(session)
 
@@ -170,23 +179,29 @@ class Head:
             self.cluster.announce(announcement)
 
     @staticmethod
-    def _store_files(session: ActiveSession) -> None:
-        """Store what the tests have left. The end of the session does not depend on it."""
+    def _store_files(session: ActiveSession) -> list[Notice]:
+        """Store what the tests have left; return what is held back.
+
+        The end of the session does not depend on it.
+        """
+        held: list[Notice] = []
         try:
-            session.store_files()
+            held.extend(session.store_files())
         except (HarnessError, OSError) as problem:
             print(f"keeper: files of session {session.record.session}: {problem}", flush=True)
+        return held
 
-    def _record_lost(self, record: SessionRecord, stop: Stop, *, tail: str = "") -> None:
+    def _record_lost(self, record: SessionRecord, stop: Stop) -> None:
+        """Give a session an end of which no test has run."""
         timeout_s = self.node.boot.waits.store_patience_s
-        append_lost_end(record, stop, tail=tail, timeout_s=timeout_s)
+        append_lost_end(record, stop, mask=masker({}), timeout_s=timeout_s)
 
 
 def unfit_because(session: ActiveSession) -> str:
     """Return why the cluster cannot serve another session after this one."""
     of_keeper = session.stop.message if session.stop is not None else ""
     of_agent = session.report.why if session.report is not None else ""
-    return of_keeper or of_agent or "its agent was lost"
+    return session.mask(of_keeper or of_agent) or "its agent was lost"
 
 
 def supervisors() -> list[int]:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pytest_gpu_cluster.contract.globs import matcher
+from pytest_gpu_cluster.contract.masking import Masker
 from pytest_gpu_cluster.contract.outputs import (
     REST_BYTES,
     REST_FILES,
     WANTED_BYTES,
+    HeldBack,
     NodeOutputs,
     OutputsOrder,
     WrittenFile,
@@ -56,11 +58,15 @@ def mark_begin(root: Path) -> None:
         _mark(root).touch(exist_ok=False)
 
 
-def collect(store: Store, order: OutputsOrder) -> None:
-    """Store what is not as it was sent, and a listing of it. Raises StoreError."""
+def collect(store: Store, order: OutputsOrder) -> tuple[HeldBack, ...]:
+    """Store what is not as it was sent, and a listing of it; return what holds a secret.
+
+    Raises StoreError.
+    """
     found = list(touched(order.root, since_ns=_begin_ns(order.root), globs=order.globs))
     if not found:
-        return
+        return ()
+    gate = Gate(order.passed.masker())
     files = written(order.root, found, _sent(store, order.tree))
     chosen, left = within_limits(files, matcher(order.globs))
     record = SessionRecord(store, order.session)
@@ -70,21 +76,41 @@ def collect(store: Store, order: OutputsOrder) -> None:
             content = (order.root / file.path).read_bytes()
         except OSError:  # it has gone meanwhile, or nobody may read it
             return None
+        if not gate.admits(file.path, content):
+            return None
         return _stored(record, file, content)
 
     with ThreadPoolExecutor(DISK_THREADS if store.is_local else REMOTE_THREADS) as pool:
         stored = tuple(filter(None, pool.map(put, chosen)))
     if stored or left:
         record.put_outputs(NodeOutputs(node=order.node, files=stored, left=left))
+    return tuple(gate.held)
 
 
-def upload(store: Store, prefix: str, source: Path) -> None:
+def upload(store: Store, prefix: str, source: Path, gate: Gate) -> None:
     """Put a file at the key `prefix`, or a directory's files below it. Raises StoreError."""
-    if source.is_file():
-        store.put(prefix, source.read_bytes())
+    if source.is_file() and gate.admits(prefix.rpartition("/")[2], content := source.read_bytes()):
+        store.put(prefix, content)
     for path in sorted(source.rglob("*")) if source.is_dir() else ():
-        if path.is_file():
-            store.put(f"{prefix}/{path.relative_to(source).as_posix()}", path.read_bytes())
+        name = path.relative_to(source).as_posix()
+        if path.is_file() and gate.admits(name, content := path.read_bytes()):
+            store.put(f"{prefix}/{name}", content)
+
+
+class Gate:
+    """Holds files back whose content or name has a secret in it."""
+
+    def __init__(self, mask: Masker) -> None:
+        self._mask = mask
+        self.held: list[HeldBack] = []
+
+    def admits(self, path: str, content: bytes) -> bool:
+        """Return True for a file that others may read."""
+        name = os.fsencode(path)
+        variable = self._mask.holder(name) or self._mask.holder(content)
+        if variable:
+            self.held.append(HeldBack(path=self._mask(path), variable=variable))
+        return not variable
 
 
 # --- the scan ------------------------------------------------------------------------------------

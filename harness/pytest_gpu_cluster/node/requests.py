@@ -1,7 +1,7 @@
 """The server of a keeper's socket. Processes of the node ask it to use the store for them.
 
 A request is one line of JSON: `{"op": "unpack", "trees": {directory: digest}, "code": {directory:
-digest}}`, `{"op": "upload", "sources": {key: path}}`, or `{"op": "outputs", …}` with the keys of an
+digest}}`, `{"op": "upload", …}` or `{"op": "outputs", …}` with the keys of an Upload or an
 OutputsOrder. Its answer is one JSON object: NodeFacts, or RequestFailed.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
-from pytest_gpu_cluster.contract.outputs import OutputsOrder
+from pytest_gpu_cluster.contract.masking import PassedValues
+from pytest_gpu_cluster.contract.outputs import HeldBack, OutputsOrder
 from pytest_gpu_cluster.node.context import Node
-from pytest_gpu_cluster.node.outputs import collect, mark_begin, upload
+from pytest_gpu_cluster.node.outputs import Gate, collect, mark_begin, upload
 from pytest_gpu_cluster.node.unpack import unpack
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
@@ -33,6 +34,7 @@ class NodeFacts(Noun):
     gpus: tuple[Gpu, ...]
     host: str
     driver: str | None
+    held: tuple[HeldBack, ...] = ()  # files that were not stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,7 @@ class Upload(Noun):
     """Put files and directories of this node into the store."""
 
     sources: Mapping[str, Path]  # by key; of a directory, the prefix of its files' keys
+    passed: PassedValues  # no file that holds a secret of these is stored
 
 
 class RequestServer:
@@ -83,15 +86,16 @@ class RequestServer:
     def answer(self, line: bytes) -> NodeFacts | RequestFailed:
         """Carry out the request of one line. Raises nothing: a failure is an answer."""
         try:
-            self._carry_out(line)
+            held = self._carry_out(line)
         except HarnessError as problem:
             return RequestFailed(error=problem.what, remedy=problem.remedy)
         except Exception as problem:  # noqa: BLE001 - the asking process gets it as its answer
             message = f"{type(problem).__name__}: {problem}"
             return RequestFailed(error=message, remedy="see the node's log")
-        return NodeFacts(gpus=self.node.gpus, host=self.node.host, driver=self.node.driver)
+        node = self.node
+        return NodeFacts(gpus=node.gpus, host=node.host, driver=node.driver, held=tuple(held))
 
-    def _carry_out(self, line: bytes) -> None:
+    def _carry_out(self, line: bytes) -> Sequence[HeldBack]:
         body = json.loads(line)
         match body.pop("op"):
             case "unpack":
@@ -102,9 +106,13 @@ class RequestServer:
                 for target, digest in request.code.items():
                     unpack(self.node.store, digest, Path(target), cache=self.node.cache)
             case "upload":
-                for prefix, source in Upload.from_json(body).sources.items():
-                    upload(self.node.store, prefix, source)
+                order = Upload.from_json(body)
+                gate = Gate(order.passed.masker())
+                for prefix, source in order.sources.items():
+                    upload(self.node.store, prefix, source, gate)
+                return gate.held
             case "outputs":
-                collect(self.node.store, OutputsOrder.from_json(body))
+                return collect(self.node.store, OutputsOrder.from_json(body))
             case unknown:
                 raise ValueError(f"unknown request {unknown!r}")
+        return ()

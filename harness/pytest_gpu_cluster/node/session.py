@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
 from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.contract.bounded import parse_json, read_file
 from pytest_gpu_cluster.contract.errors import InfrastructureError
-from pytest_gpu_cluster.contract.events import SessionFinished
+from pytest_gpu_cluster.contract.events import Notice, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, KeeperStop, StopReason
 from pytest_gpu_cluster.contract.fields import value_of
 from pytest_gpu_cluster.contract.ids import foreign, is_below
+from pytest_gpu_cluster.contract.masking import Masker, PassedValues
 from pytest_gpu_cluster.contract.messages import AgentFinished, Exit, Raw
 from pytest_gpu_cluster.contract.outputs import HEAD, OutputsOrder
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
@@ -24,9 +25,10 @@ from pytest_gpu_cluster.contract.silence import HeartbeatMonitor, Stopwatch
 from pytest_gpu_cluster.contract.specs import AgentSpec
 from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
 from pytest_gpu_cluster.contract.trees import code_directory, tree_directory
+from pytest_gpu_cluster.contract.withheld import take_withheld
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
 from pytest_gpu_cluster.node.lease import Lease
-from pytest_gpu_cluster.node.outputs import collect, upload
+from pytest_gpu_cluster.node.outputs import Gate, collect, upload
 from pytest_gpu_cluster.node.processes import stopped_for
 from pytest_gpu_cluster.node.unpack import unpack
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
@@ -43,8 +45,11 @@ SILENT_BECAUSE = (
 class ActiveSession:
     """The session that the cluster serves: its agent's process, its client's heartbeat, its end."""
 
-    def __init__(self, node: Node, request: SessionRequest, lease: Lease) -> None:
-        self.node, self.request, self.lease = node, request, lease
+    def __init__(
+        self, node: Node, request: SessionRequest, lease: Lease, passed: PassedValues
+    ) -> None:
+        self.node, self.request, self.lease, self.passed = node, request, lease, passed
+        self.mask = passed.masker()
         self.record = SessionRecord(node.store, request.session)
         self.client = HeartbeatMonitor()
         self.stopped = Stopwatch()  # its agent, as by SIGSTOP
@@ -89,30 +94,35 @@ class ActiveSession:
             return shutdown.stop
         status, err = (self.exit.status, self.exit.err) if self.exit is not None else (None, "")
         words = err.strip().splitlines()[-1:]  # of a traceback the error itself
-        message = ": ".join([f"its agent ended with {status}", *words])
+        message = self.mask(": ".join([f"its agent ended with {status}", *words]))
         return Stop(kind=KeeperStop.AGENT_LOST, message=message)
 
-    def store_files(self) -> None:
+    def store_files(self) -> Iterator[Notice]:
         """Store what the tests have left here, in the place of an agent that is lost.
 
-        Raises StoreError.
+        Yield what is held back, for it holds a secret. Raises StoreError.
         """
+        gate = Gate(self.mask)
         for folder in self.scratch.glob("*/artifacts"):
-            upload(self.node.store, self.record.artifacts_prefix(), folder)
+            upload(self.node.store, self.record.artifacts_prefix(), folder, gate)
+        yield from (Notice(name="artifacts", text=str(held)) for held in gate.held)
         order = OutputsOrder(
             session=self.record.session,
             node=HEAD,
             root=tree_directory(self.scratch, self.request.root_name),
             tree=self.request.tree,
             globs=self.request.outputs,
+            passed=self.passed,
         )
-        collect(self.node.store, order)
+        held_outputs = collect(self.node.store, order)
+        yield from (Notice(name="outputs", text=str(held)) for held in held_outputs)
 
     def tail(self) -> str:
         """Return the end of what the agent wrote."""
         path = self.node.directory / "agent.log"
         log = path.read_text(errors="replace") if path.exists() else ""
-        return (log + (self.exit.err if self.exit is not None else ""))[-TAIL_CHARS:]
+        whole = log + (self.exit.err if self.exit is not None else "")
+        return self.mask(whole)[-TAIL_CHARS:]  # a cut may halve a secret
 
     def _on_message(self, line: bytes) -> None:
         body = json.loads(line)
@@ -156,6 +166,8 @@ def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> A
     code = node.directory / "code" / code_directory(request.code)  # as old as the node
     unpack(node.store, request.code, code, cache=node.cache)
     (node.directory / SESSION_FILE).write_text(request.session)
+    values = take_passed(node.directory / "handoff" / request.session)
+    request = take_withheld(request, values)
     spec = AgentSpec(
         session=request.session,
         cluster=node.boot.cluster,
@@ -164,7 +176,7 @@ def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> A
         scratch=scratch,
         code=code,
         request=request,
-        env=take_passed(node.directory / "handoff" / request.session),
+        env=values,
         credentials=credentials(os.environ),
         ray_token=node.boot.ray_token,
         nodes=node.boot.nodes,
@@ -174,7 +186,7 @@ def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> A
     )
     trees.begin(request.tree, spec.tree_root)  # while the agent starts
     lease = Lease(node.directory, code=str(code), entry=request.agent, specification=spec.to_json())
-    return ActiveSession(node, request, lease)
+    return ActiveSession(node, request, lease, spec.passed)
 
 
 def take_passed(path: Path) -> dict[str, str]:
@@ -201,14 +213,22 @@ def credentials(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith(STORE_CREDENTIALS)}
 
 
-def append_lost_end(record: SessionRecord, stop: Stop, *, tail: str = "", timeout_s: float) -> None:
+def append_lost_end(
+    record: SessionRecord,
+    stop: Stop,
+    *,
+    mask: Masker,
+    tail: str = "",
+    notices: Iterable[Notice] = (),
+    timeout_s: float,
+) -> None:
     """Say in a session's record why its agent will not, and close it when the client will not.
 
     Raises StoreError.
     """
-    failure = stop.kind.failure_class
+    failure, message = stop.kind.failure_class, mask(stop.message)
     lost = StopReason.CLIENT_LOST if stop.kind.closes_record else None
-    event = SessionFinished(failure_class=failure, stop=lost, message=stop.message, tail=tail)
-    record.append_end(KEEPER, event, timeout_s=timeout_s)
+    event = SessionFinished(failure_class=failure, stop=lost, message=message, tail=tail)
+    record.append_end(KEEPER, event, mask=mask, notices=notices, timeout_s=timeout_s)
     if stop.kind.closes_record:
-        record.close(Ending(failure_class=failure, message=stop.message), by=Closer.KEEPER)
+        record.close(Ending(failure_class=failure, message=message), by=Closer.KEEPER)

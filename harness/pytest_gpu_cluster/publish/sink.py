@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_gpu_cluster.contract.events import Event
-from pytest_gpu_cluster.contract.masking import masker
+from pytest_gpu_cluster.contract.masking import client_masker
 from pytest_gpu_cluster.publish import Publisher, publisher
 from pytest_gpu_cluster.publish.sender import WITHIN_S, BackgroundSender
 from pytest_gpu_cluster.report.model import Report
@@ -23,7 +23,7 @@ class CIHost(Sink):
 
     def __init__(self, context: SinkContext, host: Publisher, current: Current) -> None:
         self._context, self._host, self._current = context, host, current
-        self._mask = masker(context.environ)
+        self._mask = client_masker(context.environ, context.settings.secret_env)
         self._sender: BackgroundSender | None = None
         self._published_at = 0.0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.failures import FailureClass
 from pytest_gpu_cluster.contract.ids import is_id
-from pytest_gpu_cluster.contract.masking import masker
+from pytest_gpu_cluster.contract.masking import client_masker
 from pytest_gpu_cluster.contract.record import branch_key
 from pytest_gpu_cluster.report import delta, junit, render
 from pytest_gpu_cluster.report.model import Report, ReportContext
@@ -146,7 +146,7 @@ def write_refusal(root: Path, environ: Mapping[str, str], problem: HarnessError)
         root / (folder if inside else "test-results"),
         suite if is_id(suite) else "gpu-cluster",
     )
-    mask = masker(environ)
+    mask = client_masker(environ)
     report = Report(
         session="none",
         context=ReportContext(suite=directory.stem.name),

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from pytest_gpu_cluster.contract.events import Event
 from pytest_gpu_cluster.contract.frozen import dataclass
-from pytest_gpu_cluster.contract.masking import masker
+from pytest_gpu_cluster.contract.masking import client_masker
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import CI, SessionRequest
 from pytest_gpu_cluster.contract.settings import Settings
@@ -115,7 +115,7 @@ class Sinks:
     def __init__(self, context: SinkContext, request: SessionRequest) -> None:
         self.facts = SessionFacts()
         self._context = context
-        self._mask = masker(context.environ)
+        self._mask = client_masker(context.environ, context.settings.secret_env)
         self._builder = ReportBuilder(request, self.facts, mask=self._mask)
         self._troubles: list[str] = []
         self._sinks: list[Sink] = []

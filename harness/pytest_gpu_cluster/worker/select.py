@@ -43,6 +43,7 @@ from pytest_gpu_cluster.worker.hooks import (
     surround,
     third_party,
 )
+from pytest_gpu_cluster.worker.masked_memory import MaskedMemory
 from pytest_gpu_cluster.worker.prepare import Options
 from pytest_gpu_cluster.worker.recorder import output_event
 from pytest_gpu_cluster.worker.role import RemoteSession, stop_request
@@ -75,6 +76,7 @@ class SelectingSession(RemoteSession):
         self.unsorted: Sequence[pytest.Item] = ()  # the tests before any plugin has sorted them
         # The arguments that lead out of the tree, by their place.
         self.arguments: dict[Path, str] = {}
+        self.memory = MaskedMemory(spec)
         channel.send(
             Hello(
                 root=spec.tree.root,
@@ -114,6 +116,7 @@ class SelectingSession(RemoteSession):
     def configure(self, config: pytest.Config) -> None:
         """Have --nf sort by the client's times: here all files are as new as the session."""
         super().configure(config)
+        self.memory.configure(config)
         plugin = config.pluginmanager.get_plugin("nfplugin")
         if plugin is not None and self.spec.client.mtimes:
             plugin._get_increasing_order = self.newest_first  # private
@@ -183,6 +186,7 @@ class SelectingSession(RemoteSession):
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Iterator[None]:
         self.unsorted = tuple(items)
+        self.memory.before_selection(self.config, items)
         return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

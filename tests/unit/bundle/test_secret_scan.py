@@ -33,6 +33,7 @@ def body(length: int, alphabet: str = "aB3dE5gH7jK9") -> str:
     )[:length]
 
 
+HEX = "0123456789abcdef"
 PEM = (
     "-----BEGIN {}PRIVATE KEY-----\n"
     + body(64)
@@ -72,6 +73,20 @@ SUSPECTS: dict[str, tuple[str, str]] = {
     "h.yml": (f"key: sk-proj-{body(74)}\n", "an OpenAI key"),
     "i.sh": (f"export WANDB_API_KEY={body(40, '0123456789abcdef')}\n", "a Weights & Biases key"),
     "j.sh": (f"export KAGGLE_KEY='{body(32, '0123456789abcdef')}'\n", "a Kaggle key"),
+    "k.yml": (f"key: wandb_v1_{body(22)}_{body(54)}\n", "a Weights & Biases key"),
+    "l.sh": (f"export KAGGLE_API_TOKEN=KGAT_{body(32, HEX)}\n", "a Kaggle key"),
+    "m.py": (f"HOST, TOKEN = 'dbc', 'dapi{body(32, HEX)}'\n", "a Databricks token"),
+    "n.js": (f'apiKey: "AIza{body(35)}",\n', "a Google API key"),
+    "o.env.txt": (f"X=AccountName=a;AccountKey={body(86)}==;Endpoint=b\n", "an Azure storage key"),
+    "p.txt": (f"Endpoint=sb://a/;SharedAccessKey={body(43)}=\n", "an Azure access key"),
+    "q.yml": (f"url: https://hooks.slack.com/services/T{body(8)}/B{body(8)}/{body(24)}\n", "Slack"),
+    "r.rb": (f"Stripe.api_key = 'sk_live_{body(24)}'\n", "a Stripe key"),
+    "s.yml": (f"NODE_AUTH: npm_{body(36)}\n", "an npm token"),
+    "t.cfg": (f"password = pypi-AgEIcHlwaS5vcmc{body(80)}\n", "a PyPI token"),
+    "u.tf": (f'token = "dop_v1_{body(64, HEX)}"\n', "a DigitalOcean token"),
+    ".docker/config.json": ('{"auths": {"r.io": {"auth": "dXNlcjpwYXNzd29yZDEy"}}}', "Docker"),
+    "v.yml": (f"key: api_org_{body(34)}\n", "a Hugging Face token"),
+    ".databrickscfg": ("[DEFAULT]\n", "a Databricks token"),
     ".kaggle/kaggle.json": ('{"username": "u", "key": "k"}', "a Kaggle key"),
 }
 
@@ -94,7 +109,15 @@ def test_a_credential_is_refused_by_name_and_reason(root: Path, store: Store, pa
     assert ship(store, root, exclude=[path]).files == 1
 
 
+AZURITE = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 HARMLESS = {
+    "azurite.py": f"C = 'AccountName=devstoreaccount1;AccountKey={AZURITE};'\n",
+    "stripe.md": f"Stripe.api_key = 'sk_test_{body(24)}' or 'sk_live_{'x' * 24}'\n",
+    "slack.md": "https://hooks.slack.com/services/T00000000/B00000000/" + "X" * 24 + "\n",
+    "docker.md": '{"auths": {"registry.example.com": {"auth": "..."}}, "credsStore": "desktop"}\n',
+    "npm.md": "export NPM_TOKEN=npm_" + "x" * 36 + " # and dapi" + "0" * 32 + "\n",
+    "google.md": "AIza" + "x" * 35 + " or AIzaSyExample\n",
+    "names.py": "wandb_v1_client = KGAT_PREFIX = npm_config_registry = dop_v1_x = None\n",
     ".env": "# nothing set\nAPI_KEY=\nOTHER=''\n",
     ".env.example": "API_KEY=your-key-here\nPORT=8080\n",
     "prod/.env.local.sample": "API_KEY=x\n",

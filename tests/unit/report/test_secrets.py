@@ -255,8 +255,9 @@ def test_a_key_that_begins_with_a_slash_is_no_path(value: str) -> None:
     [
         ("BITBUCKET_REPO_IS_PRIVATE", "true"),
         ("MAX_TOKENS", "4096"),
-        ("RETRY_TOKEN", "aaaaaaaaaaaa"),
-        ("DB_PASSWORD", "hunter2"),
+        ("DB_PASSWORD", "password"),
+        ("DESKTOP_SESSION", "ubuntu"),
+        ("SSH_PUBLIC_KEY", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA"),
         ("SSH_AUTH_SOCK", "/tmp/ssh-agent.sock"),
         ("GOOGLE_APPLICATION_CREDENTIALS", "/home/me/keys/service.json"),
         ("TOKEN_URL", "https://auth.example.com/oauth/token"),
