@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ BOOT = BootSpec(
     store="",
     code="0" * 64,
     ray_token="token",
+    keeper_secret="secret",
     nodes=1,
     gpus_per_node=2,
     simulated_gpus=2,
@@ -89,7 +89,7 @@ def test_ray_gets_no_credential_and_no_ray_of_the_users(node: Node) -> None:
 
     assert result["PATH"] == "/bin"
     assert result[NODE_VARIABLE] == str(node.directory)
-    assert result["RAY_AUTH_TOKEN"] == "token"
+    assert "RAY_AUTH_TOKEN" not in result  # Ray alone gets it
     hidden = environ.keys() - {"PATH"}
     assert result.keys() & hidden == set()  # the simulated GPUs are not those of the mask
 
@@ -98,14 +98,15 @@ def test_a_request_is_answered_by_facts_or_by_an_error_with_a_remedy(node: Node)
     """The agent on the other end of the socket has nothing else to go by."""
     server = RequestServer(node, WorkingTrees(node.store, node.directory, cache=node.cache))
     (node.directory / "log").write_text("text")
-    upload = {"op": "upload", "sources": {"key": str(node.directory / "log")}}
+    key = "sessions/s1/artifacts/log"
+    tree = str(node.directory / "s" / "s1" / "tree" / "root")
 
-    answer = server.answer(json.dumps(upload).encode())
-    missing = server.answer(json.dumps({"op": "unpack", "trees": {"/x": DIGEST}}).encode())
-    unknown = server.answer(b'{"op": "dance"}')
+    answer = server.answer("s1", {"op": "upload", "sources": {key: str(node.directory / "log")}})
+    missing = server.answer("s1", {"op": "unpack", "trees": {tree: DIGEST}})
+    unknown = server.answer("s1", {"op": "dance"})
 
     assert answer == NodeFacts(gpus=node.gpus, host="machine", driver=None)
-    assert node.store.get("key") == b"text"
+    assert node.store.get(key) == b"text"
     assert isinstance(missing, RequestFailed)
     assert "it is missing" in missing.error
     assert unknown == RequestFailed(

@@ -28,7 +28,7 @@ from pytest_gpu_cluster.agent.arrivals import (
 )
 from pytest_gpu_cluster.agent.cases import Resources
 from pytest_gpu_cluster.agent.limits import TimeLimits
-from pytest_gpu_cluster.agent.node_answer import NodeAnswer
+from pytest_gpu_cluster.agent.node_answer import ask_head
 from pytest_gpu_cluster.agent.outputs import store_outputs
 from pytest_gpu_cluster.agent.plan import Demand
 from pytest_gpu_cluster.agent.processes import SELECTING, Launcher
@@ -43,9 +43,8 @@ from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
 from pytest_gpu_cluster.contract.masking import masker, secrets_of
 from pytest_gpu_cluster.contract.record import SessionRecord, durations, put_durations
-from pytest_gpu_cluster.contract.specs import AgentSpec
+from pytest_gpu_cluster.contract.specs import SPOOL, AgentSpec
 from pytest_gpu_cluster.contract.store import Store
-from pytest_gpu_cluster.node.lease import ask
 
 # The words that events are built of; a secret that is the same word is none.
 WORD = re.compile(r"[a-z_$]{1,24}")
@@ -60,7 +59,7 @@ class Agent:
         os.environ.update(spec.credentials)  # of the store; no test process gets them
         store = Store.open(spec.store, base=Path("/"))
         record = SessionRecord(store, spec.session)
-        journal = record.writer("agent", spool=spec.scratch / "spool", mask=mask_of(spec))
+        journal = record.writer("agent", spool=spec.scratch / SPOOL, mask=mask_of(spec))
         self.spec = spec
         self._cpus = os.cpu_count() or 1  # read once: it costs 30 µs
         self.state = SessionState(record, journal, spec.request.limits, durations(store))
@@ -110,7 +109,7 @@ class Agent:
         spec = self.spec
         began = time.monotonic()
         trees = {str(spec.tree_root): spec.request.tree}
-        NodeAnswer.parse(ask(str(spec.node), {"op": "unpack", "trees": trees}))
+        ask_head(spec, {"op": "unpack", "trees": trees})
         seconds = time.monotonic() - began
         if seconds > TOLD_S:
             self.state.journal.append(
@@ -152,7 +151,10 @@ class Agent:
     def _resources(self) -> Resources:
         cluster = self._cluster
         return Resources(
-            nodes=cluster.capacity(), gpus=self.spec.gpus, default_gpus=cluster.default_gpus()
+            nodes=cluster.capacity(),
+            gpus=self.spec.gpus,
+            default_gpus=cluster.default_gpus(),
+            has_ray=not self.spec.identity,
         )
 
     def _on_change(self, change: ClusterChange) -> None:
@@ -263,7 +265,7 @@ class Agent:
     def _upload_coverage(self) -> None:
         if source := self._selection.result.coverage:
             key = self.state.record.coverage_key(SELECTING)
-            ask(str(self.spec.node), {"op": "upload", "sources": {key: source}})
+            ask_head(self.spec, {"op": "upload", "sources": {key: source}})
             self.state.ends.coverage.append(key)
 
 

@@ -262,6 +262,12 @@ class SessionRecord:
         """Return the key of the data that coverage.py measured in a test process."""
         return f"{self.prefix}/coverage/{worker}"
 
+    def is_left_by_tests(self, key: str) -> bool:
+        """Return True for a key of what tests of this session leave: artifacts and coverage."""
+        folder, *names = key.removeprefix(f"{self.prefix}/").split("/")
+        plain = all(name not in ("", ".", "..") for name in names)
+        return key.startswith(f"{self.prefix}/") and folder in ("artifacts", "coverage") and plain
+
     def put_summary(self, text: str) -> None:
         self.store.put(f"{self.prefix}/summary.json", text.encode())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -36,6 +36,11 @@ PATIENCE_S = 60.0
 MAX_RETRIES = 8  # 0.1 s doubling up to 5 s, with jitter: about 8 s of back-off
 DISK_THREADS = 4  # more only wait for each other
 REMOTE_THREADS = 32  # nearly all of a request's time is waiting
+
+
+def credentials(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that open the store."""
+    return {name: value for name, value in environ.items() if name.startswith(STORE_CREDENTIALS)}
 
 
 def local_path(url: str, *, base: Path) -> Path | None:

@@ -27,6 +27,7 @@ from pytest_gpu_cluster.contract.outputs import (
 from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.store import DISK_THREADS, REMOTE_THREADS, Store
 from pytest_gpu_cluster.contract.trees import FileEntry, StoredTree, tree_key
+from pytest_gpu_cluster.node.guest import Guest, rights_of
 
 # What tools leave in a tree and nobody asks for, but for a glob that names it.
 LITTER = (
@@ -56,21 +57,20 @@ def mark_begin(root: Path) -> None:
         _mark(root).touch(exist_ok=False)
 
 
-def collect(store: Store, order: OutputsOrder) -> None:
+def collect(store: Store, order: OutputsOrder, *, guest: Guest | None = None) -> None:
     """Store what is not as it was sent, and a listing of it. Raises StoreError."""
     found = list(touched(order.root, since_ns=_begin_ns(order.root), globs=order.globs))
     if not found:
         return
-    files = written(order.root, found, _sent(store, order.tree))
+    sent = _sent(store, order.tree)
+    with rights_of(guest):
+        files = written(order.root, found, sent)
     chosen, left = within_limits(files, matcher(order.globs))
     record = SessionRecord(store, order.session)
 
     def put(file: FoundFile) -> WrittenFile | None:
-        try:
-            content = (order.root / file.path).read_bytes()
-        except OSError:  # it has gone meanwhile, or nobody may read it
-            return None
-        return _stored(record, file, content)
+        content = _read(order.root / file.path, guest)
+        return None if content is None else _stored(record, file, content)
 
     with ThreadPoolExecutor(DISK_THREADS if store.is_local else REMOTE_THREADS) as pool:
         stored = tuple(filter(None, pool.map(put, chosen)))
@@ -78,13 +78,25 @@ def collect(store: Store, order: OutputsOrder) -> None:
         record.put_outputs(NodeOutputs(node=order.node, files=stored, left=left))
 
 
-def upload(store: Store, prefix: str, source: Path) -> None:
-    """Put a file at the key `prefix`, or a directory's files below it. Raises StoreError."""
-    if source.is_file():
-        store.put(prefix, source.read_bytes())
-    for path in sorted(source.rglob("*")) if source.is_dir() else ():
-        if path.is_file():
-            store.put(f"{prefix}/{path.relative_to(source).as_posix()}", path.read_bytes())
+def upload(store: Store, prefix: str, source: Path, *, guest: Guest | None = None) -> None:
+    """Put a file at the key `prefix`, or a directory's files below it. Raises StoreError.
+
+    What the tests could not read is left out.
+    """
+    with rights_of(guest):
+        paths = [source] if source.is_file() else sorted(source.rglob("*"))
+        files = [path for path in paths if path.is_file()]
+    for path in files:
+        name = path.relative_to(source).as_posix()
+        if (content := _read(path, guest)) is not None:
+            store.put(prefix if path == source else f"{prefix}/{name}", content)
+
+
+def _read(path: Path, guest: Guest | None) -> bytes | None:
+    """Return the content of a file, as far as tests could; None where it is gone or not theirs."""
+    with contextlib.suppress(OSError), rights_of(guest):
+        return path.read_bytes()
+    return None
 
 
 # --- the scan ------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from pytest_gpu_cluster.contract.events import SessionFinished
@@ -14,12 +13,14 @@ from pytest_gpu_cluster.contract.messages import AgentFinished, Exit, Raw
 from pytest_gpu_cluster.contract.outputs import HEAD, OutputsOrder
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import SessionRequest
+from pytest_gpu_cluster.contract.signing import session_key
 from pytest_gpu_cluster.contract.specs import AgentSpec
-from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
+from pytest_gpu_cluster.contract.store import credentials
 from pytest_gpu_cluster.contract.trees import code_directory, tree_directory
 from pytest_gpu_cluster.node.context import HeartbeatMonitor, Node, Shutdown, Stop
 from pytest_gpu_cluster.node.lease import Lease
 from pytest_gpu_cluster.node.outputs import collect, upload
+from pytest_gpu_cluster.node.processes import private
 from pytest_gpu_cluster.node.unpack import unpack
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
@@ -85,7 +86,7 @@ class ActiveSession:
         Raises StoreError.
         """
         for folder in self.scratch.glob("*/artifacts"):
-            upload(self.node.store, self.record.artifacts_prefix(), folder)
+            upload(self.node.store, self.record.artifacts_prefix(), folder, guest=self.node.guest)
         order = OutputsOrder(
             session=self.record.session,
             node=HEAD,
@@ -93,7 +94,7 @@ class ActiveSession:
             tree=self.request.tree,
             globs=self.request.outputs,
         )
-        collect(self.node.store, order)
+        collect(self.node.store, order, guest=self.node.guest)
 
     def tail(self) -> str:
         """Return the end of what the agent wrote."""
@@ -109,7 +110,7 @@ class ActiveSession:
             case AgentFinished.kind:
                 self.report = AgentFinished.from_json(body)
             case Raw.kind:
-                with open(self.node.directory / "agent.log", "a") as log:
+                with open(self.node.directory / "agent.log", "a", opener=private) as log:
                     log.write(Raw.from_json(body).text)
 
     def _overdue(self) -> Stop | None:
@@ -132,6 +133,8 @@ def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> A
     """Start the agent of a session. Raises StoreError: its code is not in the store."""
     scratch = scratch_of(node, request.session)
     scratch.mkdir(parents=True, mode=0o700)
+    if node.guest is not None:
+        node.guest.settle(scratch)
     code = node.directory / "code" / code_directory(request.code)  # as old as the node
     unpack(node.store, request.code, code, cache=node.cache)
     (node.directory / SESSION_FILE).write_text(request.session)
@@ -146,13 +149,21 @@ def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> A
         env=take_passed(node.directory / "handoff" / request.session),
         credentials=credentials(os.environ),
         ray_token=node.boot.ray_token,
+        keeper_key=session_key(node.boot.keeper_secret, request.session),
+        identity=node.guest.variables(node.directory) if node.guest is not None else {},
         nodes=node.boot.nodes,
         gpus=node.gpus,
         host=node.host,
         driver=node.driver,
     )
     trees.begin(request.tree, spec.tree_root)  # while the agent starts
-    lease = Lease(node.directory, code=str(code), entry=request.agent, specification=spec.to_json())
+    lease = Lease(
+        node.directory,
+        code=str(code),
+        entry=request.agent,
+        specification=spec.to_json(),
+        as_keeper=True,
+    )
     return ActiveSession(node, request, lease)
 
 
@@ -167,11 +178,6 @@ def take_passed(path: Path) -> dict[str, str]:
         return {}
     path.unlink()
     return values
-
-
-def credentials(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that open the store."""
-    return {name: value for name, value in environ.items() if name.startswith(STORE_CREDENTIALS)}
 
 
 def append_lost_end(record: SessionRecord, stop: Stop, *, tail: str = "", timeout_s: float) -> None:

@@ -25,7 +25,7 @@ from pytest_gpu_cluster.contract.errors import InfrastructureError, RequestError
 from pytest_gpu_cluster.contract.gpus import by_nvml
 from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
-from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
+from pytest_gpu_cluster.contract.store import credentials
 from pytest_gpu_cluster.environment import Environment
 from pytest_gpu_cluster.providers import (
     BootScript,
@@ -38,8 +38,9 @@ from pytest_gpu_cluster.settings_keys import Key, read_text
 
 GUARD = "pytest_gpu_cluster.node.guard"  # in the command lines of guard and keeper
 CLOSE_LIMIT_S = 20.0  # for a keeper that was asked to close
+LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 KILL_LIMIT_S = 5.0  # for processes to go after SIGKILL
-# Variables that the nodes inherit, and no others. Store credentials go no further than the keeper.
+# Variables that the nodes inherit, and no others.
 INHERITED = (
     "PATH",
     "HOME",
@@ -116,6 +117,9 @@ class LocalProvider:
         table = settings.provider_settings.get("local", {})  # also of a subclass
         self._python = str(table.get("python", sys.executable))
         self._environ = environ
+        # Our own tests' way to what rented machines do: tests run as another user than the keeper.
+        self._test_user = environ.get("GPU_CLUSTER_INTERNAL_TEST_USER", "")
+        self._mode = 0o711 if self._test_user else 0o700  # of the directories above a node's
 
     def environment(self, *, pytest_version: str) -> Environment:
         """Return what is installed for the interpreter of the nodes. Raises RequestError."""
@@ -161,7 +165,7 @@ class LocalProvider:
     def launch(self, plan: LaunchPlan, boot: BootScript) -> ClusterRef:
         """Start a guard for each node, unless the cluster's directory exists already."""
         ref = ClusterRef(provider=self.name, id=plan.spec.token)
-        directory = _private(base_directory()) / ref.id
+        directory = _private(base_directory(), self._mode) / ref.id
         if directory.exists():
             return ref
         try:
@@ -174,7 +178,7 @@ class LocalProvider:
         return ref
 
     def _start_guards(self, plan: LaunchPlan, boot: BootScript, directory: Path) -> None:
-        directory.mkdir(mode=0o700)
+        directory.mkdir(mode=self._mode)
         for relative, source in boot.code.items():
             target = directory / "code" / relative
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -193,14 +197,16 @@ class LocalProvider:
         node_spec = KeeperSpec(
             boot=spec,
             directory=node,
-            ray_directory=directory / "r",
+            ray_directory=self._ray_directory(directory),
             head=number == 0,
             ip="127.0.0.1",
+            credentials=credentials(self._environ),
+            test_user=self._test_user,
         )
         path = node / "spec.json"
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump(node_spec.to_json(), file)
-        with open(node / "keeper.log", "ab") as log:
+        with open(os.open(node / "keeper.log", LOG_FLAGS, 0o600), "ab") as log:
             process = subprocess.Popen(
                 [python, "-m", GUARD, str(path)],
                 cwd=node,
@@ -213,11 +219,18 @@ class LocalProvider:
         process.returncode = 0  # it outlives this process on purpose: Popen must not warn
         return Guard(process.pid, procfs.start_time(process.pid))
 
+    def _ray_directory(self, directory: Path) -> Path:
+        """Return the directory for Ray, which opens it to everybody."""
+        if not self._test_user:
+            return directory / "r"
+        (directory / "r").mkdir(mode=0o700, exist_ok=True)
+        return directory / "r" / "r"
+
     def _inherited(self) -> dict[str, str]:
         return {
             name: value
             for name, value in self._environ.items()
-            if name in INHERITED or name.startswith(("LC_", "NVIDIA_", *STORE_CREDENTIALS))
+            if name in INHERITED or name.startswith(("LC_", "NVIDIA_"))
         }
 
     def hand_over(self, ref: ClusterRef, session: str, values: Mapping[str, str]) -> None:
@@ -318,10 +331,10 @@ def _processes_of(directory: Path) -> list[int]:
     return procfs.with_environment(f"{directory}/".encode())
 
 
-def _private(path: Path) -> Path:
-    path.mkdir(mode=0o700, exist_ok=True)
+def _private(path: Path, mode: int) -> Path:
+    path.mkdir(mode=mode, exist_ok=True)
     status = path.lstat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+    if status.st_uid != os.getuid() or status.st_mode & 0o077 & ~mode:
         raise RequestError(
             f"{path} belongs to somebody else or is open to others",
             remedy=f"remove it, or: chmod 700 {path}",
