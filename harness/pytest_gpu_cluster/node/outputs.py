@@ -84,8 +84,8 @@ def upload(store: Store, prefix: str, source: Path, *, guest: Guest | None = Non
     What the tests could not read is left out.
     """
     with rights_of(guest):
-        paths = [source] if source.is_file() else sorted(source.rglob("*"))
-        files = [path for path in paths if path.is_file()]
+        paths = [source] if os.path.isfile(source) else sorted(source.rglob("*"))
+        files = [path for path in paths if os.path.isfile(path)]  # False where it may not look
     for path in files:
         name = path.relative_to(source).as_posix()
         if (content := _read(path, guest)) is not None:
