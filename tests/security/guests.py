@@ -145,7 +145,8 @@ def test_inherited(artifacts):
             pass
     opened = [f"{pid} {line}" for pid, line in foreign() if any(
         readable(f"/proc/{pid}/{name}") is not None for name in ("environ", "maps"))]
-    secret = re.compile('planted-' '4b1d|(RAY_AUTH_TOKEN|ray_token)"?(=|: ")[0-9a-f]{8}')
+    planted = "-".join(("planted", "4b1d"))  # not as it stands: this file is looked at too
+    secret = re.compile(planted + '|(RAY_AUTH_TOKEN|ray_token)"?(=|: ")[0-9a-f]{8}')
     leave(artifacts, {
         "user": [os.getuid(), os.getgid(), os.getgroups()],
         "files": files,

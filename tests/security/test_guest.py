@@ -91,14 +91,22 @@ def test_a_process_of_the_same_user_cannot_look_into_keeper_and_agent(hidden: bo
     try:
         os.read(ready, 1)
         places = [f"/proc/{keeper}/{name}" for name in ("environ", "mem", "maps")]
-        _, status = os.waitpid(forked(lambda: sum(map(can_open, places))), 0)
+        opened = result_of(forked(lambda: sum(map(can_open, places))))
+        line = procfs.command_line(keeper)
+        found = result_of(forked(lambda: keeper in procfs.with_environment(line)))
     finally:
         os.kill(keeper, signal.SIGKILL)
         os.waitpid(keeper, 0)
         os.close(ready)
         os.close(say_ready)
 
-    assert os.waitstatus_to_exitcode(status) == (0 if hidden else len(places))
+    assert opened == (0 if hidden else len(places))
+    assert found == hidden  # `gpu-cluster down` finds it by its command line
+
+
+def result_of(pid: int) -> int:
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 def can_open(path: str) -> bool:
