@@ -134,6 +134,15 @@ def test_a_link_in_an_artifact_leads_no_further_than_its_test(guests: Guests) ->
     assert "away.txt" not in artifacts
 
 
+def test_a_warm_node_serves_the_next_session_as_it_did_the_first(guests: Guests) -> None:
+    """Its tree is mended by the keeper, and again belongs to the tests' user, as their TMPDIR."""
+    ran = guests.project.run("-k", "inherited or fails or skips")
+
+    assert ran.cluster == guests.ran.cluster
+    names = ("test_inherited", "test_fails", "test_skips")
+    assert ran.cases() == {name: OUTCOMES[name] for name in names}, ran.out
+
+
 def test_the_rights_to_files_are_those_of_the_user_for_as_long_as_is_said(tmp_path: Path) -> None:
     """The keeper reads what tests left in one thread, and its own files in others meanwhile."""
     (tmp_path / "private").write_text("private")
