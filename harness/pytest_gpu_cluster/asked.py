@@ -1,15 +1,24 @@
-"""What a session asks for, made of its settings: the request of its record, and its cluster."""
+"""What a session asks for, made of its settings: its request, its tree, and its cluster."""
 
 from __future__ import annotations
 
 import os
 import time
 
-from pytest_gpu_cluster.bundle.ship import tree_name
+from pytest_gpu_cluster.bundle.minimal_git import repository_of
+from pytest_gpu_cluster.bundle.repository import GitQuery
+from pytest_gpu_cluster.bundle.ship import Tree, ship, tree_name
 from pytest_gpu_cluster.contract.masking import PassedValues
-from pytest_gpu_cluster.contract.request import Limits, PytestFacts, ReportFacts, SessionRequest
+from pytest_gpu_cluster.contract.request import (
+    GitFacts,
+    Limits,
+    PytestFacts,
+    ReportFacts,
+    SessionRequest,
+)
 from pytest_gpu_cluster.contract.selection import Distribution
-from pytest_gpu_cluster.contract.settings import RunRequest, Settings
+from pytest_gpu_cluster.contract.settings import RunRequest, SentTree, Settings
+from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.providers import ClusterSpec
 
 AGENT = "pytest_gpu_cluster.agent.main:main"  # in the code that is shipped with the session
@@ -78,3 +87,23 @@ def limits(settings: Settings) -> Limits:
         infra_retries=settings.limits.infra_retries,
         default_gpus=settings.default_gpus,
     )
+
+
+def ship_tree(
+    store: Store, sent: SentTree, settings: Settings, branch: str
+) -> tuple[Tree, GitFacts]:
+    """Put the working tree into the store. Return it, and what git says of it.
+
+    `branch` is for a tree that has none checked out. Raises RequestError, StoreError.
+    """
+    with GitQuery(sent.top / sent.start) as git:
+        tree = ship(
+            store,
+            sent.top,
+            start=sent.start,
+            include=sent.files.include,
+            exclude=sent.files.exclude,
+            allow_files=sent.files.allow_files,
+            extra=repository_of(sent) if settings.git else {},
+        )
+        return tree, git.facts(branch)

@@ -39,7 +39,7 @@ from pytest_gpu_cluster.providers import (
     Provider,
 )
 
-PROTOCOL = 3  # of the keeper: a warm cluster must speak it
+PROTOCOL = 4  # of the keeper: a warm cluster must speak it
 RECENT = 50  # sessions that a sweep looks at
 
 
@@ -197,12 +197,13 @@ def launch(
 
 
 def boot_spec(store: Store, spec: ClusterSpec) -> BootSpec:
-    """Return what every keeper of a new cluster is told; with a Ray token of its own."""
+    """Return what every keeper of a new cluster is told; with secrets of its own."""
     return BootSpec(
         cluster=spec.token,
         store=store.url,
         code=spec.code,
         ray_token=secrets.token_hex(24),
+        keeper_secret=secrets.token_hex(32),
         nodes=spec.nodes,
         gpus_per_node=spec.gpus_per_node,
         simulated_gpus=spec.simulated_gpus,

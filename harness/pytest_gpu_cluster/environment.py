@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,3 +124,24 @@ def own_code() -> dict[str, Path]:
     for folder in ("contract", "node", "agent", "worker"):
         files += sorted((package / folder).glob("*.py"))
     return {str(file.relative_to(package.parent)): file for file in files}
+
+
+def resolve_interpreter(value: object, root: Path, environ: Mapping[str, str]) -> str:
+    """Return the absolute path of an interpreter, links kept: a virtual environment needs its link.
+
+    `value` is relative to `root`, or a command on the PATH; "" is the interpreter that runs pytest.
+    Raises RequestError.
+    """
+    python = str(value)
+    if not python:
+        return sys.executable
+    path = root / python
+    if "/" not in python and not path.is_file():
+        path = Path(shutil.which(python, path=environ.get("PATH")) or path)
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise RequestError(
+            f"tool.gpu-cluster.local.python is {python!r}; {path} is not an executable file",
+            remedy="give a path relative to pytest's rootdir,"
+            " or leave it out for the interpreter that runs pytest",
+        )
+    return str(path.absolute())

@@ -15,12 +15,11 @@ from dataclasses import replace
 from enum import Enum, auto
 
 from pytest_gpu_cluster import clusters, environment
-from pytest_gpu_cluster.asked import cluster_spec, passed_values, session_request
+from pytest_gpu_cluster.asked import cluster_spec, passed_values, session_request, ship_tree
 from pytest_gpu_cluster.bundle.listing import listing
-from pytest_gpu_cluster.bundle.minimal_git import repository_of
-from pytest_gpu_cluster.bundle.repository import GitQuery, modification_times
+from pytest_gpu_cluster.bundle.repository import modification_times
 from pytest_gpu_cluster.bundle.retention import prune
-from pytest_gpu_cluster.bundle.ship import Tree, ship, ship_files
+from pytest_gpu_cluster.bundle.ship import Tree, ship_files
 from pytest_gpu_cluster.clusters import HeldCluster, Hold
 from pytest_gpu_cluster.contract.errors import (
     HarnessError,
@@ -184,20 +183,10 @@ class Run:
 
         Return both, and what git says of the working tree.
         """
-        asked, ci = self._asked.tree, self.request.ci
-        files = asked.files
-        with GitQuery(asked.top / asked.start) as git:
-            tree = ship(
-                self.store,
-                asked.top,
-                start=asked.start,
-                include=files.include,
-                exclude=files.exclude,
-                allow_files=files.allow_files,
-                extra=repository_of(asked) if self.settings.git else {},
-            )
-            code = ship_files(self.store, environment.own_code())
-            return tree, code, git.facts(ci.branch if ci is not None else "")
+        ci = self.request.ci
+        branch = ci.branch if ci is not None else ""
+        tree, git = ship_tree(self.store, self._asked.tree, self.settings, branch)
+        return tree, ship_files(self.store, environment.own_code()), git
 
     @contextlib.contextmanager
     def hold(self, spec: ClusterSpec) -> Iterator[HeldCluster]:

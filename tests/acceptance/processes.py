@@ -54,7 +54,7 @@ def left_of(cluster: str) -> list[str]:
         if name.isdigit():
             with contextlib.suppress(OSError):
                 line = Path(f"/proc/{name}/cmdline").read_bytes()
-                if mark in Path(f"/proc/{name}/environ").read_bytes() or mark in line:
+                if mark in line or mark in Path(f"/proc/{name}/environ").read_bytes():
                     remaining.append(
                         f"{name} {line.replace(bytes(1), b' ').decode(errors='replace')}"
                     )

@@ -61,6 +61,7 @@ BOOT = BootSpec(
     store="",
     code="0" * 64,
     ray_token="token",
+    keeper_secret="secret",
     nodes=1,
     gpus_per_node=2,
     simulated_gpus=2,

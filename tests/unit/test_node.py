@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import KeeperStop
+from pytest_gpu_cluster.contract.fields import JsonObject
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.masking import PassedValues, masker
 from pytest_gpu_cluster.contract.outputs import HeldBack
@@ -28,6 +28,7 @@ BOOT = BootSpec(
     store="",
     code="0" * 64,
     ray_token="token",
+    keeper_secret="secret",
     nodes=1,
     gpus_per_node=2,
     simulated_gpus=2,
@@ -92,7 +93,7 @@ def test_ray_gets_no_credential_and_no_ray_of_the_users(node: Node) -> None:
 
     assert result["PATH"] == "/bin"
     assert result[NODE_VARIABLE] == str(node.directory)
-    assert result["RAY_AUTH_TOKEN"] == "token"
+    assert "RAY_AUTH_TOKEN" not in result  # Ray alone gets it
     hidden = environ.keys() - {"PATH"}
     assert result.keys() & hidden == set()  # the simulated GPUs are not those of the mask
 
@@ -103,16 +104,19 @@ def test_a_request_is_answered_by_facts_or_by_an_error_with_a_remedy(node: Node)
     (node.directory / "log").write_text("text")
     passed = PassedValues(env={"A_TOKEN": "q7Zk-very-secret"})
     (node.directory / "held").write_text("it is q7Zk-very-secret")
-    sources = {name: str(node.directory / name) for name in ("log", "held")}
-    upload = {"op": "upload", "sources": sources, "passed": passed.to_json()}
+    place = "sessions/s1/artifacts"
+    sources = {f"{place}/{name}": str(node.directory / name) for name in ("log", "held")}
+    tree = str(node.directory / "s" / "s1" / "tree" / "root")
 
-    answer = server.answer(json.dumps(upload).encode())
-    missing = server.answer(json.dumps({"op": "unpack", "trees": {"/x": DIGEST}}).encode())
-    unknown = server.answer(b'{"op": "dance"}')
+    upload: JsonObject = {"op": "upload", "sources": dict(sources), "passed": passed.to_json()}
+    answer = server.answer("s1", upload)
+    missing = server.answer("s1", {"op": "unpack", "trees": {tree: DIGEST}})
+    unknown = server.answer("s1", {"op": "dance"})
 
     held = (HeldBack(path="held", variable="A_TOKEN"),)
     assert answer == NodeFacts(gpus=node.gpus, host="machine", driver=None, held=held)
-    assert (node.store.get("log"), node.store.get("held")) == (b"text", None)
+    stored = [node.store.get(f"{place}/{name}") for name in ("log", "held")]
+    assert stored == [b"text", None]
     assert isinstance(missing, RequestFailed)
     assert "it is missing" in missing.error
     assert unknown == RequestFailed(

@@ -27,7 +27,7 @@ import os, subprocess, sys
 sys.path.insert(0, sys.argv[3])
 from pytest_gpu_cluster.node.forkserver import end_descendants, prctl
 prctl(36, 1)
-subprocess.Popen([sys.executable, sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], "trio"])
+subprocess.Popen([sys.executable, sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], "", "trio"])
 sys.stdin.read()
 end_descendants(os.getpid())
 """

@@ -14,6 +14,11 @@ from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.records import ItemRow
 from pytest_gpu_cluster.contract.selection import Distribution, Ordering, SelectionOptions
 
+NO_RAY = (
+    "the test is marked ray, and tests run as another user than Ray here: a task would have the "
+    "rights of that one"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -22,6 +27,7 @@ class Resources:
     nodes: Mapping[str, float]  # devices by node
     gpus: Sequence[Gpu]  # of the head node
     default_gpus: float  # of an unmarked test
+    has_ray: bool = True  # tests may drive it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +106,8 @@ def _demand(item: ItemRow, resources: Resources) -> tuple[Demand, str | None]:
         too_small = _too_little_memory(item, resources.gpus)
     except ValueError as problem:
         return Demand(), str(problem)
+    if demand.drives and not resources.has_ray:
+        return demand, NO_RAY
     return demand, plan.impossible(demand, resources.nodes) or too_small
 
 

@@ -27,7 +27,7 @@ from pytest_gpu_cluster.agent.arrivals import (
 from pytest_gpu_cluster.agent.cases import Resources
 from pytest_gpu_cluster.agent.limits import TimeLimits
 from pytest_gpu_cluster.agent.masking import JournalMask
-from pytest_gpu_cluster.agent.node_answer import NodeAnswer
+from pytest_gpu_cluster.agent.node_answer import ask_head
 from pytest_gpu_cluster.agent.outputs import store_outputs
 from pytest_gpu_cluster.agent.plan import Demand
 from pytest_gpu_cluster.agent.processes import SELECTING, Launcher
@@ -41,9 +41,8 @@ from pytest_gpu_cluster.contract import events
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
 from pytest_gpu_cluster.contract.record import SessionRecord, durations, put_durations
-from pytest_gpu_cluster.contract.specs import AgentSpec
+from pytest_gpu_cluster.contract.specs import SPOOL, AgentSpec
 from pytest_gpu_cluster.contract.store import Store
-from pytest_gpu_cluster.node.lease import ask
 
 TICK_S = 0.05
 TOLD_S = 1.0  # a tree that takes longer to unpack has a line of its own
@@ -57,7 +56,7 @@ class Agent:
         store = Store.open(spec.store, base=Path("/"))
         record = SessionRecord(store, spec.session)
         self._mask = JournalMask(spec.passed.masker())
-        journal = record.writer("agent", spool=spec.scratch / "spool", mask=self._mask)
+        journal = record.writer("agent", spool=spec.scratch / SPOOL, mask=self._mask)
         self.spec = spec
         self._cpus = os.cpu_count() or 1  # read once: it costs 30 µs
         self._history = durations(store)
@@ -109,7 +108,7 @@ class Agent:
         spec = self.spec
         began = time.monotonic()
         trees = {str(spec.tree_root): spec.request.tree}
-        NodeAnswer.parse(ask(str(spec.node), {"op": "unpack", "trees": trees}))
+        ask_head(spec, {"op": "unpack", "trees": trees})
         seconds = time.monotonic() - began
         if seconds > TOLD_S:
             self.state.journal.append(
@@ -151,7 +150,10 @@ class Agent:
     def _resources(self) -> Resources:
         cluster = self._cluster
         return Resources(
-            nodes=cluster.capacity(), gpus=self.spec.gpus, default_gpus=cluster.default_gpus()
+            nodes=cluster.capacity(),
+            gpus=self.spec.gpus,
+            default_gpus=cluster.default_gpus(),
+            has_ray=not self.spec.identity,
         )
 
     def _on_change(self, change: ClusterChange) -> None:
@@ -265,8 +267,8 @@ class Agent:
         if source := self._selection.result.coverage:
             key = self.state.record.coverage_key(SELECTING)
             request = {"op": "upload", "sources": {key: source}}
-            answer = ask(str(self.spec.node), request | {"passed": self.spec.passed.to_json()})
-            for held in NodeAnswer.parse(answer).held:
+            answer = ask_head(self.spec, request | {"passed": self.spec.passed.to_json()})
+            for held in answer.held:
                 self.state.journal.append(events.Notice(name="coverage", text=str(held)))
             self.state.ends.coverage.append(key)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pytest_gpu_cluster.agent.node_answer import NodeAnswer
+from pytest_gpu_cluster.agent.node_answer import ask_head
 from pytest_gpu_cluster.agent.ray_cluster import Cluster
 from pytest_gpu_cluster.agent.reservations import SHOWN_ID
 from pytest_gpu_cluster.contract.events import Notice
 from pytest_gpu_cluster.contract.fields import JsonObject
 from pytest_gpu_cluster.contract.outputs import HEAD, OutputsOrder
 from pytest_gpu_cluster.contract.specs import AgentSpec
-from pytest_gpu_cluster.node.lease import ask
 
 
 def store_outputs(spec: AgentSpec, cluster: Cluster) -> Iterator[Notice]:
@@ -27,7 +26,7 @@ def store_outputs(spec: AgentSpec, cluster: Cluster) -> Iterator[Notice]:
             continue
         try:
             if home == HEAD:
-                answer = NodeAnswer.parse(ask(str(spec.node), _request(spec, node)))
+                answer = ask_head(spec, _request(spec, node))
             else:
                 answer = reservations.ask_node(home, _request(spec, node))
         except Exception as problem:  # noqa: BLE001 - the node is lost, or its keeper or the store

@@ -147,6 +147,7 @@ class Launcher:
         temporary.mkdir(exist_ok=True)
         return {
             **plain,
+            **self._spec.identity,
             **self._spec.env,
             **self._spec.request.git.variables(),
             "CUDA_VISIBLE_DEVICES": ",".join(gpu.id for gpu in gpus),

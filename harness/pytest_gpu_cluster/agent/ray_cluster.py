@@ -85,6 +85,7 @@ class Cluster:
             time.sleep(0.02)
         self.address = json.loads(path.read_text())["address"]
         follow_address(self.address)
+        os.environ["RAY_AUTH_TOKEN"] = self._spec.ray_token  # no test process inherits it
         ray.init(
             address=self.address,
             namespace=NAMESPACE,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_gpu_cluster.agent.arrivals import Arrivals, NodeJoined
-from pytest_gpu_cluster.agent.node_answer import NodeAnswer
+from pytest_gpu_cluster.agent.node_answer import NodeAnswer, ask_head, signed
 from pytest_gpu_cluster.agent.plan import Demand
 from pytest_gpu_cluster.contract.events import NodeReady
 from pytest_gpu_cluster.contract.frozen import dataclass
@@ -191,7 +191,7 @@ class Reservations:
             return
         trees = {str(spec.tree_root): spec.request.tree}
         code = {str(spec.code): spec.request.code}
-        request = {"op": "unpack", "trees": trees, "code": code}
+        request = signed(spec, {"op": "unpack", "trees": trees, "code": code})
         answer = NodeAnswer.parse(the_ray().get(reservation.actor.ask.remote(request), timeout=300))
         self._devices[home] = answer.gpus
         node = NodeReady(
@@ -220,11 +220,9 @@ class Reservations:
     def ask(self, reservation: Reservation, request: Mapping[str, object]) -> NodeAnswer:
         """Send a request to the keeper of a reservation's node. Raises RuntimeError."""
         if reservation.home == self._head:
-            answer = leases.ask(str(self._spec.node), request)
-        else:
-            call = reservation.actor.ask.remote(dict(request))
-            answer = the_ray().get(call, timeout=120)
-        return NodeAnswer.parse(answer)
+            return ask_head(self._spec, request)
+        call = reservation.actor.ask.remote(signed(self._spec, request))
+        return NodeAnswer.parse(the_ray().get(call, timeout=120))
 
     def other_nodes(self) -> list[str]:
         """Return the nodes beside this one that have the session's tree."""

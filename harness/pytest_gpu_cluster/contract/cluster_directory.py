@@ -18,10 +18,10 @@ from pytest_gpu_cluster.contract.ids import check_id, is_id
 MARK = "gpu-cluster.mark"
 
 
-def make_directory(base: Path, cluster: str) -> Path:
+def make_directory(base: Path, cluster: str, mode: int = 0o700) -> Path:
     """Make the directory of a cluster. Raises FileExistsError, and OSError where it cannot."""
     directory = base / check_id(cluster, "cluster")
-    directory.mkdir(mode=0o700)
+    directory.mkdir(mode=mode)
     try:
         (directory / MARK).write_text(cluster)
     except OSError:
@@ -32,13 +32,16 @@ def make_directory(base: Path, cluster: str) -> Path:
 
 
 def is_private(path: Path) -> bool:
-    """Return True for a directory of this user, and no link, that is closed to others."""
+    """Return True for a directory of this user, and no link, that is closed to others.
+
+    They may pass through it to a path that they know, as tests do that run as another user.
+    """
     try:
         status = path.lstat()
     except OSError:
         return False
     is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-    return is_ours and not status.st_mode & 0o077
+    return is_ours and not status.st_mode & 0o066
 
 
 def is_own(directory: Path) -> bool:

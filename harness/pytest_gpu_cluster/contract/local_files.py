@@ -7,17 +7,61 @@ makes the failure of a whole listing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from pytest_gpu_cluster.contract.errors import UnreadableRecordError
+from pytest_gpu_cluster.contract.errors import StoreError, UnreadableRecordError
+
+MARK = ".gitignore"  # in a local store, from its opening on
 
 # What no part of a key has: control characters, and bytes that are no UTF-8.
 _NO_PART = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _STAGED = re.compile(r"#\d+\Z")  # at the end of a file's name: it is still being written
+
+
+def make_root(path: Path) -> os.stat_result:
+    """Make the directory of a store if absent, private; return its stat. Raises OSError."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path.stat()
+
+
+def is_open_to_others(status: os.stat_result) -> bool:
+    """Return True for a directory that another user may write to, root aside."""
+    of_others = os.geteuid() != 0 and status.st_uid not in (0, os.geteuid())
+    return bool(status.st_mode & 0o022) or of_others
+
+
+def mark_root(path: Path) -> None:
+    """Mark a directory as a store, which ignores itself in git. Raises OSError.
+
+    An empty one becomes private, as if it had been made here.
+    """
+    if (path / MARK).exists():
+        return
+    if not any(path.iterdir()) and path.stat().st_uid == os.geteuid():
+        path.chmod(0o700)
+    with contextlib.suppress(FileExistsError), open(path / MARK, "x") as file:
+        file.write("*\n")
+
+
+def check_there(root: Path, action: str) -> None:
+    """Raise StoreError where a local store has gone since it was opened.
+
+    The vendor would make its directories again, for all to read, and write on into them.
+    """
+    try:
+        os.stat(root / MARK)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(
+            f"{action}: the store is gone: it was deleted, moved or unmounted since it was opened",
+            remedy="put it back, or run again: a new one is made there",
+        ) from error
+    except OSError:
+        return  # the call itself says it better
 
 
 def check_way(root: Path, key: str) -> bool:

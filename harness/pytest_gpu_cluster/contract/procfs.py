@@ -6,11 +6,24 @@ Every function is quiet about a process that is gone or belongs to another user:
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from pytest_gpu_cluster.contract.frozen import dataclass
+
+PR_SET_DUMPABLE = 4
+
+
+def forbid_inspection() -> None:
+    """Keep other processes of this user out of this one: out of its memory and of its descriptors.
+
+    Root may look all the same, and a program that it starts can be looked at again. Raises OSError.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE, 0)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +91,20 @@ def command_line(pid: int) -> bytes:
 
 
 def with_environment(text: bytes) -> list[int]:
-    """Return the pids of other living processes whose initial environment contains `text`."""
-    pids = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if text in Path(f"/proc/{name}/environ").read_bytes() and start_time(int(name)):
-                    pids.append(int(name))
-    return pids
+    """Return the pids of other living processes whose initial environment contains `text`.
+
+    Of one of this user that forbids its inspection, the command line has to contain it.
+    """
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [pid for pid in pids if pid != os.getpid() and _names(pid, text) and start_time(pid)]
+
+
+def _names(pid: int, text: bytes) -> bool:
+    with contextlib.suppress(OSError):
+        try:
+            return text in Path(f"/proc/{pid}/environ").read_bytes()
+        except PermissionError:
+            status = Path(f"/proc/{pid}/status").read_text()
+            is_mine = f"\nUid:\t{os.getuid()}\t" in status
+            return is_mine and text in command_line(pid)
+    return False

@@ -291,6 +291,12 @@ class SessionRecord:
         own = [key for key in keys if is_id(key.removeprefix(folder))]  # else a path is left
         return {key: data for key in own if (data := self.store.get(key)) is not None}
 
+    def is_left_by_tests(self, key: str) -> bool:
+        """Return True for a key of what tests of this session leave: artifacts and coverage."""
+        folder, *names = key.removeprefix(f"{self.prefix}/").split("/")
+        plain = all(name not in ("", ".", "..") for name in names)
+        return key.startswith(f"{self.prefix}/") and folder in ("artifacts", "coverage") and plain
+
     def put_summary(self, text: str) -> None:
         self.store.put(f"{self.prefix}/summary.json", text.encode())
 

@@ -29,6 +29,7 @@ class BootSpec(Noun):
     store: str  # URL
     code: str  # digest of the tree of this package's code, which the keeper runs
     ray_token: str = field(repr=False)
+    keeper_secret: str = field(repr=False)  # of all keepers: the keys of sessions come from it
     nodes: int
     gpus_per_node: int | Literal["auto"]
     simulated_gpus: int  # where NVML finds none
@@ -46,11 +47,18 @@ class KeeperSpec(Noun):
     ray_directory: Path  # Ray's temporary directory, short
     head: bool
     ip: str
+    # Variables that open the store. In the environment that a process begins with, all could read
+    # them for as long as it lives.
+    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
+    # The name of the user that tests run as; "": the keeper's. Another one needs a keeper of root,
+    # and a way for that user to `directory` and to the interpreter, but none to `ray_directory`.
+    test_user: str = ""
 
 
 # Of a session, in the node's directory: TMPDIR of its tests. Short, for below it a test may have
 # sockets, whose paths hold 107 bytes: those of a Ray of its own are 68 longer than this.
 TEMPORARY = "t"
+SPOOL = "spool"  # of the agent's journal, in the session's directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +78,8 @@ class AgentSpec(Noun):
     env: Mapping[str, str] = field(repr=False)  # values of the passed variables
     credentials: Mapping[str, str] = field(repr=False)  # variables that open the store
     ray_token: str = field(repr=False)
+    keeper_key: str = field(repr=False)  # of this session's requests to keepers
+    identity: Mapping[str, str]  # variables of the tests' user; none where it is this one
     nodes: int
     gpus: tuple[Gpu, ...]  # of the head node
     host: str

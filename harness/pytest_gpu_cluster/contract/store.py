@@ -8,19 +8,28 @@ store must not fork and go on using it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pytest_gpu_cluster.contract.bounded import LISTED_KEYS, OBJECT_BYTES
 from pytest_gpu_cluster.contract.errors import StoreError
-from pytest_gpu_cluster.contract.local_files import check_way, keys_below, names_in
+from pytest_gpu_cluster.contract.local_files import (
+    MARK,
+    check_there,
+    check_way,
+    is_open_to_others,
+    keys_below,
+    make_root,
+    mark_root,
+    names_in,
+)
 from pytest_gpu_cluster.contract.store_errors import (
+    check_url,
     damaged,
     redact,
     redact_error,
@@ -34,8 +43,6 @@ if TYPE_CHECKING:
 # processes do not.
 STORE_CREDENTIALS = ("AWS_", "AZURE_", "GOOGLE_")
 
-MARK = ".gitignore"  # in a local store, from its opening on
-
 T = TypeVar("T")
 Keys = list[str]  # inside Store, `list` is a method
 
@@ -46,6 +53,11 @@ PATIENCE_S = 60.0
 MAX_RETRIES = 8  # 0.1 s doubling up to 5 s, with jitter: about 8 s of back-off
 DISK_THREADS = 4  # more only wait for each other
 REMOTE_THREADS = 32  # nearly all of a request's time is waiting
+
+
+def credentials(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that open the store."""
+    return {name: value for name, value in environ.items() if name.startswith(STORE_CREDENTIALS)}
 
 
 def local_path(url: str, *, base: Path) -> Path | None:
@@ -89,7 +101,7 @@ class Store:
         path = local_path(url, base=base)
         if path is not None:
             if not make:
-                _check_there(path, f"cannot use {path.as_uri()} as a store")
+                check_there(path, f"cannot use {path.as_uri()} as a store")
             return _open_local(path)
         return _open_remote(url, request_timeout_s, patience_s)
 
@@ -259,7 +271,7 @@ class Store:
 
         self._count(1)
         if self.root is not None:
-            _check_there(self.root, f"cannot {action} in {self.url}")
+            check_there(self.root, f"cannot {action} in {self.url}")
         try:
             on_main = threading.current_thread() is threading.main_thread()
             return _interruptible(call) if on_main and not self.is_local else call()
@@ -291,39 +303,16 @@ def _open_local(path: Path) -> Store:
 
     url = path.as_uri()
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        stat = path.stat()
-        if stat.st_mode & 0o022 or (os.geteuid() != 0 and stat.st_uid not in (0, os.geteuid())):
+        if is_open_to_others(make_root(path)):
             raise StoreError(
                 f"others may write to the store {url}, and whoever writes to it runs code here",
                 remedy=f"run: chmod go-w {path}, or choose a directory of your own",
             )
-        ignore = path / MARK
-        if not ignore.exists():
-            if not any(path.iterdir()) and stat.st_uid == os.geteuid():
-                path.chmod(0o700)  # as if it had been made here
-            with contextlib.suppress(FileExistsError), open(ignore, "x") as file:
-                file.write("*\n")
+        mark_root(path)
         return Store(LocalStore(path, automatic_cleanup=True), url, path)
     except OSError as error:
         vendor_like = OSError(f"{error.strerror} (os error {error.errno})")
         raise translate_error(f"cannot use {url} as a store", vendor_like) from error
-
-
-def _check_there(root: Path, action: str) -> None:
-    """Raise StoreError where a local store has gone since it was opened.
-
-    The vendor would make its directories again, for all to read, and write on into them.
-    """
-    try:
-        os.stat(root / MARK)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreError(
-            f"{action}: the store is gone: it was deleted, moved or unmounted since it was opened",
-            remedy="put it back, or run again: a new one is made there",
-        ) from error
-    except OSError:
-        return  # the call itself says it better
 
 
 def _open_remote(url: str, request_timeout_s: float, patience_s: float) -> Store:
@@ -331,7 +320,7 @@ def _open_remote(url: str, request_timeout_s: float, patience_s: float) -> Store
     from obstore.store import from_url
 
     parts, shown = urlsplit(url), redact(url)
-    _check_url(parts, shown)
+    check_url(parts, shown)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
     client: ClientConfig = {
         "timeout": timedelta(seconds=request_timeout_s),
@@ -354,17 +343,3 @@ def _open_remote(url: str, request_timeout_s: float, patience_s: float) -> Store
     except (BaseError, ValueError) as error:
         raise translate_error(f"cannot use {shown} as a store", error) from redact_error(error)
     return Store(inner, url.rstrip("/"), None)
-
-
-def _check_url(parts: SplitResult, shown: str) -> None:
-    names_user = "@" in parts.netloc and not parts.scheme.startswith("abfs")
-    if parts.password or parts.query or names_user:
-        raise StoreError(
-            f"the store URL {shown} has credentials in it",
-            remedy="take them out; set them in the environment",
-        )
-    if parts.scheme not in ("s3", "gs", "az", "abfs", "abfss"):
-        raise StoreError(
-            f"{shown} is no store: unknown scheme {parts.scheme!r}",
-            remedy="use a path, s3://, gs:// or az://",
-        )

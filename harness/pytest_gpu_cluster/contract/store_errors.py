@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from urllib.parse import SplitResult
 
 from pytest_gpu_cluster.contract.errors import StoreError, UnreadableRecordError
 
@@ -143,3 +144,18 @@ def damaged(url: str, key: str, problem: Exception | str) -> UnreadableRecordErr
         f"{key} in {url} is not what was written there: {problem}",
         remedy="use the version of pytest-gpu-cluster that wrote it, or remove that key",
     )
+
+
+def check_url(parts: SplitResult, shown: str) -> None:
+    """Refuse the URL of a store with credentials in it, or of a kind that is none."""
+    names_user = "@" in parts.netloc and not parts.scheme.startswith("abfs")
+    if parts.password or parts.query or names_user:
+        raise StoreError(
+            f"the store URL {shown} has credentials in it",
+            remedy="take them out; set them in the environment",
+        )
+    if parts.scheme not in ("s3", "gs", "az", "abfs", "abfss"):
+        raise StoreError(
+            f"{shown} is no store: unknown scheme {parts.scheme!r}",
+            remedy="use a path, s3://, gs:// or az://",
+        )

@@ -12,6 +12,7 @@ from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu, node_gpus
 from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
+from pytest_gpu_cluster.node.guest import Guest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,11 @@ class Node:
     gpus: tuple[Gpu, ...]
     driver: str | None  # version of the GPUs' driver
     host: str
+    guest: Guest | None = None  # the tests' user, where it is another
 
     @classmethod
     def of(cls, spec: KeeperSpec) -> Node:
-        """Open the store and count the GPUs. Raises StoreError."""
+        """Open the store and count the GPUs. Raises StoreError, InfrastructureError."""
         devices, driver = node_gpus(
             os.environ,
             requested=spec.boot.gpus_per_node,
@@ -38,6 +40,7 @@ class Node:
             gpus=tuple(devices),
             driver=driver,
             host=socket.gethostname(),
+            guest=Guest.named(spec.test_user),
         )
 
     @property

@@ -1,8 +1,8 @@
 """The fork server of a node: it has imported what is heavy, and nothing of the user's code.
 
-Run as a script (`python forkserver.py SOCKET CODE NAME MODULE …`) with the standard library alone:
-every session brings this package, and only where that is the cluster's own (NAME; it is in CODE)
-a process has it imported already. For that reason it has its own walk of /proc beside
+Run as a script (`python forkserver.py SOCKET CODE NAME USER MODULE …`) with the standard library
+alone: every session brings this package, and only where that is the cluster's own (NAME; it is in
+CODE) a process has it imported already. For that reason it has its own walk of /proc beside
 `contract.procfs`; the keeper imports what both need from this module.
 The fork server is never connected to Ray, holds no CUDA context, no store client and no capture,
 and has one thread. SOCKET appears when it listens.
@@ -10,15 +10,16 @@ and has one thread. SOCKET appears when it listens.
     keeper ── fork server         one connection to SOCKET = one process = one lease
        └───── supervisor ── process
 
-A supervisor is the keeper's child, and the subreaper of everything that its process starts.
+A supervisor is the keeper's child, and the subreaper of everything that its process starts. The
+process runs as USER, unless that is empty or the order says `as_keeper`.
 
 The protocol is frozen, for it outlives sessions. A client connects (unix, SOCK_SEQPACKET) and sends
-one message `{"entry": "module:function", "code": directory}` with three descriptors: channel,
-stdout, stderr. The supervisor answers `{"pid": n}` and, at the end, `{"exit": status, "ordered":
-bool}` (as os.waitstatus_to_exitcode gives it) once the whole tree is gone; a connection that closes
-without it means that the supervisor was lost. `{"signal": n}` from the client goes to the process;
-`{"kill": true}`, or the connection closing, ends the tree. The process reads its specification from
-the channel (4 bytes of length, big-endian, then JSON) and calls
+one message `{"entry": "module:function", "code": directory, "as_keeper": bool}` with three
+descriptors: channel, stdout, stderr. The supervisor answers `{"pid": n}` and, at the end, `{"exit":
+status, "ordered": bool}` (as os.waitstatus_to_exitcode gives it) once the whole tree is gone; a
+connection that closes without it means that the supervisor was lost. `{"signal": n}` from the
+client goes to the process; `{"kill": true}`, or the connection closing, ends the tree. The process
+reads its specification from the channel (4 bytes of length, big-endian, then JSON) and calls
 `function(specification, channel) -> exit code`.
 """
 
@@ -36,16 +37,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn, TypedDict
+from typing import NamedTuple, NoReturn, NotRequired, TypedDict
 
-PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 4, 15, 36
 # Names of processes in the kernel, of at most 15 bytes.
 SERVER_NAME = "gpu-forkserver"
 SUPERVISOR_NAME = "gpu-supervisor"
 PROCESS_NAME = "gpu-worker"
-
-
-Adapt = Callable[[str], None]  # in a fork, before it imports from a directory of code
+MOST_WAITING = 64  # connections whose order has not come
 
 
 class SpawnOrder(TypedDict):
@@ -53,6 +52,15 @@ class SpawnOrder(TypedDict):
 
     entry: str
     code: str
+    as_keeper: NotRequired[bool]  # the process stays one of the keeper's user
+
+
+class Neighbours(NamedTuple):
+    """Functions of the files beside this script, which no fork may have as top-level modules."""
+
+    adapt: Callable[[SpawnOrder], None]  # in a fork, before it imports from a directory of code
+    mapped: Callable[[list[int]], set[str]]  # shared memory of processes
+    unlink: Callable[[set[str], int, float], None]  # remove what is left of it
 
 
 def prctl(option: int, value: int | bytes) -> None:
@@ -113,12 +121,14 @@ def end_descendants(root: int, *, within_s: float = 10.0) -> dict[int, int]:
     return ended | reap()
 
 
-def _run(order: SpawnOrder, descriptors: list[int], adapt: Adapt) -> NoReturn:
+def _run(order: SpawnOrder, descriptors: list[int], neighbours: Neighbours) -> NoReturn:
     """Call the function of an order in the forked process. Never returns."""
     code = 1
     try:
         channel = _redirect(descriptors)
-        adapt(order["code"])
+        neighbours.adapt(order)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a process of another user has lost it
+        prctl(PR_SET_DUMPABLE, 1)  # likewise: debuggers of that user may attach
         sys.path.insert(0, order["code"])
         module, _, function = order["entry"].partition(":")
         entry = getattr(importlib.import_module(module), function)
@@ -162,35 +172,6 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
     return data
 
 
-def shared_memory(root: int) -> set[str]:
-    """Return the files in /dev/shm that processes below `root` have mapped."""
-    paths: set[str] = set()
-    for pid in descendants(root):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", errors="replace") as file:
-            paths |= {
-                line[line.index("/dev/shm/") :].strip() for line in file if "/dev/shm/" in line
-            }
-    return {path for path in paths if not path.endswith("(deleted)")}
-
-
-def remove_shared_memory(segments: set[str], pid: int, *, since: float) -> None:
-    """Unlink what a killed tree could not: the segments that it had mapped, and torch's.
-
-    The names of torch's segments carry the pid of the process. Files older than `since` (unix
-    seconds) stay.
-    """
-    with contextlib.suppress(OSError):
-        segments |= {
-            f"/dev/shm/{name}"
-            for name in os.listdir("/dev/shm")
-            if name.startswith(f"torch_{pid}_")
-        }
-    for path in segments:
-        with contextlib.suppress(OSError):
-            if os.stat(path).st_ctime >= since:
-                os.unlink(path)
-
-
 def _settle(pid: int, status: int | None, *, grace_s: float = 0.3) -> dict[int, int]:
     """Give what a dead process has started a moment to end by itself: resource trackers clean up.
 
@@ -207,7 +188,7 @@ def _settle(pid: int, status: int | None, *, grace_s: float = 0.3) -> dict[int, 
 
 
 def _supervise(
-    lease: socket.socket, order: SpawnOrder, descriptors: list[int], adapt: Adapt
+    lease: socket.socket, order: SpawnOrder, descriptors: list[int], neighbours: Neighbours
 ) -> NoReturn:
     """Own one process and all that it starts, until it has ended or the lease is gone."""
     began = time.time()
@@ -218,19 +199,19 @@ def _supervise(
     pid = os.fork()
     if pid == 0:
         _become_process(pipe, lease)
-        _run(order, descriptors, adapt)
+        _run(order, descriptors, neighbours)
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # the keeper's death: by now it is the parent
     for descriptor in descriptors:
         os.close(descriptor)
     lease.send(json.dumps({"pid": pid}).encode())
     status, closing = _wait(pid, lease, pipe[0])
-    segments = shared_memory(os.getpid())
+    segments = neighbours.mapped(descendants(os.getpid()))
     if status is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     ended = _settle(pid, status)
     ended |= end_descendants(os.getpid())
-    remove_shared_memory(segments, pid, since=began)
+    neighbours.unlink(segments, pid, began)
     if not closing:
         report = {"exit": ended.get(pid, -signal.SIGKILL), "ordered": status is None}
         with contextlib.suppress(OSError):
@@ -287,36 +268,52 @@ def _wait(pid: int, lease: socket.socket, wake: int) -> tuple[int | None, bool]:
                 return None, False
 
 
-def serve(listener: socket.socket, adapt: Adapt) -> None:
-    """Fork a supervisor for each connection, for ever."""
+def serve(listener: socket.socket, neighbours: Neighbours) -> None:
+    """Fork a supervisor for each order, for ever. Who connects and orders nothing delays nobody."""
+    waiting: list[socket.socket] = []  # connections without an order, the oldest first
     while True:
-        lease, _ = listener.accept()
+        ready, _, _ = select.select([listener, *waiting], [], [])
+        if listener in ready:
+            waiting.append(listener.accept()[0])
+        for lease in waiting[:]:
+            if lease in ready:
+                waiting.remove(lease)
+                _spawn(lease, [listener, *waiting], neighbours)
+        if len(waiting) > MOST_WAITING:
+            waiting.pop(0).close()
+
+
+def _spawn(lease: socket.socket, others: list[socket.socket], neighbours: Neighbours) -> None:
+    """Fork a supervisor for the order of a connection; in it, close what belongs to others."""
+    data, descriptors = b"", list[int]()
+    with contextlib.suppress(OSError):  # who has connected is gone
         data, descriptors, _, _ = socket.recv_fds(lease, 65536, 3)
-        if len(descriptors) == 3:
-            between = os.fork()
-            if between == 0:
-                listener.close()
-                parent = os.getpid()
-                if os.fork() == 0:
-                    # Before the keeper has adopted it, a death signal would be that of `between`.
-                    while os.getppid() == parent:
-                        time.sleep(0.0005)
-                    _supervise(lease, json.loads(data), list(descriptors), adapt)
-                os._exit(0)
-            os.waitpid(between, 0)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        lease.close()
+    if len(descriptors) == 3:
+        between = os.fork()
+        if between == 0:
+            for other in others:
+                other.close()
+            parent = os.getpid()
+            if os.fork() == 0:
+                # Before the keeper has adopted it, a death signal would be that of `between`.
+                while os.getppid() == parent:
+                    time.sleep(0.0005)
+                _supervise(lease, json.loads(data), descriptors, neighbours)
+            os._exit(0)
+        os.waitpid(between, 0)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    lease.close()
 
 
-def main(path: str, code: str, name: str, modules: list[str]) -> None:
+def main(path: str, code: str, name: str, *, user: str, modules: list[str]) -> None:
     """Import the modules and what pytest needs, then serve at `path` for ever."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     os.environ.pop("OMP_NUM_THREADS", None)
     prctl(PR_SET_NAME, SERVER_NAME.encode())
-    preload = importlib.import_module("preload")  # beside this script
+    preload, shared_memory = map(importlib.import_module, ("preload", "shared_memory"))
     # No fork may have our files as top-level modules.
-    del sys.modules["preload"]
+    del sys.modules["preload"], sys.modules["shared_memory"]
     sys.path.remove(os.path.dirname(os.path.abspath(__file__)))
     preload.import_modules(modules)
     preload.import_pytest_plugins()
@@ -325,12 +322,19 @@ def main(path: str, code: str, name: str, modules: list[str]) -> None:
     # A fork need not search what is imported: pytest collects garbage five times at its end, 40 ms
     # each with torch and Ray.
     gc.freeze()
-    serve(listen(path), lambda directory: preload.adapt(directory, name))
+
+    def adapt(order: SpawnOrder) -> None:
+        if user and not order.get("as_keeper"):
+            preload.become(user)
+        preload.adapt(order["code"], name)
+
+    serve(listen(path), Neighbours(adapt, shared_memory.mapped, shared_memory.unlink))
 
 
 def listen(path: str) -> socket.socket:
     """Return a listening socket. `path` appears when it listens: whoever sees it can connect."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    os.fchmod(listener.fileno(), 0o600)
     listener.bind(f"{path}.new")
     listener.listen(64)
     os.rename(f"{path}.new", path)
@@ -338,4 +342,4 @@ def listen(path: str) -> socket.socket:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], user=sys.argv[4], modules=sys.argv[5:])

@@ -5,7 +5,7 @@ node's directory and says in the record what happened. When the guard dies, the 
 and does that work itself.
 
 Run as `python -m pytest_gpu_cluster.node.guard SPEC`, with the path of a KeeperSpec in the node's
-directory.
+directory, which is read once and removed.
 """
 
 from __future__ import annotations
@@ -165,11 +165,14 @@ def close_record(record: SessionRecord, *, heartbeat_s: float) -> None:
 
 def main(path: Path) -> int:
     """Guard the node that a specification describes; return the exit code."""
+    procfs.forbid_inspection()
     try:
         spec = KeeperSpec.from_json(json.loads(path.read_bytes()))
     except ValueError:
         remove_node(path.parent)
         raise
+    path.unlink()  # before there is a test that could read it
+    os.environ.update(spec.credentials)
     return guard(spec)
 
 

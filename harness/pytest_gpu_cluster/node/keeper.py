@@ -90,7 +90,7 @@ class Keeper:
         self.node = node
         self.shutdown = Shutdown()
         self.ray, self.fork_server = Ray(node), ForkServer(node)
-        self.trees = WorkingTrees(node.store, node.directory, cache=node.cache)
+        self.trees = WorkingTrees(node.store, node.directory, cache=node.cache, guest=node.guest)
         self.duty: Duty = (
             Head(node, self.trees, self.ray, self.fork_server, self.shutdown)
             if node.spec.head
@@ -113,6 +113,8 @@ class Keeper:
         """Keep the node until there is a reason to close it; return the reason."""
         signal.signal(signal.SIGTERM, lambda *_: self.shutdown.request(TOLD_TO_END))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self.node.guest is not None:
+            self.node.guest.enter(self.node.directory)
         RequestServer(self.node, self.trees).start()
         self.fork_server.start()
         self.duty.begin()

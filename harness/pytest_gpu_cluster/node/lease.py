@@ -78,6 +78,7 @@ class Lease:
         code: str,
         entry: str,
         specification: Mapping[str, object] | None = None,
+        as_keeper: bool = False,  # not as the user of tests, where that is another
     ) -> None:
         self._messages: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
         self._tails = {1: bytearray(), 2: bytearray()}
@@ -89,7 +90,7 @@ class Lease:
         self._err, far_err = os.pipe()
         self._lease = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lease.connect(os.path.join(node, "spawn.sock"))
-        order = json.dumps({"entry": entry, "code": code}).encode()
+        order = json.dumps({"entry": entry, "code": code, "as_keeper": as_keeper}).encode()
         socket.send_fds(self._lease, [order], [far_channel.fileno(), far_out, far_err])
         far_channel.close()
         os.close(far_out)
@@ -261,21 +262,28 @@ def _children(pid: int) -> list[int]:
     return pids + [deeper for child in pids for deeper in _children(child)]
 
 
-def ask(
-    node: str | os.PathLike[str], request: Mapping[str, object], *, timeout_s: float = 120.0
-) -> KeeperAnswer:
-    """Send a request to the keeper of the node whose directory is `node`; see node/requests.py.
+def ask(node: str | os.PathLike[str], request: str, *, timeout_s: float = 120.0) -> KeeperAnswer:
+    """Send a signed request, one line, to the keeper of the node whose directory is `node`.
 
-    Raises OSError when there is no keeper.
+    See node/requests.py. Raises OSError when there is no keeper.
     """
+    deadline = time.monotonic() + timeout_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_s)
-        connection.connect(os.path.join(node, "keeper.sock"))
-        connection.sendall(json.dumps(request).encode() + b"\n")
-        connection.shutdown(socket.SHUT_WR)
+        while True:
+            try:
+                connection.connect(os.path.join(node, "keeper.sock"))
+                break
+            except BlockingIOError:  # many connect at once
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        connection.sendall(request.encode() + b"\n")
         data = b""
         while piece := connection.recv(65536):
             data += piece
+    if not data:
+        raise ConnectionError("the keeper has closed the connection without an answer")
     answer: KeeperAnswer = json.loads(data)
     return answer
 
@@ -301,8 +309,8 @@ class Slot:
             "visible": ",".join(ids),
         }
 
-    def ask(self, request: dict[str, object]) -> KeeperAnswer:
-        """Send a request to the keeper of this node."""
+    def ask(self, request: str) -> KeeperAnswer:
+        """Send a signed request to the keeper of this node."""
         return ask(self.node, request)
 
     def open(self, code: str, entry: str, specification: dict[str, object]) -> None:

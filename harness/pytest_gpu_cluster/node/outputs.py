@@ -28,6 +28,7 @@ from pytest_gpu_cluster.contract.outputs import (
 from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.store import DISK_THREADS, REMOTE_THREADS, Store
 from pytest_gpu_cluster.contract.trees import FileEntry
+from pytest_gpu_cluster.node.guest import Guest, rights_of
 from pytest_gpu_cluster.node.unpack import read_tree
 
 # What tools leave in a tree and nobody asks for, but for a glob that names it.
@@ -58,7 +59,9 @@ def mark_begin(root: Path) -> None:
         _mark(root).touch(exist_ok=False)
 
 
-def collect(store: Store, order: OutputsOrder) -> tuple[HeldBack, ...]:
+def collect(
+    store: Store, order: OutputsOrder, *, guest: Guest | None = None
+) -> tuple[HeldBack, ...]:
     """Store what is not as it was sent, and a listing of it; return what holds a secret.
 
     Raises StoreError.
@@ -67,16 +70,15 @@ def collect(store: Store, order: OutputsOrder) -> tuple[HeldBack, ...]:
     if not found:
         return ()
     gate = Gate(order.passed.masker())
-    files = written(order.root, found, _sent(store, order.tree))
+    sent = _sent(store, order.tree)
+    with rights_of(guest):
+        files = written(order.root, found, sent)
     chosen, left = within_limits(files, matcher(order.globs))
     record = SessionRecord(store, order.session)
 
     def put(file: FoundFile) -> WrittenFile | None:
-        try:
-            content = (order.root / file.path).read_bytes()
-        except OSError:  # it has gone meanwhile, or nobody may read it
-            return None
-        if not gate.admits(file.path, content):
+        content = _read(order.root / file.path, guest)
+        if content is None or not gate.admits(file.path, content):
             return None
         return _stored(record, file, content)
 
@@ -87,14 +89,29 @@ def collect(store: Store, order: OutputsOrder) -> tuple[HeldBack, ...]:
     return tuple(gate.held)
 
 
-def upload(store: Store, prefix: str, source: Path, gate: Gate) -> None:
-    """Put a file at the key `prefix`, or a directory's files below it. Raises StoreError."""
-    if source.is_file() and gate.admits(prefix.rpartition("/")[2], content := source.read_bytes()):
-        store.put(prefix, content)
-    for path in sorted(source.rglob("*")) if source.is_dir() else ():
-        name = path.relative_to(source).as_posix()
-        if path.is_file() and gate.admits(name, content := path.read_bytes()):
-            store.put(f"{prefix}/{name}", content)
+def upload(
+    store: Store, prefix: str, source: Path, gate: Gate, *, guest: Guest | None = None
+) -> None:
+    """Put a file at the key `prefix`, or a directory's files below it. Raises StoreError.
+
+    What the tests could not read is left out.
+    """
+    with rights_of(guest):
+        paths = [source] if os.path.isfile(source) else sorted(source.rglob("*"))
+        files = [path for path in paths if os.path.isfile(path)]  # False where it may not look
+    for path in files:
+        key = prefix if path == source else f"{prefix}/{path.relative_to(source).as_posix()}"
+        name = key.rpartition("/")[2] if path == source else key.removeprefix(f"{prefix}/")
+        content = _read(path, guest)
+        if content is not None and gate.admits(name, content):
+            store.put(key, content)
+
+
+def _read(path: Path, guest: Guest | None) -> bytes | None:
+    """Return the content of a file, as far as tests could; None where it is gone or not theirs."""
+    with contextlib.suppress(OSError), rights_of(guest):
+        return path.read_bytes()
+    return None
 
 
 class Gate:

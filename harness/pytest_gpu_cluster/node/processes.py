@@ -84,7 +84,7 @@ class NodeProcess(ABC):
         def die_with_keeper() -> None:
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
-        with open(self.node.directory / f"{self.name}.log", "ab") as log:
+        with open(self.node.directory / f"{self.name}.log", "ab", opener=private) as log:
             process = subprocess.Popen(
                 argv,
                 env={**environment(self.node, os.environ), **variables},
@@ -109,7 +109,11 @@ class ForkServer(NodeProcess):
         package = Path(__file__).parents[2]  # the import root that the keeper runs from
         name = code_directory(self.node.boot.code)
         self.spawn(
-            [sys.executable, str(script), str(self.socket_path), str(package), name, *PRELOADED], {}
+            [
+                *(sys.executable, str(script), str(self.socket_path), str(package), name),
+                *(self.node.spec.test_user, *PRELOADED),
+            ],
+            {},
         )
 
     @property
@@ -131,7 +135,11 @@ class Ray(NodeProcess):
         ports = free_ports(4)
         self.address = head_address or f"{self.node.spec.ip}:{ports[0]}"
         on_loopback = loopback.is_loopback(self.node.spec.ip)
-        self.spawn(self._command(ports, head_address), loopback.VARIABLES if on_loopback else {})
+        variables = {"RAY_AUTH_TOKEN": self.node.boot.ray_token}
+        self.spawn(
+            self._command(ports, head_address),
+            variables | dict(loopback.VARIABLES if on_loopback else {}),
+        )
 
     def answers(self) -> bool:
         return RAY_IS_UP in self.log()
@@ -178,15 +186,20 @@ def stopped_for(name: str, pid: int, seconds: float) -> str:
     return f"{name} (pid {pid}) was stopped, as by SIGSTOP, for more than {seconds:.0f} s"
 
 
+def private(path: str, flags: int) -> int:
+    """Open a file that no other user can read: an opener for `open`."""
+    return os.open(path, flags, 0o600)
+
+
 def environment(node: Node, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of Ray and the fork server.
 
-    It has no credential of the keeper's, and nothing that is meant for a Ray of the user's.
+    It has no credential of the keeper's and no token, which the agent brings; and nothing that is
+    meant for a Ray of the user's.
     """
     result = {name: value for name, value in environ.items() if not name.startswith(HIDDEN)}
     result |= {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": node.boot.ray_token,
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",

@@ -1,27 +1,31 @@
-"""The server of a keeper's socket. Processes of the node ask it to use the store for them.
+"""The server of a keeper's socket. The agent asks it to use the store on this node.
 
-A request is one line of JSON: `{"op": "unpack", "trees": {directory: digest}, "code": {directory:
-digest}}`, `{"op": "upload", …}` or `{"op": "outputs", …}` with the keys of an Upload or an
-OutputsOrder. Its answer is one JSON object: NodeFacts, or RequestFailed.
+A request is one line of JSON, a SignedRequest. In it is `{"op": "unpack", "trees": {directory:
+digest}, "code": {directory: digest}}`, `{"op": "upload", …}` or `{"op": "outputs", …}` with the
+keys of an Upload or an OutputsOrder. Its answer is one JSON object: NodeFacts, or RequestFailed.
+
+A test can connect too, but has no key; and who has one is let to the places of its own session
+alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
-import threading
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 
-from pytest_gpu_cluster.contract.errors import HarnessError
-from pytest_gpu_cluster.contract.fields import Noun
+from pytest_gpu_cluster.contract.errors import HarnessError, InfrastructureError
+from pytest_gpu_cluster.contract.fields import JsonObject, Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.masking import PassedValues
 from pytest_gpu_cluster.contract.outputs import HeldBack, OutputsOrder
+from pytest_gpu_cluster.contract.record import SessionRecord
+from pytest_gpu_cluster.contract.signing import verified
 from pytest_gpu_cluster.node.context import Node
+from pytest_gpu_cluster.node.line_server import LineServer, Work
 from pytest_gpu_cluster.node.outputs import Gate, collect, mark_begin, upload
 from pytest_gpu_cluster.node.unpack import unpack
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
@@ -62,31 +66,31 @@ class Upload(Noun):
 
 
 class RequestServer:
-    """Answers each connection to `keeper.sock` in a thread of its own."""
+    """Answers requests at `keeper.sock`."""
 
     def __init__(self, node: Node, trees: WorkingTrees) -> None:
         self.node, self.trees = node, trees
 
     def start(self) -> None:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(self.node.directory / "keeper.sock"))
-        listener.listen(16)
-        threading.Thread(target=self._serve, args=(listener,), name="requests", daemon=True).start()
+        LineServer(self.node.directory / "keeper.sock", self.approve).start()
 
-    def _serve(self, listener: socket.socket) -> None:
-        while True:
-            connection, _ = listener.accept()
-            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
-
-    def _answer(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError), connection.makefile("rwb") as stream:
-            answer = self.answer(stream.readline())
-            stream.write(json.dumps(answer.to_json()).encode())
-
-    def answer(self, line: bytes) -> NodeFacts | RequestFailed:
-        """Carry out the request of one line. Raises nothing: a failure is an answer."""
+    def approve(self, line: bytes) -> bytes | Work:
+        """Return what carries out the request of a line, or at once the answer that refuses it."""
         try:
-            held = self._carry_out(line)
+            session, body = verified(line, secret=self.node.boot.keeper_secret)
+        except ValueError as problem:
+            return _encoded(
+                RequestFailed(
+                    error=f"the keeper takes no such request: {problem}",
+                    remedy="none is needed: only the agent of a session may ask it",
+                )
+            )
+        return lambda: _encoded(self.answer(session, body))
+
+    def answer(self, session: str, body: JsonObject) -> NodeFacts | RequestFailed:
+        """Carry out the request of a session. Raises nothing: a failure is an answer."""
+        try:
+            held = self._carry_out(SessionRecord(self.node.store, session), body)
         except HarnessError as problem:
             return RequestFailed(error=problem.what, remedy=problem.remedy)
         except Exception as problem:  # noqa: BLE001 - the asking process gets it as its answer
@@ -95,24 +99,57 @@ class RequestServer:
         node = self.node
         return NodeFacts(gpus=node.gpus, host=node.host, driver=node.driver, held=tuple(held))
 
-    def _carry_out(self, line: bytes) -> Sequence[HeldBack]:
-        body = json.loads(line)
+    def _carry_out(self, record: SessionRecord, body: JsonObject) -> Sequence[HeldBack]:
         match body.pop("op"):
             case "unpack":
                 request = Unpack.from_json(body)
                 for target, digest in request.trees.items():
-                    self.trees.unpack(digest, Path(target))
-                    mark_begin(Path(target))
+                    place = self._place(target, "s", record.session, "tree")
+                    if self.node.guest is not None:
+                        self.node.guest.settle(place.parents[1])
+                    self.trees.unpack(digest, place)
+                    mark_begin(place)
                 for target, digest in request.code.items():
-                    unpack(self.node.store, digest, Path(target), cache=self.node.cache)
+                    place = self._place(target, "code")
+                    unpack(self.node.store, digest, place, cache=self.node.cache)
             case "upload":
                 order = Upload.from_json(body)
+                for key in order.sources:
+                    if not record.is_left_by_tests(key):
+                        raise _refusal(key, record.session)
                 gate = Gate(order.passed.masker())
-                for prefix, source in order.sources.items():
-                    upload(self.node.store, prefix, source, gate)
+                for key, source in order.sources.items():
+                    upload(self.node.store, key, source, gate, guest=self.node.guest)
                 return gate.held
             case "outputs":
-                return collect(self.node.store, OutputsOrder.from_json(body))
+                wanted = OutputsOrder.from_json(body)
+                if wanted.session != record.session:
+                    raise _refusal(wanted.session, record.session)
+                self._place(str(wanted.root), "s", record.session, "tree")
+                return collect(self.node.store, wanted, guest=self.node.guest)
             case unknown:
                 raise ValueError(f"unknown request {unknown!r}")
         return ()
+
+    def _place(self, path: str, *folders: str) -> Path:
+        """Return a path of this node that is an entry of these folders, links not followed.
+
+        Nodes on one machine share the places of their head. Raises InfrastructureError.
+        """
+        cluster = os.path.realpath(self.node.directory.parent)
+        real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        parts = Path(os.path.relpath(real, cluster)).parts
+        if parts[1:-1] != folders or parts[0] == ".." or parts[-1] == "..":
+            raise _refusal(path, folders[1] if len(folders) > 1 else "")
+        return Path(path)
+
+
+def _refusal(what: str, session: str) -> InfrastructureError:
+    return InfrastructureError(
+        f"{what!r} is no place of {f'session {session}' if session else 'its code'}",
+        remedy="none is needed: a session reads and writes in its own places alone",
+    )
+
+
+def _encoded(answer: NodeFacts | RequestFailed) -> bytes:
+    return json.dumps(answer.to_json()).encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -21,15 +21,16 @@ from pytest_gpu_cluster.contract.messages import AgentFinished, Exit, Raw
 from pytest_gpu_cluster.contract.outputs import HEAD, OutputsOrder
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import SessionRequest
+from pytest_gpu_cluster.contract.signing import session_key
 from pytest_gpu_cluster.contract.silence import HeartbeatMonitor, Stopwatch
 from pytest_gpu_cluster.contract.specs import AgentSpec
-from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
+from pytest_gpu_cluster.contract.store import credentials
 from pytest_gpu_cluster.contract.trees import code_directory, tree_directory
 from pytest_gpu_cluster.contract.withheld import take_withheld
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
 from pytest_gpu_cluster.node.lease import Lease
 from pytest_gpu_cluster.node.outputs import Gate, collect, upload
-from pytest_gpu_cluster.node.processes import stopped_for
+from pytest_gpu_cluster.node.processes import private, stopped_for
 from pytest_gpu_cluster.node.unpack import unpack
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
@@ -104,7 +105,8 @@ class ActiveSession:
         """
         gate = Gate(self.mask)
         for folder in self.scratch.glob("*/artifacts"):
-            upload(self.node.store, self.record.artifacts_prefix(), folder, gate)
+            prefix = self.record.artifacts_prefix()
+            upload(self.node.store, prefix, folder, gate, guest=self.node.guest)
         yield from (Notice(name="artifacts", text=str(held)) for held in gate.held)
         order = OutputsOrder(
             session=self.record.session,
@@ -114,7 +116,7 @@ class ActiveSession:
             globs=self.request.outputs,
             passed=self.passed,
         )
-        held_outputs = collect(self.node.store, order)
+        held_outputs = collect(self.node.store, order, guest=self.node.guest)
         yield from (Notice(name="outputs", text=str(held)) for held in held_outputs)
 
     def tail(self) -> str:
@@ -132,7 +134,7 @@ class ActiveSession:
             case AgentFinished.kind:
                 self.report = AgentFinished.from_json(body)
             case Raw.kind:
-                with open(self.node.directory / "agent.log", "a") as log:
+                with open(self.node.directory / "agent.log", "a", opener=private) as log:
                     log.write(Raw.from_json(body).text)
 
     def _overdue(self) -> Stop | None:
@@ -163,6 +165,8 @@ def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> A
         raise foreign(f"sessions/{request.session}/request.json", request.root_name)
     scratch = scratch_of(node, request.session)
     scratch.mkdir(parents=True, mode=0o700)
+    if node.guest is not None:
+        node.guest.settle(scratch)
     code = node.directory / "code" / code_directory(request.code)  # as old as the node
     unpack(node.store, request.code, code, cache=node.cache)
     (node.directory / SESSION_FILE).write_text(request.session)
@@ -179,13 +183,21 @@ def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> A
         env=values,
         credentials=credentials(os.environ),
         ray_token=node.boot.ray_token,
+        keeper_key=session_key(node.boot.keeper_secret, request.session),
+        identity=node.guest.variables(node.directory) if node.guest is not None else {},
         nodes=node.boot.nodes,
         gpus=node.gpus,
         host=node.host,
         driver=node.driver,
     )
     trees.begin(request.tree, spec.tree_root)  # while the agent starts
-    lease = Lease(node.directory, code=str(code), entry=request.agent, specification=spec.to_json())
+    lease = Lease(
+        node.directory,
+        code=str(code),
+        entry=request.agent,
+        specification=spec.to_json(),
+        as_keeper=True,
+    )
     return ActiveSession(node, request, lease, spec.passed)
 
 
@@ -206,11 +218,6 @@ def take_passed(path: Path) -> dict[str, str]:
             f"the values of passed variables in {path} are no object of texts",
             remedy="use the same version of pytest-gpu-cluster on both sides",
         ) from None
-
-
-def credentials(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that open the store."""
-    return {name: value for name, value in environ.items() if name.startswith(STORE_CREDENTIALS)}
 
 
 def append_lost_end(

@@ -25,6 +25,7 @@ from pytest_gpu_cluster.contract.trees import (
     tree_key,
     unpack_blob,
 )
+from pytest_gpu_cluster.node.guest import Guest
 
 T = TypeVar("T")
 
@@ -113,9 +114,15 @@ def read_tree(store: Store, digest: str) -> StoredTree:
 
 
 def write_entries(
-    store: Store, entries: Sequence[FileEntry | LinkEntry], top: Path, cache: Path | None
+    store: Store,
+    entries: Sequence[FileEntry | LinkEntry],
+    top: Path,
+    cache: Path | None,
+    guest: Guest | None = None,
 ) -> None:
     """Write files and links, none of which is there, below `top`. Raises StoreError, OSError.
+
+    They belong to `guest`, where one is given.
 
     Files come before links, so that no file is written through a link.
     """
@@ -126,16 +133,18 @@ def write_entries(
             files_of.setdefault(entry.blob, []).append(entry)
     for folder in sorted(folders_of(entry.path for entry in entries)):
         os.makedirs(top / folder, exist_ok=True)
+        if guest is not None:
+            guest.own(top / folder)
 
     def write_files(batch: Sequence[str]) -> None:
         for blob in batch:
             content = _content(store, files_of[blob][0], cache)
             for file in files_of[blob]:
-                _write_file(f"{top}/{file.path}", content, file.mode)
+                _write_file(f"{top}/{file.path}", content, file.mode, guest)
 
     blobs, absent = list(files_of), set(files_of)
     if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         absent -= set(os.listdir(cache))
     few = store.is_local or len(absent) < REMOTE_THREADS
     threads = DISK_THREADS if few else REMOTE_THREADS
@@ -147,11 +156,15 @@ def write_entries(
     for entry in entries:
         if isinstance(entry, LinkEntry):
             os.symlink(entry.link, f"{top}/{entry.path}")
+            if guest is not None:
+                guest.own(f"{top}/{entry.path}")
 
 
-def _write_file(path: str, content: bytes, mode: int) -> None:
+def _write_file(path: str, content: bytes, mode: int, guest: Guest | None) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with open(os.open(path, flags, mode), "wb", buffering=0) as file:
+        if guest is not None:
+            os.fchown(file.fileno(), guest.uid, guest.gid)
         rest = memoryview(content)
         while rest:
             rest = rest[file.write(rest) :]

@@ -21,6 +21,7 @@ from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.tree_paths import folders_of
 from pytest_gpu_cluster.contract.trees import FileEntry, LinkEntry, StoredTree
+from pytest_gpu_cluster.node.guest import Guest
 from pytest_gpu_cluster.node.snapshot import (
     Snapshot,
     folder_stamp,
@@ -61,8 +62,10 @@ class WorkingTrees:
     A cluster serves one session at a time: who asks for the tree of another has seen the end of it.
     """
 
-    def __init__(self, store: Store, directory: Path, *, cache: Path) -> None:
-        self._store, self._cache = store, cache
+    def __init__(
+        self, store: Store, directory: Path, *, cache: Path, guest: Guest | None = None
+    ) -> None:
+        self._store, self._cache, self._guest = store, cache, guest
         self._directory = Path(os.path.realpath(directory))
         self._lock = threading.Lock()  # guards the next
         self._last: Unpacked | None = None  # None also while it is mended: it may not succeed
@@ -127,7 +130,7 @@ class WorkingTrees:
                 with contextlib.suppress(OSError):
                     self._discard(last.place)
         if stamps is None:
-            write_entries(self._store, tree.entries, fresh, self._cache)
+            write_entries(self._store, tree.entries, fresh, self._cache, self._guest)
             stamps = self._settled(fresh)
         return Unpacked(digest=digest, tree=tree, place=fresh, snapshot=stamps)
 
@@ -145,7 +148,7 @@ class WorkingTrees:
             for path in sorted(now.keys() - kept):  # a directory comes before what is in it
                 _remove(fresh / path)
             missing = [entry for entry in tree.entries if entry.path not in kept]
-            write_entries(self._store, missing, fresh, self._cache)
+            write_entries(self._store, missing, fresh, self._cache, self._guest)
             return self._settled(fresh)
         except OSError:  # such as a directory without permissions
             self._discard(fresh)

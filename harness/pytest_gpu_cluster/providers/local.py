@@ -34,7 +34,7 @@ from pytest_gpu_cluster.contract.gpus import by_nvml
 from pytest_gpu_cluster.contract.ids import check_id
 from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
-from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
+from pytest_gpu_cluster.contract.store import credentials
 from pytest_gpu_cluster.environment import Environment
 from pytest_gpu_cluster.providers import (
     BootScript,
@@ -47,8 +47,9 @@ from pytest_gpu_cluster.settings_keys import Key, read_text
 
 GUARD = "pytest_gpu_cluster.node.guard"  # in the command lines of guard and keeper
 CLOSE_LIMIT_S = 20.0  # for a keeper that was asked to close
+LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 KILL_LIMIT_S = 5.0  # for processes to go after SIGKILL
-# Variables that the nodes inherit, and no others. Store credentials go no further than the keeper.
+# Variables that the nodes inherit, and no others.
 INHERITED = (
     "PATH",
     "HOME",
@@ -88,27 +89,6 @@ def base_directory() -> Path:
     return Path(os.environ.get("GPU_CLUSTER_INTERNAL_CLUSTERS", default))
 
 
-def resolve_interpreter(value: object, root: Path, environ: Mapping[str, str]) -> str:
-    """Return the absolute path of an interpreter, links kept: a virtual environment needs its link.
-
-    `value` is relative to `root`, or a command on the PATH; "" is the interpreter that runs pytest.
-    Raises RequestError.
-    """
-    python = str(value)
-    if not python:
-        return sys.executable
-    path = root / python
-    if "/" not in python and not path.is_file():
-        path = Path(shutil.which(python, path=environ.get("PATH")) or path)
-    if not path.is_file() or not os.access(path, os.X_OK):
-        raise RequestError(
-            f"tool.gpu-cluster.local.python is {python!r}; {path} is not an executable file",
-            remedy="give a path relative to pytest's rootdir,"
-            " or leave it out for the interpreter that runs pytest",
-        )
-    return str(path.absolute())
-
-
 class LocalProvider:
     """Clusters of Ray nodes on this machine."""
 
@@ -117,7 +97,7 @@ class LocalProvider:
         "python": Key(
             expected="the path of a Python interpreter",
             read=read_text,
-            resolve=resolve_interpreter,
+            resolve=environment.resolve_interpreter,
         )
     }
 
@@ -125,6 +105,9 @@ class LocalProvider:
         table = settings.provider_settings.get("local", {})  # also of a subclass
         self._python = str(table.get("python", sys.executable))
         self._environ = environ
+        # Our own tests' way to what rented machines do: tests run as another user than the keeper.
+        self._test_user = environ.get("GPU_CLUSTER_INTERNAL_TEST_USER", "")
+        self._mode = 0o711 if self._test_user else 0o700  # of the directories above a node's
 
     def environment(self, *, pytest_version: str) -> Environment:
         """Return what is installed for the interpreter of the nodes. Raises RequestError."""
@@ -170,11 +153,11 @@ class LocalProvider:
     def launch(self, plan: LaunchPlan, boot: BootScript) -> ClusterRef:
         """Start a guard for each node, unless the cluster's directory exists already."""
         ref = ClusterRef(provider=self.name, id=plan.spec.token)
-        base = _private(base_directory())
+        base = _private(base_directory(), self._mode)
         if is_own(base / ref.id):
             return ref
         try:
-            self._start_guards(plan, boot, make_directory(base, ref.id))
+            self._start_guards(plan, boot, make_directory(base, ref.id, self._mode))
         except OSError as error:
             raise InfrastructureError(
                 f"cluster {ref.id} cannot be started on this machine: {error}",
@@ -201,14 +184,16 @@ class LocalProvider:
         node_spec = KeeperSpec(
             boot=spec,
             directory=node,
-            ray_directory=directory / "r",
+            ray_directory=self._ray_directory(directory),
             head=number == 0,
             ip="127.0.0.1",
+            credentials=credentials(self._environ),
+            test_user=self._test_user,
         )
         path = node / "spec.json"
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump(node_spec.to_json(), file)
-        with open(node / "keeper.log", "ab") as log:
+        with open(os.open(node / "keeper.log", LOG_FLAGS, 0o600), "ab") as log:
             process = subprocess.Popen(
                 [python, "-m", GUARD, str(path)],
                 cwd=node,
@@ -221,11 +206,18 @@ class LocalProvider:
         process.returncode = 0  # it outlives this process on purpose: Popen must not warn
         return Guard(process.pid, procfs.start_time(process.pid))
 
+    def _ray_directory(self, directory: Path) -> Path:
+        """Return the directory for Ray, which opens it to everybody."""
+        if not self._test_user:
+            return directory / "r"
+        (directory / "r").mkdir(mode=0o700, exist_ok=True)
+        return directory / "r" / "r"
+
     def _inherited(self) -> dict[str, str]:
         return {
             name: value
             for name, value in self._environ.items()
-            if name in INHERITED or name.startswith(("LC_", "NVIDIA_", *STORE_CREDENTIALS))
+            if name in INHERITED or name.startswith(("LC_", "NVIDIA_"))
         }
 
     def hand_over(self, ref: ClusterRef, session: str, values: Mapping[str, str]) -> None:
@@ -338,9 +330,9 @@ def _processes_of(directory: Path) -> list[int]:
     return procfs.with_environment(f"{directory}/".encode())
 
 
-def _private(path: Path) -> Path:
+def _private(path: Path, mode: int) -> Path:
     with contextlib.suppress(FileExistsError):  # what is there is judged next
-        path.mkdir(mode=0o700)
+        path.mkdir(mode=mode)
     if not is_private(path):
         raise RequestError(
             f"{path} belongs to somebody else or is open to others",
