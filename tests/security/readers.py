@@ -260,7 +260,7 @@ READERS: Mapping[str, Reader] = {
     "retention": Reader(
         _record("request.json"),
         lambda store, config: prune(store, keep_sessions=1),
-        ("bundle/retention.py:_digests",),
+        ("bundle/retention.py:prune", "bundle/retention.py:_prune_trees"),
     ),
     "passed values": Reader(lambda store: "handed", _passed, ("node/session.py:take_passed",)),
     "home": Reader(lambda store: place_of(store, "home"), _home, ("outputs.py:__init__",)),

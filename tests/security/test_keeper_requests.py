@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_gpu_cluster.contract.fields import JsonObject
+from pytest_gpu_cluster.contract.masking import PassedValues
 from pytest_gpu_cluster.contract.signing import session_key, signed, verified
 from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
@@ -43,7 +44,8 @@ BOOT = BootSpec(
     deadline_s=60,
     waits=Waits(),
 )
-OUTPUTS = {"op": "outputs", "node": "head", "tree": "0" * 64, "globs": []}
+PASSED = PassedValues().to_json()
+OUTPUTS = {"op": "outputs", "node": "head", "tree": "0" * 64, "globs": [], "passed": PASSED}
 
 
 @pytest.fixture
@@ -78,14 +80,20 @@ def test_only_the_agent_of_a_session_can_ask_for_it(keeper: RequestServer, node:
     """A key is of one session, and in no request: an older session's agent cannot speak for it."""
     (node.directory / "file").write_text("text")
     key = "sessions/s1/artifacts/file"
-    upload: JsonObject = {"op": "upload", "sources": {key: str(node.directory / "file")}}
+    upload: JsonObject = {
+        "op": "upload",
+        "sources": {key: str(node.directory / "file")},
+        "passed": PASSED,
+    }
     line = of("s1", upload)
     assert session_key(SECRET, "s1").encode() not in line
     others = [
         json.dumps(upload).encode(),  # as it was once
         of("s1", upload, key="a guess"),
         of("s1", upload, key=session_key(SECRET, "s0")),
-        of("s1", {"op": "upload", "sources": {}}).replace(b"{}", b'{\\"a\\": \\"/b\\"}'),
+        of("s1", {"op": "upload", "sources": {}, "passed": PASSED}).replace(
+            b"{}", b'{\\"a\\": \\"/b\\"}'
+        ),
         line.replace(b'"session": "s1"', b'"session": "s2"'),
         line.replace(b'"signature": "', '"signature": "é'.encode()),
     ]
@@ -128,7 +136,10 @@ def test_a_session_stores_what_its_tests_leave_and_nothing_else(
     (node.directory / "file").write_text("text")
 
     refused = answer(
-        keeper, of("s1", {"op": "upload", "sources": {key: str(node.directory / "file")}})
+        keeper,
+        of(
+            "s1", {"op": "upload", "sources": {key: str(node.directory / "file")}, "passed": PASSED}
+        ),
     )
 
     assert "is no place of session s1" in str(refused["error"])

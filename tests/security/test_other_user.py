@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 from pytest_gpu_cluster.bundle.index import LastTree, StatIndex
 from pytest_gpu_cluster.contract.store import Store
 from tests.acceptance.conftest import closed_project
-from tests.acceptance.processes import CLUSTERS, eventually, left_of, waits
+from tests.acceptance.processes import eventually, left_of, waits
 from tests.acceptance.project import Project
 
 NOBODY = 65534
@@ -102,7 +102,6 @@ def test_another_user_finds_nothing_of_a_session(open_place: Path) -> None:
 
 def describe(project: Project, client: int, cluster: str, session: str) -> Session:
     """Return what another user may look for, as root sees it."""
-    spec = json.loads((CLUSTERS / cluster / "n0" / "spec.json").read_text())
     pids = [int(line.split(" ", 1)[0]) for line in left_of(cluster) if line[0].isdigit()]
     inodes = set()
     for pid in pids:
@@ -111,10 +110,11 @@ def describe(project: Project, client: int, cluster: str, session: str) -> Sessi
                 with contextlib.suppress(OSError):
                     inodes.add(os.readlink(f"/proc/{pid}/fd/{name}"))
     root = project.root
+    token = token_of_ray(pids)
     return Session(
         began=project.opened().root.stat().st_ctime - 1,  # type: ignore[union-attr]
-        words=(cluster, session, SECRET, PRINTED, spec["boot"]["ray_token"]),
-        secrets=(SECRET, spec["boot"]["ray_token"]),
+        words=(cluster, session, SECRET, PRINTED, token),
+        secrets=(SECRET, token),
         pids=(client, *pids),
         sockets=tuple(unix_sockets(inodes)),
         ports=tuple(listening_ports(inodes)),
@@ -123,6 +123,16 @@ def describe(project: Project, client: int, cluster: str, session: str) -> Sessi
             *map(str, root.parent.glob("*.txt")),
         ),
     )
+
+
+def token_of_ray(pids: Sequence[int]) -> str:
+    """Return Ray's token, as its processes have it in their environment."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                if variable.startswith(b"RAY_AUTH_TOKEN="):
+                    return variable.partition(b"=")[2].decode()
+    raise AssertionError("no process of Ray has a token")
 
 
 def unix_sockets(inodes: set[str]) -> Iterator[str]:

@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+from pytest_gpu_cluster.contract.bounded import DOCUMENT_BYTES
 from pytest_gpu_cluster.contract.local_files import entries_of
 from pytest_gpu_cluster.contract.record import session_ids
 from pytest_gpu_cluster.contract.store import Store
@@ -28,7 +29,8 @@ def prune(store: Store, *, keep_sessions: int = 20) -> None:
         trees: set[str] = set()
         for session in _prune_sessions(store, store.root / "sessions", keep_sessions):
             # Nothing there: it is starting, and its tree is young.
-            trees.update(_digests(store.get(f"sessions/{session}/request.json"), "tree|code"))
+            request = store.get(f"sessions/{session}/request.json", limit_bytes=DOCUMENT_BYTES)
+            trees.update(_digests(request, "tree|code"))
         blobs = _prune_trees(store, trees)
         for entry in entries_of(store.root, BLOBS):
             if entry.is_file() and entry.name not in blobs and not _is_young(Path(entry.path)):
