@@ -265,7 +265,7 @@ def test_b18_a_cluster_that_does_not_come_up_is_10_with_its_reason(
     bench: Bench, interpreter: Callable[..., str]
 ) -> None:
     """Not 5 and "no tests ran": nobody was asked to run any (the design's class,
-    infrastructure).
+    infrastructure). Nor 15, where a plugin such as syrupy adds the bits of pytest's own status.
     """
     python = interpreter(
         without=("ray",),
@@ -274,7 +274,8 @@ def test_b18_a_cluster_that_does_not_come_up_is_10_with_its_reason(
             "ray/__init__.py": f"raise ImportError({LIBRARY_MISSING!r})\n",
         },
     )
-    ours = bench.ours(Scenario(files=PASS), GPU_CLUSTER_LOCAL_PYTHON=python)
+    scenario = Scenario(files=PASS, args=("-p", "syrupy"))
+    ours = bench.ours(scenario, GPU_CLUSTER_LOCAL_PYTHON=python)
 
     assert ours.code == 10
     assert LIBRARY_MISSING in ours.raw

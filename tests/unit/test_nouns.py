@@ -36,6 +36,7 @@ from pytest_gpu_cluster.contract.messages import (
     encode,
 )
 from pytest_gpu_cluster.contract.records import Location
+from pytest_gpu_cluster.contract.request import SessionRequest
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -94,7 +95,10 @@ def nouns(kind: type) -> st.SearchStrategy[Noun]:
     """Return a strategy for nouns of a class, made of its fields."""
     hints = get_type_hints(kind)
     names = [each.name for each in dataclasses.fields(kind) if "outside" not in each.metadata]
-    return st.builds(kind, **{name: values(hints[name]) for name in names})
+    drawn = {name: values(hints[name]) for name in names}
+    if kind is SessionRequest:  # refuses a place that leads out
+        drawn["root_name"] = st.sampled_from(["project", "a/project", "ä b"])
+    return st.builds(kind, **drawn)
 
 
 @pytest.mark.parametrize("kind", MESSAGES.values(), ids=lambda kind: kind.__name__)

@@ -54,6 +54,13 @@ def end_for_silence(event: SessionFinished) -> SessionFinished:
     return replace(event, failure_class=FailureClass.INFRASTRUCTURE)
 
 
+def stop_message(ended: SessionFinished | None) -> str:
+    """Return why the tests stopped early, where the cluster knows; "" where they did not."""
+    if ended is None or ended.stop in (None, StopReason.NOTHING_TO_RUN):
+        return ""
+    return ended.message
+
+
 def decide(
     pytest_status: int,
     *,

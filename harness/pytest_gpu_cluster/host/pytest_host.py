@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -21,7 +21,7 @@ from pytest_gpu_cluster.contract.record import Ending
 from pytest_gpu_cluster.contract.request import PytestFacts, ReportFacts
 from pytest_gpu_cluster.contract.settings import RunRequest
 from pytest_gpu_cluster.host.arguments import refuse_wrong
-from pytest_gpu_cluster.host.ending import Failure, decide, end_for_silence
+from pytest_gpu_cluster.host.ending import RESULTS, Failure, decide, end_for_silence, stop_message
 from pytest_gpu_cluster.host.local_facts import local_facts
 from pytest_gpu_cluster.host.not_sent import NotSent
 from pytest_gpu_cluster.host.outputs import artifact_lines, output_lines
@@ -220,13 +220,19 @@ class PytestHost:
 
     # -- the end -----------------------------------------------------------------------------------
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
         """Tear down before the report, so that a cluster that would not close is in it."""
-        if (
-            self._events is None
-        ):  # a command of pytest's own that collects nothing, such as --cache-show
-            return
+        if self._events is None:  # a command of pytest's own that collects nothing: --cache-show
+            return (yield)
+        code = self._finish(session)
+        result = yield
+        if code not in RESULTS:  # of pytest: syrupy adds the bits of pytest's own status to it
+            session.exitstatus = code
+        return result
+
+    def _finish(self, session: pytest.Session) -> int:
+        """End what this session holds, and return its exit code."""
         self._release()
         self._describe_suite()
         self.replay.finalize(session)
@@ -236,6 +242,7 @@ class PytestHost:
             self._write_result(ending)
         if self._sinks is not None:
             self._sinks.ended(self.ending(int(session.exitstatus)))
+        return int(session.exitstatus)
 
     def ending(self, pytest_status: int) -> Ending:
         """Return how the session ends, given pytest's own exit status."""
@@ -248,15 +255,8 @@ class PytestHost:
             teardown=teardown,
             failed_tests=bool(self.replay.own_failures),
             interrupted=self.run.interrupted,
-            message=self._stop_message(),
+            message=stop_message(self.replay.ended),
         )
-
-    def _stop_message(self) -> str:
-        """Return why the tests stopped early, where the cluster knows; "" where they did not."""
-        ended = self.replay.ended
-        if ended is None or ended.stop in (None, StopReason.NOTHING_TO_RUN):
-            return ""
-        return ended.message
 
     def _describe_suite(self) -> None:
         """Put the session among JUnit's suite properties."""
