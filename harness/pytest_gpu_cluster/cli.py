@@ -139,9 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(for_runner(printable(f"gpu-cluster: {problem}"), os.environ), file=sys.stderr)
         return problem.exit_code
     try:
-        document = json.dumps(answer.document, indent=2).replace(
-            "##[", "#\\u0023["
-        )  # a command too
+        # GitHub's runner obeys `##[` wherever it stands in a line.
+        document = json.dumps(answer.document, indent=2).replace("##[", "#\\u0023[")
         text = document if chosen.json else for_runner(printable(answer.text), os.environ)
         encoding = sys.stdout.encoding or "utf-8"
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)

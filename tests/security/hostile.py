@@ -81,7 +81,8 @@ KINDS = {
     "bitbucket": Kind(
         make=FakeBitbucket,
         environ=lambda host, _: dict(host.environ()),
-        paths=rf"/2\.0/repositories/acme/aerial/({_BITBUCKET_COMMIT}|pullrequests/7/comments(/\d+)?)"
+        paths=r"/2\.0/repositories/acme/aerial/"
+        rf"({_BITBUCKET_COMMIT}|pullrequests/7/comments(/\d+)?)"
         r"(\?pagelen=100&page=\d+)?",
         page=r"https://bitbucket\.org/acme/aerial/pipelines/results/\d+/steps/%7B[0-9a-f-]+%7D",
         targets=("Code Insights report", "commit status", "pull request comment"),

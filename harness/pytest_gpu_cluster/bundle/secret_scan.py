@@ -55,7 +55,8 @@ _TOKENS = (
     (
         b"hooks.slack.com/",
         re.compile(
-            rb"hooks\.slack\.com/(?:services|workflows|triggers)/(T[A-Za-z0-9_]+/[A-Za-z0-9_/]{24,})"
+            rb"hooks\.slack\.com/(?:services|workflows|triggers)/"
+            rb"(T[A-Za-z0-9_]+/[A-Za-z0-9_/]{24,})"
         ),
         "a Slack webhook",
     ),

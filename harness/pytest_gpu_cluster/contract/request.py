@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from pytest_gpu_cluster.contract.fields import FieldError, JsonValue, Noun, shown
 from pytest_gpu_cluster.contract.frozen import dataclass
+from pytest_gpu_cluster.contract.ids import is_below
 from pytest_gpu_cluster.contract.selection import Distribution
 from pytest_gpu_cluster.contract.settings import GIT_VARIABLES
 
@@ -141,5 +142,5 @@ class SessionRequest(PytestFacts, ReportFacts, Noun):
     shape: Shape | None = None
 
     def __post_init__(self) -> None:
-        if self.root_name.startswith("/") or ".." in self.root_name.split("/"):
+        if not is_below(self.root_name):
             raise FieldError(f"SessionRequest.root_name: {shown(self.root_name)} leads out")

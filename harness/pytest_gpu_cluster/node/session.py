@@ -15,7 +15,6 @@ from pytest_gpu_cluster.contract.errors import InfrastructureError
 from pytest_gpu_cluster.contract.events import Notice, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, KeeperStop, StopReason
 from pytest_gpu_cluster.contract.fields import value_of
-from pytest_gpu_cluster.contract.ids import foreign, is_below
 from pytest_gpu_cluster.contract.masking import Masker, PassedValues
 from pytest_gpu_cluster.contract.messages import AgentFinished, Exit, Raw
 from pytest_gpu_cluster.contract.outputs import HEAD, OutputsOrder
@@ -157,12 +156,7 @@ def scratch_of(node: Node, session: str) -> Path:
 
 
 def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> ActiveSession:
-    """Start the agent of a session.
-
-    Raises StoreError: its code is not in the store, or its tree would lie elsewhere.
-    """
-    if not is_below(request.root_name):
-        raise foreign(f"sessions/{request.session}/request.json", request.root_name)
+    """Start the agent of a session. Raises StoreError: its code is not in the store."""
     scratch = scratch_of(node, request.session)
     scratch.mkdir(parents=True, mode=0o700)
     if node.guest is not None:
