@@ -23,6 +23,7 @@ def test_a_run_is_not_led_astray_by_what_others_have_planted(
     """
     lone.write(test_a="def test_a():\n    pass\n", evil_provider=EVIL)
     first = lone.run()
+    assert first.code == 0, first.out
     store = Path(lone.store)
     victim = tmp_path / "outside" / "victim"
     (victim / "n0" / "handoff").mkdir(parents=True)
@@ -50,7 +51,7 @@ def test_a_run_is_not_led_astray_by_what_others_have_planted(
     swept, listed = lone.command("sweep"), lone.command("ls")
     closed = lone.command("down")
 
-    assert (first.code, second.code) == (0, 0), second.out
+    assert second.code == 0, second.out
     assert second.cluster == first.cluster
     assert (linked.code, "index" in linked.out) == (10, True), linked.out
     assert "in the store is a link; it was left alone" in linked.out

@@ -28,7 +28,12 @@ from pytest_gpu_cluster.contract.request import Limits, SessionRequest
 from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import Waits
-from pytest_gpu_cluster.node.forkserver import PROCESS_NAME, SERVER_NAME
+from pytest_gpu_cluster.node.forkserver import (
+    PROCESS_NAME,
+    SERVER_NAME,
+    SUPERVISOR_NAME,
+)
+from pytest_gpu_cluster.node.head import supervisors, supervisors_remain
 from pytest_gpu_cluster.node.keeper import TOLD_TO_END
 
 T = TypeVar("T")
@@ -210,6 +215,25 @@ def test_a_session_is_served_and_the_cluster_is_idle_again(boot: Boot) -> None:
     assert not booted.directory.parent.exists()
     assert booted.processes() == []
     assert booted.cluster.store.list("clusters") == []
+
+
+@pytest.mark.parametrize(("lives_s", "remains"), [(0.4, False), (30, True)])
+def test_a_supervisor_on_its_way_out_does_not_cost_the_cluster(
+    lives_s: float, remains: bool
+) -> None:
+    """On a busy machine it took longer than a fixed moment to go, and was a zombie then, which has
+    its name: a warm cluster was ended for nothing.
+    """
+    name = f"import pathlib, time; pathlib.Path('/proc/self/comm').write_text({SUPERVISOR_NAME!r})"
+    waits = f"{name}; print(flush=True); time.sleep({lives_s})"
+    with subprocess.Popen([sys.executable, "-c", waits], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        assert supervisors() == [process.pid]
+        assert supervisors_remain(patience_s=2) is remains
+
+        process.kill()
 
 
 def test_the_words_of_an_agent_decide_nothing(boot: Boot) -> None:

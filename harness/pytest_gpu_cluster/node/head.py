@@ -31,6 +31,7 @@ from pytest_gpu_cluster.node.session import (
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 END_LIMIT_S = 10.0  # for a session to end when the node closes
+SUPERVISOR_PATIENCE_S = 5.0  # for the processes of a finished session to go
 
 
 class Head:
@@ -211,9 +212,15 @@ def supervisors() -> list[int]:
     ]
 
 
-def supervisors_remain() -> bool:
-    """Return True when a process of the last session is there after a moment's patience."""
-    remaining = supervisors()
-    if remaining:
-        time.sleep(0.2)
-    return any(procfs.kernel_name(pid) == SUPERVISOR_NAME for pid in remaining)
+def supervisors_remain(*, patience_s: float = SUPERVISOR_PATIENCE_S) -> bool:
+    """Return True when a process of the last session is still there after some patience.
+
+    One that has said its exit code needs a moment to go: it gives back the memory of what it had
+    imported. What it leaves is a zombie until the keeper's next look, and does not count.
+    """
+    deadline = time.monotonic() + patience_s
+    while supervisors():
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.01)
+    return False
