@@ -140,15 +140,16 @@ class Head:
 
     def _release(self, session: ActiveSession) -> None:
         """Be idle again, or request the end of a cluster that may not be lent again."""
-        self.trees.keep()
-        for directory in (session.scratch, self.node.directory / TEMPORARY):
-            shutil.rmtree(directory, ignore_errors=True)
         limits = session.request.limits
         if supervisors_remain() or not session.fit:
             name, detail = session.record.session, unfit_because(session)
             self.shutdown.request(f"not lent again after session {name}: {detail}")
         elif limits.idle_s <= 0:
             self.shutdown.request("the session is over")
+        if not self.shutdown.requested:
+            self.trees.keep()
+        for directory in (session.scratch, self.node.directory / TEMPORARY):
+            shutil.rmtree(directory, ignore_errors=True)
         self.idle_since, self.idle_s = time.monotonic(), limits.idle_s
         with contextlib.suppress(OSError):
             (self.node.directory / SESSION_FILE).unlink()

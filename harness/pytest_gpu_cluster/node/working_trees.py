@@ -1,8 +1,8 @@
 """The working tree of one session after the other: the last one is mended for the next.
 
-A session may change whatever is in its tree. What it has changed, and what is different in the next
-session's tree, is written anew; the rest stays. What the tree was is in the keeper's memory alone,
-out of a test's reach, and ends with the node.
+A session may change whatever is in its tree. What it has changed is written anew when it is over,
+while the node waits; then what is different in the next session's tree; the rest stays. What the
+tree was is in the keeper's memory alone, out of a test's reach, and ends with the node.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Unpacked:
     tree: StoredTree
     place: Path  # without links
     snapshot: Snapshot
+    mended: bool = False  # no session has run in it since the snapshot was taken
 
     def is_there(self) -> bool:
         """Return True where its place still leads to its directory.
@@ -103,20 +104,42 @@ class WorkingTrees:
                 self._last = replace(made, place=Path(os.path.realpath(target)))
 
     def keep(self) -> None:
-        """Move the last tree out of the directory of its session, which is over and will go."""
+        """Move the last tree out of the directory of its session, which is over and will go.
+
+        It is mended in the background; the next tree waits for that.
+        """
         if not self._lock.acquire(blocking=False):
             return  # the session has ended before its tree was made
-        try:
-            self._begun.clear()
-            last, self._last = self._last, None
-            if last is not None and last.is_there():
-                kept = self._directory / KEPT
-                os.rename(last.place, kept)
-                self._last = replace(last, place=kept)
-        except OSError:
-            return  # the next tree is made from nothing
-        finally:
+        self._begun.clear()
+        last, self._last = self._last, None
+        if last is None or not last.is_there():
             self._lock.release()
+            return
+        kept = self._directory / KEPT
+        try:
+            os.rename(last.place, kept)
+        except OSError:
+            self._lock.release()
+            return  # the next tree is made from nothing
+
+        def run() -> None:
+            try:
+                self._last = self._mended(replace(last, place=kept))
+            finally:
+                self._lock.release()
+
+        threading.Thread(target=run, name="mend", daemon=True).start()
+
+    def _mended(self, last: Unpacked) -> Unpacked | None:
+        """Return the tree as it was before the session; None where that cannot be."""
+        try:
+            stamps = self._mend(last, last.tree, last.place)
+        except Exception as problem:  # noqa: BLE001 - the next session is told if it concerns it
+            print(f"keeper: the tree {last.digest[:12]} is not kept: {problem}", flush=True)
+            with contextlib.suppress(OSError):
+                self._discard(last.place)
+            return None
+        return replace(last, snapshot=stamps, mended=True) if stamps is not None else None
 
     def _make(self, digest: str, fresh: Path) -> Unpacked:
         """Make the empty directory `fresh` the tree."""
@@ -124,35 +147,40 @@ class WorkingTrees:
         tree = last.tree if last and last.digest == digest else read_tree(self._store, digest)
         stamps = None
         if last is not None and last.is_there():
-            if _shares_most(last.tree, tree):
-                stamps = self._mend(last, tree, fresh)
-            else:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if _shares_most(last.tree, tree):
+                    os.rename(last.place, fresh)
+                    stamps = self._mend(last, tree, fresh)
+                else:
                     self._discard(last.place)
         if stamps is None:
             write_entries(self._store, tree.entries, fresh, self._cache, self._guest)
             stamps = self._settled(fresh)
         return Unpacked(digest=digest, tree=tree, place=fresh, snapshot=stamps)
 
-    def _mend(self, last: Unpacked, tree: StoredTree, fresh: Path) -> Snapshot | None:
-        """Make the last tree the next one, at `fresh`. Leave that empty if it cannot be done."""
+    def _mend(self, last: Unpacked, tree: StoredTree, place: Path) -> Snapshot | None:
+        """Make the last tree, which is at `place` now, the next one.
+
+        Leave an empty directory if it cannot be done. Raises StoreError.
+        """
+        if last.mended and tree is last.tree:
+            return last.snapshot
         try:
-            os.rename(last.place, fresh)
-            now = snapshot(fresh, known=last.snapshot)
+            now = last.snapshot if last.mended else snapshot(place, known=last.snapshot)
             intact = {path for path, stamp in now.items() if last.snapshot.get(path) == stamp}
-            if not self._can_trust_stat():
-                intact -= _differing(fresh, [f for f in last.tree.files if f.path in intact])
+            if not last.mended and not self._can_trust_stat():
+                intact -= _differing(place, [f for f in last.tree.files if f.path in intact])
             if tree is last.tree and len(intact) == len(now) == len(last.snapshot):
                 return last.snapshot
             kept = _still_wanted(intact, last.tree, tree)
             for path in sorted(now.keys() - kept):  # a directory comes before what is in it
-                _remove(fresh / path)
+                _remove(place / path)
             missing = [entry for entry in tree.entries if entry.path not in kept]
-            write_entries(self._store, missing, fresh, self._cache, self._guest)
-            return self._settled(fresh)
+            write_entries(self._store, missing, place, self._cache, self._guest)
+            return self._settled(place)
         except OSError:  # such as a directory without permissions
-            self._discard(fresh)
-            fresh.mkdir(exist_ok=True)
+            self._discard(place)
+            place.mkdir(exist_ok=True)
             return None
 
     def _settled(self, top: Path) -> Snapshot:

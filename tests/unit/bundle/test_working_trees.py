@@ -57,6 +57,12 @@ class NodeOfSessions:
         self.trees.keep()
         shutil.rmtree(self.scratch)
 
+    def wait(self) -> None:
+        """Wait, as a cluster does between two sessions, until the tree is mended."""
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and thread.name in ("mend", "discard"):
+                thread.join()
+
     def anew(self) -> Path:
         """Return the project as a node unpacks it that has never seen it."""
         target = self.top / "anew" / str(next(self.numbers))
@@ -311,6 +317,7 @@ def test_a_session_never_sees_what_another_did_to_its_tree(
             assert everything(node.session()) == everything(node.anew())
             assert read(node.top / "precious") == precious
             node.end()
+        node.wait()
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -343,6 +350,32 @@ def test_an_unchanged_tree_is_not_written_nor_read_again(node: NodeOfSessions) -
     assert not (node.top / "node" / KEPT).exists()
 
 
+def test_the_next_session_finds_its_tree_mended(
+    node: NodeOfSessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node looks for changes while it waits: with 50,000 files, a third of a second less."""
+    tree = node.session()
+    (tree / "a.py").write_text("changed by a test")
+    (tree / "new.py").write_text("left by a test")
+    node.end()
+    node.wait()
+    monkeypatch.delattr(working_trees, "snapshot")
+
+    assert everything(node.session()) == everything(node.anew())
+
+
+def test_a_mended_tree_becomes_the_one_that_was_edited_meanwhile(node: NodeOfSessions) -> None:
+    """What it was mended to is what the difference is applied to, whatever the session left."""
+    tree = node.session()
+    (tree / "pkg" / "b.py").write_text("changed by a test")
+    node.end()
+    node.wait()
+    (node.root / "pkg" / "b.py").write_text("edited")
+    (node.root / "a.py").unlink()
+
+    assert everything(node.session()) == everything(node.anew())
+
+
 def test_only_the_difference_is_written(node: NodeOfSessions) -> None:
     """Between two runs somebody edits a file, and a test leaves another."""
     tree = node.session()
@@ -367,9 +400,7 @@ def test_another_project_does_not_wait_for_the_removal_of_the_last_tree(
     tree = node.session()
 
     assert everything(tree) == everything(node.anew())
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.name == "discard":
-            thread.join()
+    node.wait()
     assert sorted(path.name for path in (node.top / "node").iterdir()) == ["s"]
 
 
@@ -404,9 +435,9 @@ def test_a_failure_halfway_leaves_no_tree_and_the_next_try_makes_all_of_it(
     """Half a tree that counts as whole would make tests pass that should fail."""
     first = node.session()
     (first / "a.py").write_text("changed by a test")
-    node.end()
     for name in os.listdir(node.top / "store" / "blobs"):
         node.store.delete([f"blobs/{name}"])
+    node.end()
 
     with pytest.raises(StoreError, match="has lost a file of the tree"):
         node.session()
