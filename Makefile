@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --prefer-binary
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-own test-full test-smoke demo test-versions bench bench-workloads mutations faults outside plugins clean
+.PHONY: help setup lint format test test-own test-full test-smoke rigs demo test-versions bench bench-workloads mutations faults outside plugins clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,7 +32,7 @@ format: $(STAMP)  ## let ruff rewrite what it can
 test: test-own test-smoke  ## our own tests, then the smoke tests on a local cluster
 
 # On two cores, a file at a time: what a file's tests share is started once. The long files are first.
-OWN := -m pytest tests/behaviours tests/acceptance tests/contract tests/security tests/unit \
+OWN := -m pytest tests/behaviours tests/acceptance tests/rigs tests/contract tests/security tests/unit \
 	-n 2 --dist loadfile --no-loadscope-reorder --timeout 300 --junitxml=test-results/own.xml
 
 test-own: $(STAMP)
@@ -40,6 +40,9 @@ test-own: $(STAMP)
 
 test-full: $(STAMP)  ## all of our own tests, with those that `make test` leaves out as slow
 	$(BIN)/python $(OWN)
+
+rigs: $(STAMP)  ## what needs machines as namespaces (as root, on Linux): a failure where there are none
+	GPU_CLUSTER_INTERNAL_RIGS=required $(BIN)/python -m pytest tests/rigs tests/acceptance tests/contract -m rig --timeout 300
 
 test-smoke: $(STAMP) | images
 	GPU_CLUSTER_RESULTS_DIR=test-results GPU_CLUSTER_SUITE=smoke $(BIN)/python -m pytest --gpu-cluster gpu_tests -m smoke

@@ -77,7 +77,10 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={
+                    **{k: v for k, v in os.environ.items() if not k.startswith("RIG_")},
+                    "PYTHONPATH": str(ROOT),
+                },
             )
         remote.close()
         assert self.process.stdin is not None

@@ -207,6 +207,7 @@ def boot_spec(store: Store, spec: ClusterSpec) -> BootSpec:
         nodes=spec.nodes,
         gpus_per_node=spec.gpus_per_node,
         simulated_gpus=spec.simulated_gpus,
+        require_gpu=spec.require_gpu,
         idle_s=spec.idle_s,
         deadline_s=spec.deadline_s,
         waits=WAITS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 from pytest_gpu_cluster.bundle.index import index_path
 from pytest_gpu_cluster.bundle.ship import ship_files
@@ -11,6 +12,8 @@ from pytest_gpu_cluster.contract.cluster_record import (
     Announcement,
     ClusterDescription,
     ClusterRecord,
+    NodePhase,
+    NodeRecord,
 )
 from pytest_gpu_cluster.contract.events import (
     Collected,
@@ -71,6 +74,15 @@ REQUEST = SessionRequest(
     ci=CI(host="github", branch="main"),
     quarantined=(("p", "C", "t"),),
     shape=SHAPE,
+)
+NODE = NodeRecord(
+    name="n1",
+    phase=NodePhase.READY,
+    text="is in Ray",
+    seconds=1.0,
+    directory=Path("/far/n1"),
+    ray_node="b" * 56,
+    gpus=(Gpu(id="0", name="A100", memory_gib=80.0, simulated=False),),
 )
 PLACE = ("a.py", 3, "t")
 WARNING: WarningRecord = {
@@ -148,6 +160,7 @@ def furnish(store: Store) -> None:
     )
     cluster.announce(Announcement(session=SESSION, idle_left_s=1.0))
     cluster.put_head("127.0.0.1:1")
+    cluster.put_node(NODE)
     cluster.offer(SESSION)
     cluster.decide(SESSION, taken=True)
     cluster.beat(1)

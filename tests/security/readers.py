@@ -170,6 +170,9 @@ READERS: Mapping[str, Reader] = {
         (f"{OF_CLUSTER}announcement",),
     ),
     "head": Reader(_cluster("head.json"), _of_cluster(ClusterRecord.head), (f"{OF_CLUSTER}head",)),
+    "node": Reader(
+        _cluster("nodes/n1.json"), _of_cluster(ClusterRecord.nodes), (f"{OF_CLUSTER}nodes",)
+    ),
     "decision": Reader(
         _cluster(f"decision/{SESSION}"),
         _of_cluster(lambda record: record.decision(SESSION)),

@@ -20,7 +20,7 @@ import pytest
 
 from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.contract.cluster_directory import make_directory
-from pytest_gpu_cluster.contract.cluster_record import ClusterPhase, ClusterRecord
+from pytest_gpu_cluster.contract.cluster_record import ClusterPhase, ClusterRecord, NodePhase
 from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass
 from pytest_gpu_cluster.contract.record import SessionRecord
@@ -135,7 +135,13 @@ def until(value: Callable[[], T | None], timeout_s: float = 40.0) -> T:
 
 class Boot(Protocol):
     def __call__(
-        self, agent: str, *, head: bool = True, grace_s: float = 45, deadline_s: float = 60
+        self,
+        agent: str,
+        *,
+        head: bool = True,
+        grace_s: float = 45,
+        deadline_s: float = 60,
+        simulated_gpus: int = 2,
     ) -> Booted: ...
 
 
@@ -145,11 +151,22 @@ def boot(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator
     nodes: list[Booted] = []
 
     def start(
-        agent: str, *, head: bool = True, grace_s: float = 45, deadline_s: float = 60
+        agent: str,
+        *,
+        head: bool = True,
+        grace_s: float = 45,
+        deadline_s: float = 60,
+        simulated_gpus: int = 2,
     ) -> Booted:
         base = tmp_path_factory.mktemp("c")
         waits = Waits(grace_s=grace_s)
-        boot = replace(BOOT, store=f"file://{base}/store", waits=waits, deadline_s=deadline_s)
+        boot = replace(
+            BOOT,
+            store=f"file://{base}/store",
+            waits=waits,
+            deadline_s=deadline_s,
+            simulated_gpus=simulated_gpus,
+        )
         directory = make_directory(base, "c1") / "n0"
         spec = KeeperSpec(
             boot=boot, directory=directory, ray_directory=base / "r", head=head, ip="127.0.0.1"
@@ -298,6 +315,8 @@ def test_a_killed_keeper_leaves_nothing_and_its_session_learns_of_it(boot: Boot)
     assert result is not None
     assert result.closed_by is Closer.GUARD
     assert booted.cluster.store.list("clusters") == []
+    logs = booted.session.store.names("sessions/s1/logs/n0")
+    assert logs == ["keeper.log", "ray.log"], "the guard stores what the keeper could not"
 
 
 @contextlib.contextmanager
@@ -395,6 +414,7 @@ def test_a_killed_guard_leaves_nothing(boot: Boot) -> None:
 def test_a_follower_joins_the_heads_ray_and_closes_when_the_head_is_silent(boot: Boot) -> None:
     """A node whose head is gone would run, and cost, to the cluster's deadline."""
     booted = boot("clean", head=False, grace_s=1.0)
+    booted.cluster.beat(1)
     booted.cluster.put_head("10.0.0.1:6379")
 
     path = booted.directory / "ray.json"
@@ -403,6 +423,32 @@ def test_a_follower_joins_the_heads_ray_and_closes_when_the_head_is_silent(boot:
 
     assert booted.guard.wait(30) == 0
     log = booted.directory.parent.parent / "keeper.log"
-    assert log.read_text() == "keeper: the head's heartbeat stopped\n"
+    assert log.read_text().endswith("keeper: the head's heartbeat stopped\n")
     assert not booted.directory.exists()
     assert booted.cluster.has_offer("s1"), "sessions are the head's"
+
+
+def test_a_machine_without_the_gpus_that_were_ordered_is_no_node(boot: Boot) -> None:
+    """Tests that pass on simulated GPUs of a rented machine are a green that proves nothing."""
+    booted = boot("clean", simulated_gpus=0)
+
+    end = until(booted.end)
+
+    assert end.failure_class is FailureClass.INFRASTRUCTURE
+    assert end.message.startswith("n0: 2 GPUs ordered, and NVML finds 0 here; look at the machine")
+    booted.guard.wait(30)
+    assert booted.processes() == []
+    log = booted.session.store.get("sessions/s1/logs/n0/keeper.log")
+    assert log is not None
+    assert b"2 GPUs ordered" in log
+
+
+def test_another_machine_without_them_says_so_to_the_head(boot: Boot) -> None:
+    """The head would wait for it until its patience ends, and then know no reason."""
+    booted = boot("clean", head=False, simulated_gpus=0)
+
+    (node,) = until(booted.cluster.nodes)
+
+    assert node.phase is NodePhase.ENDED
+    assert "2 GPUs ordered" in node.text
+    booted.guard.wait(30)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import socket
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
+from types import ModuleType, SimpleNamespace
+from typing import Literal
 
 import pytest
 
+from pytest_gpu_cluster.contract.errors import InfrastructureError
 from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import KeeperStop
 from pytest_gpu_cluster.contract.fields import JsonObject
-from pytest_gpu_cluster.contract.gpus import Gpu
+from pytest_gpu_cluster.contract.gpus import Gpu, node_gpus
 from pytest_gpu_cluster.contract.masking import PassedValues, masker
 from pytest_gpu_cluster.contract.outputs import HeldBack
 from pytest_gpu_cluster.contract.record import SessionRecord
@@ -17,11 +24,12 @@ from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import Waits
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
-from pytest_gpu_cluster.node.lease import NODE_VARIABLE
-from pytest_gpu_cluster.node.processes import environment
+from pytest_gpu_cluster.node.lease import NODE_VARIABLE, Slot
+from pytest_gpu_cluster.node.processes import Ray, environment
 from pytest_gpu_cluster.node.requests import NodeFacts, RequestFailed, RequestServer
 from pytest_gpu_cluster.node.session import append_lost_end
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
+from pytest_gpu_cluster.worker.prepare import node_variables
 
 BOOT = BootSpec(
     cluster="c1",
@@ -122,3 +130,117 @@ def test_a_request_is_answered_by_facts_or_by_an_error_with_a_remedy(node: Node)
     assert unknown == RequestFailed(
         error="ValueError: unknown request 'dance'", remedy="see the node's log"
     )
+
+
+class Unspawned(Ray):
+    """Ray whose start is looked at and does not happen."""
+
+    variables: Mapping[str, str]
+
+    def spawn(self, argv: list[str], variables: Mapping[str, str]) -> None:
+        self.variables = variables
+
+
+def test_rays_own_monitor_ends_nobody_for_the_memory_of_a_test(node: Node) -> None:
+    """It knows its own actors alone, which hold reservations: all tests of a node would be lost
+    for one that takes too much, and that one not be named.
+    """
+    ray = Unspawned(node)
+
+    ray.start()
+
+    assert ray.variables["RAY_memory_monitor_refresh_ms"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("requested", "simulated", "required", "expected"),
+    [
+        ("auto", 2, False, 2),
+        (3, 2, False, 3),
+        ("auto", 0, False, 0),
+        (0, 0, False, 0),
+        (1, 0, False, "1 GPU ordered, and NVML finds 0 here"),
+        (8, 0, True, "8 GPUs ordered, and NVML finds 0 here"),
+        ("auto", 0, True, "1 GPU ordered, and NVML finds 0 here"),
+        ("auto", 2, True, "1 GPU ordered, and NVML finds 0 here"),
+    ],
+)
+def test_gpus_are_simulated_only_where_the_boot_specification_allows_it(
+    monkeypatch: pytest.MonkeyPatch,
+    requested: int | Literal["auto"],
+    simulated: int,
+    required: bool,
+    expected: int | str,
+) -> None:
+    """A rented machine whose NVML is silent must not turn a suite green."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # also on a machine with GPUs
+    count: int | str
+    try:
+        gpus, _ = node_gpus({}, requested=requested, simulated=simulated, required=required)
+        count = len(gpus)
+    except InfrastructureError as problem:
+        count = problem.what
+
+    assert count == expected
+
+
+def test_fewer_gpus_than_were_ordered_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of eight has fallen off the bus: the node would be slower, and nobody would know."""
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml("a", "b"))
+
+    with pytest.raises(InfrastructureError, match="8 GPUs ordered, and NVML finds 2 here"):
+        node_gpus({}, requested=8, simulated=2, required=False)
+    gpus, _ = node_gpus({}, requested=1, simulated=2, required=True)
+
+    assert [gpu.simulated for gpu in gpus] == [False]
+
+
+class FakeNvml(ModuleType):
+    """NVML of a machine with these GPUs."""
+
+    def __init__(self, *uuids: str) -> None:
+        super().__init__("pynvml")
+        self.nvmlInit = self.nvmlShutdown = lambda: None
+        self.nvmlSystemGetDriverVersion = lambda: "550"
+        self.nvmlDeviceGetCount = lambda: len(uuids)
+        self.nvmlDeviceGetHandleByIndex = lambda index: index
+        self.nvmlDeviceGetUUID = lambda index: uuids[index]
+        self.nvmlDeviceGetName = lambda _: "A100"
+        self.nvmlDeviceGetMemoryInfo = lambda _: SimpleNamespace(total=80 << 30)
+
+
+def test_a_reservation_notices_that_the_keeper_of_its_node_is_gone(tmp_path: Path) -> None:
+    """On a Ray that is not ours the actor lives on, and the node's GPUs would be counted as there
+    while nothing can start on them.
+    """
+    slot = Slot(str(tmp_path))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as keeper:
+        keeper.bind(str(tmp_path / "keeper.sock"))
+        keeper.listen()
+        holding = Thread(target=slot.hold)
+        holding.start()
+        keeper.accept()[0].close()  # it has been looked for
+        slot.give_back()
+        holding.join(30)
+        assert not holding.is_alive()
+
+    with pytest.raises(ConnectionRefusedError):
+        slot.hold()
+
+
+def test_a_test_has_the_environment_of_its_own_node(tmp_path: Path) -> None:
+    """PATH, HOME or TMPDIR of another machine lead nowhere."""
+    environ = {
+        "PATH": "/here/bin",
+        "HOME": "/here",
+        "TMPDIR": "/elsewhere",
+        "RAY_ADDRESS": "no",
+        "AWS_SECRET_ACCESS_KEY": "no",
+        NODE_VARIABLE: str(tmp_path),
+    }
+
+    assert node_variables(environ) == {
+        "PATH": "/here/bin",
+        "HOME": "/here",
+        "TMPDIR": f"{tmp_path}/t",
+    }

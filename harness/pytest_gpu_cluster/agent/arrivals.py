@@ -35,9 +35,10 @@ class NodeJoined:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeLost:
-    """A node has left Ray."""
+    """A node has left Ray, or has no keeper any more, or could not be made ready."""
 
     node: str  # Ray's node id
+    message: str = "it left the cluster"
 
 
 @dataclass(frozen=True, kw_only=True)

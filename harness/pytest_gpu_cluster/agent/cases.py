@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -25,8 +24,9 @@ class Resources:
     """The cluster that tests are planned for."""
 
     nodes: Mapping[str, float]  # devices by node
-    gpus: Sequence[Gpu]  # of the head node
+    gpus: Sequence[Gpu]  # of all nodes
     default_gpus: float  # of an unmarked test
+    cpus: int = 1  # per node
     has_ray: bool = True  # tests may drive it
 
 
@@ -80,7 +80,7 @@ def _arranged(
     resources: Resources,
     options: SelectionOptions,
 ) -> Cases:
-    slots = partial(plan.slots, nodes=resources.nodes, cpus=os.cpu_count() or 1)
+    slots = partial(plan.slots, nodes=resources.nodes, cpus=resources.cpus)
     several = len({test.demand for test in runnable}) > 1 or any(
         slots(test.demand) > 1 for test in runnable[:1]
     )

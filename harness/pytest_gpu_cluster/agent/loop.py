@@ -38,7 +38,9 @@ from pytest_gpu_cluster.agent.state import SessionState
 from pytest_gpu_cluster.agent.worker import Worker
 from pytest_gpu_cluster.agent.workers import Workers
 from pytest_gpu_cluster.contract import events
+from pytest_gpu_cluster.contract.cpus import usable_cpus
 from pytest_gpu_cluster.contract.errors import HarnessError
+from pytest_gpu_cluster.contract.events import Message
 from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
 from pytest_gpu_cluster.contract.record import SessionRecord, durations, put_durations
 from pytest_gpu_cluster.contract.specs import SPOOL, AgentSpec
@@ -58,21 +60,23 @@ class Agent:
         self._mask = JournalMask(spec.passed.masker())
         journal = record.writer("agent", spool=spec.scratch / SPOOL, mask=self._mask)
         self.spec = spec
-        self._cpus = os.cpu_count() or 1  # read once: it costs 30 µs
+        self._cpus = usable_cpus()
+        self._held: list[Message] = []  # of the selection, until all nodes have joined
         self._history = durations(store)
         history = self._mask.by_real_id(self._history)
         self.state = SessionState(record, journal, spec.request.limits, history)
         self._arrivals: Arrivals = queue.SimpleQueue()
-        self._cluster = Cluster(spec, self._arrivals)
-        launcher = Launcher(spec, self.state, self._cluster, self._arrivals)
-        self._selection = Selection(self.state, launcher)
-        self._workers = Workers(spec, self.state, self._cluster, launcher)
+        self._cluster = Cluster(spec, store, self._arrivals)
+        self._launcher = Launcher(spec, self.state, self._cluster, self._arrivals)
+        self._selection = Selection(self.state, self._launcher)
+        self._workers = Workers(spec, self.state, self._cluster, self._launcher)
         self._limits = TimeLimits(self.state)
 
     def run(self) -> Cleanup:
         """Run the whole session; return the state in which it leaves the cluster."""
         self._prepare()
-        self._selection.start()
+        if self._launcher.can_select_here:
+            self._selection.start()
         self._cluster.connect()
         self._cluster.reservations.prestart()
         opened_early = False
@@ -81,6 +85,7 @@ class Agent:
                 self._handle(self._arrivals.get(timeout=TICK_S))
                 while True:
                     self._handle(self._arrivals.get_nowait())
+            self._release_held()
             if self.state.stop is None and self._selection.stage is SelectionStage.COLLECTING:
                 if self._cluster.ready and not opened_early:
                     opened_early = True
@@ -144,16 +149,29 @@ class Agent:
         if worker is not None:
             self._workers.on_messages(worker, messages)
             return
-        for message in messages:
-            self._selection.on_message(message, self._resources)
+        self._held += messages
+        self._release_held()
+
+    def _release_held(self) -> None:
+        """Act on what the selection has sent.
+
+        What a cluster of several nodes can run is known when all have joined: until then the
+        collected tests wait, and what was sent after them.
+        """
+        while self._held:
+            waits = self.spec.nodes > 1 and self._cluster.joining and self.state.stop is None
+            if waits and isinstance(self._held[0], events.Collected):
+                return
+            self._selection.on_message(self._held.pop(0), self._resources)
 
     def _resources(self) -> Resources:
         cluster = self._cluster
         return Resources(
             nodes=cluster.capacity(),
-            gpus=self.spec.gpus,
+            gpus=cluster.devices(),
             default_gpus=cluster.default_gpus(),
-            has_ray=not self.spec.identity,
+            cpus=self._cpus,
+            has_ray=not self.spec.test_user,
         )
 
     def _on_change(self, change: ClusterChange) -> None:
@@ -164,13 +182,15 @@ class Agent:
             case NodeJoined():
                 state.journal.append(change.node)
             case ClusterReady():
+                if not self._launcher.can_select_here and state.stop is None:
+                    self._selection.start()
                 nodes = self.spec.nodes
                 detail = f"{nodes} node{'s' if nodes > 1 else ''}"
                 state.journal.append(
                     events.PhaseFinished(name="ray", detail=detail, seconds=change.seconds)
                 )
-            case NodeLost():
-                state.damage = f"node {change.node[:SHOWN_ID]} left the cluster"
+            case NodeLost() if self._cluster.lose(change.node):
+                state.damage = f"node {change.node[:SHOWN_ID]} is lost: {change.message}"
                 state.journal.append(events.NodeLost(node=change.node, message=state.damage))
             case ClusterFailed():
                 state.end(StopReason.INFRASTRUCTURE, change.message)
@@ -180,6 +200,7 @@ class Agent:
     def _admit(self) -> None:
         """Open processes for tests that wait, hand out tests, end processes that nobody needs."""
         now, state = time.monotonic(), self.state
+        self._fail_stranded()
         situation = admission.Situation(
             backlog=state.backlog,
             workers=[_view(worker, now) for worker in state.workers],
@@ -192,6 +213,19 @@ class Agent:
         by_name = {worker.name: worker for worker in state.workers}
         for decision in admission.decide(situation):
             self._carry_out(decision, by_name)
+
+    def _fail_stranded(self) -> None:
+        """Make errors of tests whose devices were on a node that is lost, and on no other."""
+        state, capacity = self.state, self._cluster.capacity()
+        if state.damage is None:
+            return
+        for demand in state.backlog.demands():
+            if problem := plan.impossible(demand, capacity):
+                stranded = state.backlog.front(demand, state.backlog.waiting(demand))
+                state.backlog.remove(stranded)
+                for test in stranded:
+                    text = f"infrastructure: {state.damage}; {problem}"
+                    state.fail(test, text, FailureClass.INFRASTRUCTURE)
 
     def _carry_out(self, decision: Decision, workers: dict[str, Worker]) -> None:
         match decision:
@@ -267,7 +301,7 @@ class Agent:
         if source := self._selection.result.coverage:
             key = self.state.record.coverage_key(SELECTING)
             request = {"op": "upload", "sources": {key: source}}
-            answer = ask_head(self.spec, request | {"passed": self.spec.passed.to_json()})
+            answer = self._launcher.ask_selecting(request | {"passed": self.spec.passed.to_json()})
             for held in answer.held:
                 self.state.journal.append(events.Notice(name="coverage", text=str(held)))
             self.state.ends.coverage.append(key)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pytest_gpu_cluster.agent.arrivals import Arrivals, ReservationLost
+from pytest_gpu_cluster.agent.node_answer import NodeAnswer, ask_head
 from pytest_gpu_cluster.agent.ray_cluster import Cluster
-from pytest_gpu_cluster.agent.reservations import ENTRY
+from pytest_gpu_cluster.agent.reservations import ENTRY, Reservation
 from pytest_gpu_cluster.agent.state import SessionState
 from pytest_gpu_cluster.agent.worker import Transport, Worker
 from pytest_gpu_cluster.contract.events import InternalError, Message
@@ -18,20 +19,39 @@ from pytest_gpu_cluster.contract.masking import PassedValues
 from pytest_gpu_cluster.contract.messages import Exit, Finished, decode
 from pytest_gpu_cluster.contract.request import PytestFacts
 from pytest_gpu_cluster.contract.specs import (
-    TEMPORARY,
     AgentSpec,
     ClusterFacts,
     Role,
     TreePlaces,
     WorkerSpec,
 )
-from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
 from pytest_gpu_cluster.node.lease import Lease
 
-# The beginnings of variables that no test process inherits. Importing Ray sets PYTHONBREAKPOINT.
-HIDDEN = ("RAY_", "GPU_CLUSTER_", "OMP_", *STORE_CREDENTIALS, "PYTHON")
 SELECTING = "main"  # the name of the selecting process
 RECEIVE_S = 5.0
+
+
+class Opening:
+    """The connection to a process that is being started: what is sent meanwhile waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the two below
+        self._transport: Transport | None = None
+        self._waiting: list[bytes] = []
+
+    def open(self, transport: Transport) -> None:
+        """Send what waits; from now on nothing does."""
+        with self._lock:
+            self._transport = transport
+            for message in self._waiting:
+                transport.send(message)
+
+    def send(self, message: bytes) -> None:
+        with self._lock:
+            if self._transport is None:
+                self._waiting.append(message)
+            else:
+                self._transport.send(message)
 
 
 class Launcher:
@@ -42,14 +62,47 @@ class Launcher:
     ) -> None:
         self._spec, self._state, self._cluster, self._arrivals = spec, state, cluster, arrivals
         self._root = spec.tree_root
+        self._selecting: Reservation | None = None  # where the selection is on another node
 
-    def start_selection(self) -> Lease:
-        """Start the selecting process on this node. It sees all devices of the node."""
-        spec = self._spec
+    @property
+    def can_select_here(self) -> bool:
+        """True where the selection need not wait for nodes that have a GPU."""
+        return bool(self._spec.gpus) or self._spec.nodes == 1
+
+    def start_selection(self) -> Opening:
+        """Start the selecting process, on this node or, once all have joined, on another.
+
+        It sees all devices of its node.
+        """
+        opening, spec = Opening(), self._spec
+        home = "" if self.can_select_here else self._cluster.selecting_node()
+        if home and self._cluster.gpus_of(home):
+            thread = threading.Thread(target=self._select_on, args=(home, opening), daemon=True)
+            thread.start()
+            return opening
         body = self._specification(Role.SELECT, SELECTING, spec.gpus).to_json()
         lease = Lease(str(spec.node), code=str(spec.code), entry=ENTRY, specification=body)
         self._listen(None, lease)
-        return lease
+        opening.open(lease)
+        return opening
+
+    def _select_on(self, home: str, opening: Opening) -> None:
+        try:
+            gpus = self._cluster.gpus_of(home)
+            specification = self._specification(Role.SELECT, SELECTING, gpus)
+            self._selecting, relay = self._cluster.reservations.select_on(home, specification)
+        except Exception as problem:  # noqa: BLE001 - as in `_start`
+            message = f"{type(problem).__name__}: {problem}".splitlines()[0]
+            self._arrivals.put((None, [Exit(status=None, why=message)]))
+            return
+        self._listen(None, relay)
+        opening.open(relay)
+
+    def ask_selecting(self, request: Mapping[str, object]) -> NodeAnswer:
+        """Send a request to the keeper of the selecting process's node. Raises RuntimeError."""
+        if self._selecting is None:
+            return ask_head(self._spec, request)
+        return self._cluster.reservations.ask(self._selecting, request)
 
     def start_worker(self, worker: Worker) -> None:
         """Reserve the devices of a worker and start its process, in the background."""
@@ -141,17 +194,11 @@ class Launcher:
         )
 
     def _environment(self, gpus: tuple[Gpu, ...]) -> dict[str, str]:
-        """Return the node's plain variables, the passed ones, and exactly the process's devices."""
-        plain = {k: v for k, v in os.environ.items() if not k.startswith(HIDDEN)}
-        temporary = self._spec.node / TEMPORARY
-        temporary.mkdir(exist_ok=True)
+        """Return the passed variables, and exactly the process's devices."""
         return {
-            **plain,
-            **self._spec.identity,
             **self._spec.env,
             **self._spec.request.git.variables(),
             "CUDA_VISIBLE_DEVICES": ",".join(gpu.id for gpu in gpus),
-            "TMPDIR": str(temporary),
         }
 
 

@@ -12,14 +12,19 @@ from enum import Enum, auto
 
 from pytest_gpu_cluster.agent import plan
 from pytest_gpu_cluster.agent.arrivals import Arrivals, ClusterFailed, ClusterReady, NodeLost
+from pytest_gpu_cluster.agent.members import join_members
 from pytest_gpu_cluster.agent.plan import Demand
-from pytest_gpu_cluster.agent.reservations import NAMESPACE, Reservation, Reservations, the_ray
+from pytest_gpu_cluster.agent.relay import the_ray
+from pytest_gpu_cluster.agent.reservations import NAMESPACE, Reservation, Reservations
+from pytest_gpu_cluster.contract.cluster_record import NodeRecord
+from pytest_gpu_cluster.contract.cpus import usable_cpus
 from pytest_gpu_cluster.contract.frozen import dataclass
+from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.loopback import follow_address
 from pytest_gpu_cluster.contract.specs import AgentSpec, RayAccess
+from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.ray_remains import Books
 
-READY_LIMIT_S = 180.0
 RELEASE_LIMIT_S = 10.0
 
 
@@ -42,13 +47,14 @@ class Cleanup:
 class Cluster:
     """Ray's nodes and the ledger of their devices. Each change arrives in the agent's queue."""
 
-    def __init__(self, spec: AgentSpec, arrivals: Arrivals) -> None:
-        self._spec, self._arrivals = spec, arrivals
+    def __init__(self, spec: AgentSpec, store: Store, arrivals: Arrivals) -> None:
+        self._spec, self._store, self._arrivals = spec, store, arrivals
+        self._cpus = usable_cpus()
         self.reservations = Reservations(spec, arrivals)
         self.address = ""
         self._books: Books  # of Ray, once it was joined
         self._joining = Joining.WAITING
-        self._total: dict[str, float] = {}  # devices by node
+        self._members: dict[str, NodeRecord] = {}  # by Ray's ids; empty until all have joined
         self._lock = threading.Lock()  # guards the next
         self._free: dict[str, float] = {}
         self._lost_nodes: set[str] = set()
@@ -56,6 +62,10 @@ class Cluster:
     @property
     def ready(self) -> bool:
         return self._joining is Joining.READY
+
+    @property
+    def joining(self) -> bool:
+        return self._joining is Joining.WAITING
 
     # -- joining -----------------------------------------------------------------------------------
 
@@ -66,7 +76,7 @@ class Cluster:
     def _connect(self) -> None:
         began = time.monotonic()
         try:
-            self._join(began + READY_LIMIT_S)
+            self._join(began + self._spec.join_s)
         except Exception as problem:  # noqa: BLE001 - told as the failure of the cluster
             self._joining = Joining.FAILED
             message = f"Ray could not be joined: {type(problem).__name__}: {problem}"
@@ -81,7 +91,7 @@ class Cluster:
         path = self._spec.node / "ray.json"
         while not path.exists():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"Ray was not up after {READY_LIMIT_S:.0f} s")
+                raise TimeoutError(f"Ray was not up after {self._spec.join_s:.0f} s")
             time.sleep(0.02)
         self.address = json.loads(path.read_text())["address"]
         follow_address(self.address)
@@ -93,34 +103,41 @@ class Cluster:
             configure_logging=False,
         )
         self._books = Books(self.address)
-        expected = self._spec.nodes
-        while len(alive := [node for node in ray.nodes() if node["Alive"]]) < expected:
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{len(alive)} of {expected} nodes joined in {READY_LIMIT_S:.0f} s"
-                )
-            time.sleep(0.1)
-        for node in alive:
-            self._total[node["NodeID"]] = float(node["Resources"].get("GPU", 0.0))
-        self.reservations.join(
-            ray.get_runtime_context().get_node_id(), self.address, list(self._total)
-        )
-        self._free = dict(self._total)
+        head = ray.get_runtime_context().get_node_id()
+        members = join_members(self._spec, self._store, head, _alive, deadline=deadline)
+        self.reservations.join(head, self.address, members)
+        self._free = {node: float(len(each.gpus)) for node, each in members.items()}
+        self._members = members
 
     def _watch_nodes(self) -> None:
-        ray = the_ray()
+        told: set[str] = set()
         while True:
             time.sleep(1.0)
             try:
-                alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+                gone = self._members.keys() - _alive() - told
             except Exception:  # noqa: BLE001
                 # Ray is being left, or its head has died: then the keeper says so.
                 return
-            for node in set(self._total) - alive - self._lost_nodes:
-                self._lost_nodes.add(node)
-                with self._lock:
-                    self._free.pop(node, None)
+            for node in gone:
+                told.add(node)
                 self._arrivals.put(NodeLost(node=node))
+
+    def gpus_of(self, node: str) -> tuple[Gpu, ...]:
+        """Return the devices of a node that has joined."""
+        return self._members[node].gpus
+
+    def lose(self, node: str) -> bool:
+        """Count a node no longer. Return False for one that was lost before."""
+        if node in self._lost_nodes:
+            return False
+        with self._lock:
+            self._free.pop(node, None)
+        self._lost_nodes.add(node)
+        self.reservations.forget(node)
+        return True
+
+    def is_lost(self, node: str) -> bool:
+        return node in self._lost_nodes
 
     def access(self) -> RayAccess:
         """Return how a test finds the cluster that was joined."""
@@ -130,12 +147,31 @@ class Cluster:
     # -- the books ---------------------------------------------------------------------------------
 
     def capacity(self) -> dict[str, float]:
-        """Return the devices of each node; before Ray is up, those of the requested cluster."""
-        if self._total:
+        """Return the devices of each node; before all have joined, as if they were like the head.
+
+        Of one node that is right; with several, nothing is decided before.
+        """
+        if self._members:
             return {
-                node: count for node, count in self._total.items() if node not in self._lost_nodes
+                node: float(len(each.gpus))
+                for node, each in self._members.items()
+                if node not in self._lost_nodes
             }
         return {f"node-{n}": float(len(self._spec.gpus)) for n in range(self._spec.nodes)}
+
+    def selecting_node(self) -> str:
+        """Return the node on which tests are selected: where this one has no GPU, one that has.
+
+        What a test finds when it is imported decides what is skipped and what is parametrised.
+        """
+        head, *others = self._members
+        able = [node for node in (head, *others) if self._members[node].gpus]
+        return able[0] if able else head
+
+    def devices(self) -> list[Gpu]:
+        """Return the devices of all nodes that have joined; before that, those of the head."""
+        members = self._members.values()
+        return [gpu for each in members for gpu in each.gpus] if members else [*self._spec.gpus]
 
     def default_gpus(self) -> float:
         """Return the devices of an unmarked test."""
@@ -147,7 +183,7 @@ class Cluster:
     def width(self) -> int:
         """Return how many tests of the default demand run at once."""
         demand = Demand(gpus=self.default_gpus())
-        return max(1, plan.slots(demand, self.capacity(), os.cpu_count() or 1))
+        return max(1, plan.slots(demand, self.capacity(), self._cpus))
 
     def free(self) -> dict[str, float]:
         """Return the devices of each node that nobody holds."""
@@ -182,8 +218,8 @@ class Cluster:
 
         Idle reservations of `idle_gpus` devices stay for the next session; 0: none.
         """
-        deadline = time.monotonic() + READY_LIMIT_S
-        while self._joining is Joining.WAITING and time.monotonic() < deadline:
+        deadline = time.monotonic() + self._spec.join_s
+        while self.joining and time.monotonic() < deadline:
             time.sleep(0.05)  # a session may end before a cold Ray is up
         if not self.ready:
             return Cleanup(clean=False, message="Ray was never joined")
@@ -203,3 +239,8 @@ class Cluster:
         remains = replace(found, actors=tuple(a for a in found.actors if a.id not in idle))
         remains.end()
         return remains.lines()
+
+
+def _alive() -> set[str]:
+    """Return Ray's ids of all nodes that live in it."""
+    return {node["NodeID"] for node in the_ray().nodes() if node["Alive"]}

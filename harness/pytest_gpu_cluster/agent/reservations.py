@@ -8,16 +8,17 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pytest_gpu_cluster.agent.arrivals import Arrivals, NodeJoined
+from pytest_gpu_cluster.agent.arrivals import Arrivals, NodeJoined, NodeLost
 from pytest_gpu_cluster.agent.node_answer import NodeAnswer, ask_head, signed
 from pytest_gpu_cluster.agent.plan import Demand
+from pytest_gpu_cluster.agent.relay import Relay, the_ray
+from pytest_gpu_cluster.contract.cluster_record import NodeRecord
 from pytest_gpu_cluster.contract.events import NodeReady
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
-from pytest_gpu_cluster.contract.messages import Exit, encode
 from pytest_gpu_cluster.contract.specs import AgentSpec, WorkerSpec
 from pytest_gpu_cluster.contract.trees import code_directory
 from pytest_gpu_cluster.node import lease as leases
@@ -27,50 +28,7 @@ ENTRY = "pytest_gpu_cluster.worker.main:main"
 NAMESPACE = "gpu-cluster"
 GIVE_BACK_LIMIT_S = 2.0
 SHOWN_ID = 12  # characters of a node id in events
-
-
-def the_ray() -> Any:
-    """Return Ray, imported late (the client reads this package too).
-
-    It is untyped, because its stubs lag behind its options.
-    """
-    import ray
-
-    return ray
-
-
-class Relay:
-    """A process on another node, through the reservation that sits there: the verbs of a Lease."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def _call(self, verb: str, *arguments: bytes | int) -> None:
-        getattr(self._actor, verb).options(concurrency_group="send").remote(*arguments)
-
-    def send(self, message: bytes) -> None:
-        self._call("send", message)
-
-    def signal(self, number: int) -> None:
-        self._call("signal", int(number))
-
-    def kill(self) -> None:
-        self._call("kill")
-
-    def stacks(self) -> None:
-        self._call("stacks")
-
-    def receive(self, timeout_s: float) -> list[bytes]:
-        """Return the lines since the last call; the loss of the actor is an Exit."""
-        ray = the_ray()
-        try:
-            lines: list[bytes] = ray.get(
-                self._actor.receive.options(concurrency_group="receive").remote(timeout_s)
-            )
-            return lines
-        except ray.exceptions.RayError as problem:
-            message = f"its slot was lost: {problem}".splitlines()[0]
-            return [encode(Exit(status=None, why=message))]
+KEEPER_GONE = "its keeper is gone"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,18 +51,19 @@ class Reservations:
         self._name = f"idle-{code_directory(spec.request.code)}"
         self._head = ""  # Ray's id of this node
         self._address = ""  # of Ray
-        self._nodes: Sequence[str] = ()  # Ray's ids of all nodes
+        self._nodes: dict[str, NodeRecord] = {}  # by Ray's ids; a lost one is forgotten
         self._ended_drivers: set[str] = set()  # whose processes are gone
-        self._devices: dict[str, tuple[Gpu, ...]] = {}  # by node
+        self._devices: dict[str, tuple[Gpu, ...]] = {}  # by node that has the session's trees
+        self._preparing = threading.Lock()
         self._lock = threading.Lock()  # guards the two below
         self._idle: dict[tuple[str, float], list[Reservation]] = {}  # by node and devices
         self._prestarted: leases.Lease | None = None
         self._active: list[Reservation] = []  # whose processes live
 
-    def join(self, head: str, address: str, nodes: Sequence[str]) -> None:
+    def join(self, head: str, address: str, nodes: Mapping[str, NodeRecord]) -> None:
         """Take over the idle reservations of the last session; other named actors are killed."""
         ray = the_ray()
-        self._head, self._address, self._nodes = head, address, nodes
+        self._head, self._address, self._nodes = head, address, dict(nodes)
         self._devices[head] = self._spec.gpus
         for named in ray.util.list_named_actors(all_namespaces=True):
             actor = ray.get_actor(named["name"], namespace=named["namespace"])
@@ -139,12 +98,16 @@ class Reservations:
             # A driving test is to find no actor that is not its own.
             reservation = self._create(home, demand.gpus, process if demand.drives else "")
         self._active.append(reservation)
-        facts = the_ray().get(reservation.actor.facts.remote(), timeout=60)
-        self._prepare(reservation)
-        if demand.drives:
-            self._prepare_nodes()
-        ids = set(facts["gpu_ids"]) if demand.gpus else set()
-        return reservation, tuple(gpu for gpu in self._devices[home] if gpu.id in ids)
+        try:
+            ids = set(the_ray().get(reservation.actor.gpu_ids.remote(), timeout=60))
+            self._prepare(reservation)
+            if demand.drives:
+                self._prepare_nodes()
+        except BaseException:
+            self.release(reservation, reusable=False)  # else Ray would hold its devices for ever
+            raise
+        held = (gpu for gpu in self._devices[home] if demand.gpus and gpu.id in ids)
+        return reservation, tuple(held)
 
     def _create(self, home: str, gpus: float, driver: str = "") -> Reservation:
         """Return a new reservation. A session of the same code finds it by name, but a driver's."""
@@ -160,12 +123,13 @@ class Reservations:
         lasting = {"name": name, "namespace": NAMESPACE, "lifetime": "detached"}
         options = lasting if not driver else {}
         strategy = NodeAffinitySchedulingStrategy(home, soft=False)
-        actor = kind.options(scheduling_strategy=strategy, **options).remote()
+        directory = str(self._nodes[home].directory)
+        actor = kind.options(scheduling_strategy=strategy, **options).remote(directory)
         return Reservation(actor=actor, home=home, gpus=gpus, driver=driver)
 
     def _prepare_nodes(self) -> None:
         """Have the trees on every node: the tasks of a driving test may run on any."""
-        for home in self._nodes:
+        for home in list(self._nodes):
             if home not in self._devices:
                 with self._visitor(home) as visitor:
                     self._prepare(visitor)
@@ -185,14 +149,25 @@ class Reservations:
             end_remains_of(self._address, lambda job: job.process in ended)
 
     def _prepare(self, reservation: Reservation) -> None:
-        """Have the trees unpacked on another node, which thereby joins. Raises RuntimeError."""
+        """Have the trees unpacked on another node, which thereby joins.
+
+        Raises RuntimeError or OSError; then the node is lost: nothing can run there.
+        """
+        with self._preparing:
+            if reservation.home not in self._devices:
+                self._prepare_first(reservation)
+
+    def _prepare_first(self, reservation: Reservation) -> None:
         home, spec = reservation.home, self._spec
-        if home in self._devices:
-            return
         trees = {str(spec.tree_root): spec.request.tree}
         code = {str(spec.code): spec.request.code}
-        request = signed(spec, {"op": "unpack", "trees": trees, "code": code})
-        answer = NodeAnswer.parse(the_ray().get(reservation.actor.ask.remote(request), timeout=300))
+        order = {"op": "unpack", "trees": trees, "code": code, "passed": spec.passed.to_json()}
+        asked = reservation.actor.ask.remote(signed(spec, order))
+        try:
+            answer = NodeAnswer.parse(the_ray().get(asked, timeout=300))
+        except (OSError, RuntimeError) as problem:
+            self._lose(home, f"it could not be prepared: {problem}")
+            raise
         self._devices[home] = answer.gpus
         node = NodeReady(
             node=home[:SHOWN_ID],
@@ -214,8 +189,33 @@ class Reservations:
             lease = lease or leases.Lease(node, code=code, entry=ENTRY)
             lease.specify(body)
             return lease
-        the_ray().get(reservation.actor.open.remote(code, ENTRY, body), timeout=60)
+        try:
+            the_ray().get(reservation.actor.open.remote(code, ENTRY, body), timeout=60)
+        except (ConnectionError, FileNotFoundError) as problem:
+            self._lose(reservation.home, f"its fork server is gone: {problem}")
+            raise
         return Relay(reservation.actor)
+
+    def _lose(self, home: str, message: str) -> None:
+        self._arrivals.put(NodeLost(node=home, message=message.strip().splitlines()[-1]))
+
+    def forget(self, home: str) -> None:
+        """Give up the idle reservations of a node that is lost."""
+        self._nodes.pop(home, None)
+        with self._lock:
+            keys = [key for key in self._idle if key[0] == home]
+            idle = [each for key in keys for each in self._idle.pop(key)]
+        for reservation in idle:
+            the_ray().kill(reservation.actor)
+
+    def select_on(self, home: str, specification: WorkerSpec) -> tuple[Reservation, Relay]:
+        """Start the selecting process on a node beside this one, without a claim to its devices."""
+        reservation = self._create(home, 0.0, "selection")
+        self._active.append(reservation)
+        self._prepare(reservation)
+        code, body = str(self._spec.code), specification.to_json()
+        the_ray().get(reservation.actor.open.remote(code, ENTRY, body), timeout=60)
+        return reservation, Relay(reservation.actor)
 
     def ask(self, reservation: Reservation, request: Mapping[str, object]) -> NodeAnswer:
         """Send a request to the keeper of a reservation's node. Raises RuntimeError."""
@@ -248,6 +248,9 @@ class Reservations:
             except ray.exceptions.RayActorError as problem:
                 if reservation in self._active:
                     on_loss(str(problem).splitlines()[0])
+            except OSError:
+                self._lose(reservation.home, KEEPER_GONE)
+                on_loss(KEEPER_GONE)
             except Exception:  # noqa: BLE001 - Ray is being left
                 return
 

@@ -8,7 +8,7 @@ from enum import Enum, auto
 from pytest_gpu_cluster.agent.cases import Cases, Resources, cases_of
 from pytest_gpu_cluster.agent.crash import crash_text, was_killed, with_last_output
 from pytest_gpu_cluster.agent.plan import Backlog
-from pytest_gpu_cluster.agent.processes import SELECTING, Launcher
+from pytest_gpu_cluster.agent.processes import SELECTING, Launcher, Opening
 from pytest_gpu_cluster.agent.state import SessionState
 from pytest_gpu_cluster.contract.events import (
     Collected,
@@ -32,7 +32,6 @@ from pytest_gpu_cluster.contract.messages import (
     encode,
 )
 from pytest_gpu_cluster.contract.selection import Ordering, SelectionOptions
-from pytest_gpu_cluster.node.lease import Lease
 
 STREAMS = {1: "out", 2: "err"}
 UNUSED = 20  # tests that hold a GPU for nothing, from which on it is worth a word
@@ -53,17 +52,17 @@ class Selection:
 
     def __init__(self, state: SessionState, launcher: Launcher) -> None:
         self._state, self._launcher = state, launcher
-        self._lease: Lease | None = None
+        self._process: Opening | None = None
         self._collecting = ""  # the file that is being imported
         self.stage = SelectionStage.COLLECTING
         self.result = Done(exitstatus=None)
 
     def start(self) -> None:
-        self._lease = self._launcher.start_selection()
+        self._process = self._launcher.start_selection()
 
     def send(self, order: Order) -> None:
-        if self._lease is not None:
-            self._lease.send(encode(order))
+        if self._process is not None:
+            self._process.send(encode(order))
 
     def on_message(self, message: Message, resources: Callable[[], Resources]) -> None:
         """Act on a message of the process; every event is journaled."""
@@ -115,7 +114,7 @@ class Selection:
 
     def _on_exit(self, ending: Exit) -> None:
         """Start again after a crash in an imported file; any other crash ends the session."""
-        self._lease = None
+        self._process = None
         if self.stage is SelectionStage.ENDED:
             return
         state, path = self._state, self._collecting
@@ -131,9 +130,9 @@ class Selection:
             place = "while the tests ran"
         elif self.stage is SelectionStage.FINISHING:
             place = "while the session was being finished"
-        text = crash_text(ending, place)
+        text = f"{ending.why or crash_text(ending, place)}"
         # No code of the user runs there while tests run, and no code kills its process in that way.
-        lost = self.stage is SelectionStage.COLLECTED or was_killed(ending)
+        lost = self.stage is SelectionStage.COLLECTED or was_killed(ending) or ending.status is None
         self.stage = SelectionStage.ENDED
         if lost:
             message = f"the process that selects the tests is lost: {text}"
@@ -145,6 +144,9 @@ class Selection:
     def finish(self) -> None:
         """Tell the process how the tests ended, once, so that the user's hooks see it."""
         if self.stage not in (SelectionStage.COLLECTING, SelectionStage.COLLECTED):
+            return
+        if self._process is None:  # the nodes that it waits for did not come
+            self.stage = SelectionStage.ENDED
             return
         self.stage = SelectionStage.FINISHING
         state, feedback = self._state, self._state.outcomes.feedback

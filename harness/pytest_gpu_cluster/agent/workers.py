@@ -186,8 +186,11 @@ class Workers:
                     self._state.journal.append(Notice(name="artifacts", text=str(held)))
 
     def _on_start_failure(self, worker: Worker, ending: Exit) -> None:
-        """Try again a few times when a machine may be the reason, else end the session."""
-        self._not_started += 1
+        """Try again a few times when a machine may be the reason, else end the session.
+
+        Of a node that is lost nothing more is tried, so that it is no reason to end.
+        """
+        self._not_started += not self._cluster.is_lost(worker.home)
         state = self._state
         if worker.machine_lost(ending) or was_killed(ending):
             if worker.machine_lost(ending):

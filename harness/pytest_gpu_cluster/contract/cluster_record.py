@@ -2,6 +2,7 @@
 
     clusters/<id>/cluster.json         shape and limits, before anything is rented
     clusters/<id>/state.json           the keeper of the head writes it, and heartbeat and head.json
+    clusters/<id>/nodes/<node>.json    the keeper of each node: how far it has come
     clusters/<id>/inbox/<session>      a session that asks for the cluster
     clusters/<id>/decision/<session>   taken or not; created once, by the keeper or a client
 
@@ -16,15 +17,17 @@ import json
 import secrets
 from collections.abc import Iterator
 from enum import StrEnum
+from pathlib import Path
 
 from pytest_gpu_cluster.contract.bounded import SMALL_BYTES
 from pytest_gpu_cluster.contract.errors import UnreadableRecordError
 from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
+from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.ids import check_id, check_named, foreign, is_id
 from pytest_gpu_cluster.contract.request import VERSION, Shape
 from pytest_gpu_cluster.contract.store import Store
-from pytest_gpu_cluster.contract.stored import get_noun, put_noun
+from pytest_gpu_cluster.contract.stored import get_noun, ids_in, put_noun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,34 @@ class HeadAddress(Noun):
     address: str
 
 
+class NodePhase(StrEnum):
+    """How far a node has come."""
+
+    BOOTING = "booting"  # its keeper runs
+    READY = "ready"  # it is in Ray
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeRecord(Noun):
+    """nodes/<node>.json: a node, as its own keeper found it."""
+
+    name: str  # of the node in its cluster, an id
+    phase: NodePhase
+    text: str  # what it does, or why it has ended, for people
+    seconds: float  # from the start of its keeper to this
+    directory: Path  # with the sockets of keeper and fork server
+    ray_node: str = ""  # Ray's id, once it is in Ray
+    host: str = ""
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    cpus: int = 1
+
+    def __str__(self) -> str:
+        """Return its last words."""
+        return f"{self.name} {self.phase} after {self.seconds:.0f} s: {self.text}"
+
+
 class ClusterRecord:
     """What the store holds of one cluster."""
 
@@ -119,6 +150,21 @@ class ClusterRecord:
         )
         return noun.address if noun is not None else None
 
+    def put_node(self, node: NodeRecord) -> None:
+        put_noun(self.store, f"{self.prefix}/nodes/{check_id(node.name, 'node')}.json", node)
+
+    def nodes(self) -> list[NodeRecord]:
+        """Return the last words of each node that has said something, by name."""
+        folder = f"{self.prefix}/nodes"
+        nodes: list[NodeRecord] = []
+        for name in ids_in(self.store, folder):
+            key = f"{folder}/{name}.json"
+            node = get_noun(self.store, key, NodeRecord, limit_bytes=SMALL_BYTES)
+            if node is not None:
+                check_named(key, node.name, name)
+                nodes.append(node)
+        return nodes
+
     def offer(self, session: str) -> None:
         """Ask the cluster to serve a session."""
         self.store.put(self._of_session("inbox", session), session.encode())
@@ -126,6 +172,10 @@ class ClusterRecord:
     def offers(self) -> list[str]:
         """Return the sessions that ask, oldest first."""
         return [*filter(is_id, self.store.names(f"{self.prefix}/inbox"))]
+
+    def wanted_by(self) -> str:
+        """Return the session that it serves, or that a new cluster waits for; "" where none is."""
+        return self.announcement().session or next(iter(self.offers()), "")
 
     def has_offer(self, session: str) -> bool:
         key = self._of_session("inbox", session)

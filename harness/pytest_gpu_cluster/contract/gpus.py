@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from pytest_gpu_cluster.contract.errors import InfrastructureError
 from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
 
@@ -80,16 +81,25 @@ def _device(number: int) -> _Device:
 
 
 def node_gpus(
-    environ: Mapping[str, str], *, requested: int | Literal["auto"], simulated: int
+    environ: Mapping[str, str], *, requested: int | Literal["auto"], simulated: int, required: bool
 ) -> tuple[list[Gpu], str | None]:
     """Return the devices that a node offers, and the driver's version.
 
-    They are `requested` real devices ("auto": all), or without real ones, simulated devices.
+    They are `requested` real devices ("auto": all), or where NVML finds none and `simulated` allows
+    it, simulated ones. Raises InfrastructureError where there are fewer than that, and with
+    `required` where there is no real one: a test that passes without its GPU proves nothing.
     """
     real, driver = by_nvml(environ)
+    ordered = 1 if requested == "auto" and required else 0 if requested == "auto" else requested
+    may_simulate = not real and not required and simulated > 0
+    if len(real) < ordered and not may_simulate:
+        raise InfrastructureError(
+            f"{ordered} GPU{'s' if ordered > 1 else ''} ordered, and NVML finds {len(real)} here",
+            remedy="look at the machine's type and at its driver (nvidia-smi); then run again",
+        )
     if real:
         return (real if requested == "auto" else real[:requested]), driver
-    count = simulated if requested == "auto" or simulated == 0 else requested
+    count = simulated if requested == "auto" or not may_simulate else requested
     return [
         Gpu(id=str(number), name="simulated GPU", memory_gib=0.0, simulated=True)
         for number in range(count)

@@ -3,7 +3,7 @@
 sessions/<id>/request.json          the request; no secret
 sessions/<id>/events/<writer>/<n>   segments of the journal
 sessions/<id>/control/              heartbeat of the client; stop, with a reason
-sessions/<id>/artifacts/ coverage/  files of the tests, and data of coverage.py
+sessions/<id>/artifacts/ coverage/ logs/<node>/  of the tests, of coverage.py, of a node's processes
 sessions/<id>/outputs/<node>.json   what the tests wrote into the tree; the bytes are in blobs/
 sessions/<id>/summary.json          the report, as its readers were told
 sessions/<id>/result.json           the ending; created once, by whoever is left to do it
@@ -34,7 +34,7 @@ from pytest_gpu_cluster.contract.outputs import NodeOutputs, WrittenFile
 from pytest_gpu_cluster.contract.request import VERSION, SessionRequest
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.store_errors import damaged
-from pytest_gpu_cluster.contract.stored import get_noun, put_noun
+from pytest_gpu_cluster.contract.stored import get_noun, ids_in, put_noun
 from pytest_gpu_cluster.contract.trees import pack_blob, packed_limit, unpack_blob
 
 EventMask: TypeAlias = Callable[[Event], JsonObject]
@@ -272,14 +272,16 @@ class SessionRecord:
     def outputs(self) -> list[NodeOutputs]:
         """Return the listings of all nodes on which the tests wrote into the tree."""
         folder = f"{self.prefix}/outputs"
-        names = [name for name in self.store.names(folder) if name.endswith(".json")]
         listings: list[NodeOutputs] = []
-        for node in filter(is_id, (name.removesuffix(".json") for name in names)):
+        for node in ids_in(self.store, folder):
             key = f"{folder}/{node}.json"
             if (listing := get_noun(self.store, key, NodeOutputs)) is not None:
                 check_named(key, listing.node, node)
                 listings.append(listing)
         return listings
+
+    def put_log(self, node: str, name: str, text: str) -> None:
+        self.store.put(f"{self.prefix}/logs/{check_id(node, 'node')}/{name}", text.encode())
 
     def coverage_key(self, worker: str) -> str:
         """Return the key of the data that coverage.py measured in a test process."""

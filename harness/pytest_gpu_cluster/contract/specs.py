@@ -32,7 +32,10 @@ class BootSpec(Noun):
     keeper_secret: str = field(repr=False)  # of all keepers: the keys of sessions come from it
     nodes: int
     gpus_per_node: int | Literal["auto"]
-    simulated_gpus: int  # where NVML finds none
+    # How many GPUs a keeper may simulate where NVML finds none. On a rented machine it is 0:
+    # there a node without the GPUs that were ordered is a failure.
+    simulated_gpus: int
+    require_gpu: bool = False  # a node without a real GPU is a failure
     idle_s: float  # the cluster closes after so long without a session
     deadline_s: float  # and after so long in any case
     waits: Waits
@@ -43,7 +46,9 @@ class KeeperSpec(Noun):
     """A node, as its keeper is told."""
 
     boot: BootSpec
-    directory: Path  # of the node
+    # Of the node. Its name is the node's in the cluster; the path of what it lies in, and so of the
+    # places of a session, is the same on all nodes.
+    directory: Path
     ray_directory: Path  # Ray's temporary directory, short
     head: bool
     ip: str
@@ -79,7 +84,8 @@ class AgentSpec(Noun):
     credentials: Mapping[str, str] = field(repr=False)  # variables that open the store
     ray_token: str = field(repr=False)
     keeper_key: str = field(repr=False)  # of this session's requests to keepers
-    identity: Mapping[str, str]  # variables of the tests' user; none where it is this one
+    join_s: float  # for all nodes to be in Ray
+    test_user: str  # that tests run as; "": as this process does
     nodes: int
     gpus: tuple[Gpu, ...]  # of the head node
     host: str
@@ -150,7 +156,7 @@ class WorkerSpec(Noun):
     client: PytestFacts
     args: tuple[str, ...]  # of pytest, as typed
     distribute: Distribution = Distribution.AUTO
-    env: Mapping[str, str] = field(repr=False)  # the whole environment
+    env: Mapping[str, str] = field(repr=False)  # variables beside those of its node
     # Of the selecting process: the part of it in which secrets may be
     passed: PassedValues = PassedValues()
     worker: str  # gw0, gw1, …; main for the selecting one

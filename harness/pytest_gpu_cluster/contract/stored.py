@@ -7,10 +7,17 @@ from typing import TypeVar
 
 from pytest_gpu_cluster.contract.bounded import DOCUMENT_BYTES, parse_json
 from pytest_gpu_cluster.contract.fields import Noun
+from pytest_gpu_cluster.contract.ids import is_id
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.store_errors import damaged
 
 N = TypeVar("N", bound=Noun)
+
+
+def ids_in(store: Store, folder: str) -> list[str]:
+    """Return the ids of the nouns `<id>.json` directly in a folder, sorted."""
+    names = [name for name in store.names(folder) if name.endswith(".json")]
+    return [*filter(is_id, (name.removesuffix(".json") for name in names))]
 
 
 def put_noun(store: Store, key: str, noun: Noun) -> None:

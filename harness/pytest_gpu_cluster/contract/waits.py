@@ -28,6 +28,7 @@ class Waits(Noun):
     store_patience_s: float = 30.0  # without the store, after which a session is given up
     stop_grace_s: float = 20.0  # for an agent to end a session that is no longer wanted
     store_gone_s: float = 120.0  # without the store, after which an idle cluster closes
+    join_s: float = 180.0  # for the nodes of a new cluster to find each other
     unasked_s: float = 120.0  # for the first session of a new cluster to ask for it
 
     @property

@@ -33,6 +33,7 @@ class Node:
             os.environ,
             requested=spec.boot.gpus_per_node,
             simulated=spec.boot.simulated_gpus,
+            required=spec.boot.require_gpu,
         )
         return cls(
             spec=spec,

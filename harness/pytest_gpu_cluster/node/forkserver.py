@@ -324,8 +324,10 @@ def main(path: str, code: str, name: str, *, user: str, modules: list[str]) -> N
     gc.freeze()
 
     def adapt(order: SpawnOrder) -> None:
-        if user and not order.get("as_keeper"):
-            preload.become(user)
+        if not order.get("as_keeper"):
+            preload.be_first_to_go()
+            if user:
+                preload.become(user)
         preload.adapt(order["code"], name)
 
     serve(listen(path), Neighbours(adapt, shared_memory.mapped, shared_memory.unlink))

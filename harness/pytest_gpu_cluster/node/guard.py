@@ -34,9 +34,11 @@ from pytest_gpu_cluster.contract.specs import KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.node.forkserver import PR_SET_CHILD_SUBREAPER, end_descendants, prctl
 from pytest_gpu_cluster.node.keeper import run_keeper
+from pytest_gpu_cluster.node.logs import Legacy, NodeLogs, Served
 from pytest_gpu_cluster.node.processes import stopped_for
 from pytest_gpu_cluster.node.session import SESSION_FILE
 
+PLACES = ("s", "code")  # of sessions, in the directory of the head
 GUARD = "guard"  # the writer of a session's journal
 KEEPER = "the keeper of the head node"
 STOPPED_TICK_S = 0.1
@@ -46,9 +48,10 @@ def guard(spec: KeeperSpec) -> int:
     """Run the keeper in a child; when it has ended, leave nothing of the node."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     parent = os.getpid()
+    legacy = Legacy()
     pid = os.fork()
     if pid == 0:
-        _keep(spec, parent)
+        _keep(spec, parent, legacy)
     signal.signal(signal.SIGTERM, lambda *_: _ask_to_end(pid))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     status, why = wait_for_keeper(pid, spec.boot.waits.grace_s)
@@ -56,6 +59,7 @@ def guard(spec: KeeperSpec) -> int:
     end_descendants(os.getpid())
     record = None
     try:
+        leave_logs(spec, status, legacy)
         record = leave_record(spec, status, why)
     except Exception as problem:  # noqa: BLE001
         # A store that is gone must not keep the directory alive.
@@ -100,12 +104,12 @@ def _goes_on(pid: int, grace_s: float) -> bool:
     return True
 
 
-def _keep(spec: KeeperSpec, parent: int) -> NoReturn:
+def _keep(spec: KeeperSpec, parent: int, legacy: Legacy) -> NoReturn:
     """Be the keeper, and do the guard's work when the guard is gone. Never returns."""
     code = 1
     try:
         try:
-            run_keeper(spec)
+            run_keeper(spec, legacy)
             code = 0
         finally:
             if os.getppid() != parent:
@@ -127,10 +131,34 @@ def remove_node(directory: Path) -> None:
     if not is_own(directory.parent):
         return
     shutil.rmtree(directory, ignore_errors=True)
-    if not any(directory.parent.glob("n*")):
+    if not any(map(_is_node, directory.parent.glob("n*"))):
         remove_directory(directory.parent)
         with contextlib.suppress(OSError):
             directory.parent.parent.rmdir()
+
+
+def _is_node(directory: Path) -> bool:
+    """Return True for the directory of a node of this machine.
+
+    A session has its places at the same path on all nodes, below the head's directory; on another
+    machine there is nothing else in that.
+    """
+    return any(path.name not in PLACES for path in directory.iterdir())
+
+
+def leave_logs(spec: KeeperSpec, status: int, legacy: Legacy) -> None:
+    """Store the logs of a keeper that could not do it. Raises StoreError.
+
+    They are those of the session that it served, or that a node waited for which never came up.
+    """
+    served = legacy.take()
+    if status != 0:
+        store = Store.open(spec.boot.store, base=Path("/"), make=False)
+        if not served.session:
+            served = Served(session=ClusterRecord(store, spec.boot.cluster).wanted_by())
+        logs = NodeLogs(store, spec.directory, legacy)
+        logs.begin(served)
+        logs.end()
 
 
 def leave_record(spec: KeeperSpec, status: int, why: str) -> SessionRecord | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pytest_gpu_cluster.contract.errors import InfrastructureError
 from pytest_gpu_cluster.contract.frozen import dataclass
-from pytest_gpu_cluster.contract.specs import SPOOL, TEMPORARY
+from pytest_gpu_cluster.contract.specs import SPOOL
 
 ENTERED = 0o711  # a directory whose entries can be reached by those who know their names
 SHARED = 0o1777  # a directory where each user has entries of its own
@@ -61,27 +61,16 @@ class Guest:
         os.setgroups([])
         node.chmod(ENTERED)
 
-    def settle(self, scratch: Path) -> None:
-        """Make a session's directory one where the user can write."""
-        scratch.mkdir(parents=True, exist_ok=True)
+    def settle(self, scratch: Path, temporary: Path) -> None:
+        """Make the directories of a session such that the user can write there."""
         (scratch / SPOOL).mkdir(mode=0o700, exist_ok=True)  # before a test could make it a link
-        for path in (scratch, scratch / "tree", scratch.parents[1] / TEMPORARY):
+        for path in (scratch, scratch / "tree", temporary):
             path.mkdir(exist_ok=True)
             path.chmod(SHARED)
 
     def own(self, path: str | Path) -> None:
         """Make the user the owner of a file, a directory or a link itself."""
         os.chown(path, self.uid, self.gid, follow_symlinks=False)
-
-    def variables(self, node: Path) -> dict[str, str]:
-        """Return the variables that name the user and its places."""
-        home = self.home if self.home.is_dir() else node / TEMPORARY
-        return {
-            "HOME": str(home),
-            "USER": self.name,
-            "LOGNAME": self.name,
-            "XDG_CACHE_HOME": str(home / ".cache"),
-        }
 
     @contextlib.contextmanager
     def rights(self) -> Iterator[None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 
 from pytest_gpu_cluster.contract import procfs
@@ -18,9 +17,9 @@ from pytest_gpu_cluster.contract.events import Notice
 from pytest_gpu_cluster.contract.failures import KeeperStop
 from pytest_gpu_cluster.contract.masking import masker
 from pytest_gpu_cluster.contract.record import SessionRecord
-from pytest_gpu_cluster.contract.specs import TEMPORARY
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
 from pytest_gpu_cluster.node.forkserver import SUPERVISOR_NAME
+from pytest_gpu_cluster.node.logs import NodeLogs, Served
 from pytest_gpu_cluster.node.processes import ForkServer, Ray, State
 from pytest_gpu_cluster.node.session import (
     SESSION_FILE,
@@ -28,6 +27,7 @@ from pytest_gpu_cluster.node.session import (
     append_lost_end,
     start_session,
 )
+from pytest_gpu_cluster.node.visits import remove_places
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 END_LIMIT_S = 10.0  # for a session to end when the node closes
@@ -37,16 +37,20 @@ SUPERVISOR_PATIENCE_S = 5.0  # for the processes of a finished session to go
 class Head:
     """Serves sessions, one after the other, and announces what the cluster does."""
 
+    doing = "starts Ray"
+
     def __init__(
         self,
         node: Node,
         trees: WorkingTrees,
         ray: Ray,
         fork_server: ForkServer,
+        logs: NodeLogs,
         shutdown: Shutdown,
     ) -> None:
         self.node, self.cluster, self.trees = node, node.cluster, trees
         self.ray, self.fork_server, self.shutdown = ray, fork_server, shutdown
+        self.logs = logs
         self.session: ActiveSession | None = None
         self.served = False  # a session has been taken
         self.idle_s = node.boot.idle_s  # as the last session wants it
@@ -76,6 +80,7 @@ class Head:
             if self.session is None:
                 ready = self.ray.state is State.READY
                 self._enter(ClusterPhase.IDLE if ready else ClusterPhase.STARTING)
+            self.logs.store()
         if self.session is not None:
             self._watch(self.session)
         elif self.fork_server.state is State.READY:
@@ -113,6 +118,7 @@ class Head:
             if request is None:
                 return
             self.session = start_session(self.node, request, self.trees)
+            self.logs.begin(Served(session=record.session, passed=self.session.passed))
         except Exception as problem:
             message = f"the keeper could not begin it: {problem}"
             self._record_lost(record, Stop(kind=KeeperStop.NOT_BEGUN, message=message))
@@ -148,12 +154,12 @@ class Head:
             self.shutdown.request("the session is over")
         if not self.shutdown.requested:
             self.trees.keep()
-        for directory in (session.scratch, self.node.directory / TEMPORARY):
-            shutil.rmtree(directory, ignore_errors=True)
+        remove_places(self.node, session.scratch)
         self.idle_since, self.idle_s = time.monotonic(), limits.idle_s
         with contextlib.suppress(OSError):
             (self.node.directory / SESSION_FILE).unlink()
         self._enter(ClusterPhase.IDLE)
+        self.logs.end()
 
     def _reject(self, name: str) -> None:
         """Answer an offer of a cluster that closes.
@@ -197,6 +203,8 @@ class Head:
         """Give a session an end of which no test has run."""
         timeout_s = self.node.boot.waits.store_patience_s
         append_lost_end(record, stop, mask=masker({}), timeout_s=timeout_s)
+        self.logs.begin(Served(session=record.session))
+        self.logs.end()
 
 
 def unfit_because(session: ActiveSession) -> str:

@@ -21,6 +21,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from pytest_gpu_cluster.contract import procfs
+from pytest_gpu_cluster.contract.cluster_record import NodePhase
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.failures import KeeperStop
 from pytest_gpu_cluster.contract.specs import KeeperSpec
@@ -36,6 +37,7 @@ from pytest_gpu_cluster.node.forkserver import (
     reap,
 )
 from pytest_gpu_cluster.node.head import Head, supervisors
+from pytest_gpu_cluster.node.logs import Legacy, NodeLogs
 from pytest_gpu_cluster.node.processes import (
     RAY_DAEMONS,
     ForkServer,
@@ -45,7 +47,9 @@ from pytest_gpu_cluster.node.processes import (
     StoppedProcesses,
     stopped_for,
 )
+from pytest_gpu_cluster.node.progress import Progress, tell_failed_boot
 from pytest_gpu_cluster.node.requests import RequestServer
+from pytest_gpu_cluster.node.visits import Visits
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 BUSY_TICK_S = 0.1
@@ -65,6 +69,8 @@ class Stage(Enum):
 
 class Duty(Protocol):
     """The task of a node beside its two processes: that of the head, or of the others."""
+
+    doing: str  # while Ray is not up, for people
 
     @property
     def busy(self) -> bool:
@@ -86,15 +92,18 @@ class Duty(Protocol):
 class Keeper:
     """The loop of a node."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, legacy: Legacy) -> None:
         self.node = node
         self.shutdown = Shutdown()
+        self.progress = Progress(node)
+        logs = NodeLogs(node.store, node.directory, legacy)
         self.ray, self.fork_server = Ray(node), ForkServer(node)
         self.trees = WorkingTrees(node.store, node.directory, cache=node.cache, guest=node.guest)
+        self.visits = None if node.spec.head else Visits(node, self.trees, logs)
         self.duty: Duty = (
-            Head(node, self.trees, self.ray, self.fork_server, self.shutdown)
-            if node.spec.head
-            else Follower(node, self.ray, self.shutdown)
+            Head(node, self.trees, self.ray, self.fork_server, logs, self.shutdown)
+            if self.visits is None
+            else Follower(node, self.ray, self.visits, logs, self.shutdown)
         )
         self.began = self.store_answered = time.monotonic()
         self.stopped = StoppedProcesses(node.boot.waits.grace_s)
@@ -115,9 +124,10 @@ class Keeper:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self.node.guest is not None:
             self.node.guest.enter(self.node.directory)
-        RequestServer(self.node, self.trees).start()
+        RequestServer(self.node, self.trees, self.visits).start()
         self.fork_server.start()
         self.duty.begin()
+        self.progress.tell(NodePhase.BOOTING, self.duty.doing)
         idle_tick_s = 0.015 if self.node.store.is_local else 0.5
         while (stage := self.stage) is not Stage.CLOSING:
             time.sleep(BUSY_TICK_S if stage is Stage.BUSY else idle_tick_s)
@@ -158,6 +168,7 @@ class Keeper:
         fresh = path.with_name("ray.json.new")
         fresh.write_text(json.dumps({"address": self.ray.address}))
         fresh.rename(path)
+        self.progress.tell(NodePhase.READY, "is in Ray", ray_node=self.ray.node_id())
         self.duty.on_ray_ready()
 
     def _on_end(self, process: NodeProcess, status: int) -> None:
@@ -200,6 +211,8 @@ class Keeper:
 
     def close(self) -> None:
         """End the session and everything below. Raises TimeoutError: something survived SIGKILL."""
+        if self.ray.state is not State.READY:
+            self.progress.tell(NodePhase.ENDED, self.shutdown.message)
         try:
             self.duty.end()
         finally:
@@ -215,14 +228,19 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def run_keeper(spec: KeeperSpec) -> None:
+def run_keeper(spec: KeeperSpec, legacy: Legacy) -> None:
     """Keep a node in this process until there is a reason to close it, and leave no process behind.
 
     The process ends itself, in order, when its parent does. Raises whatever made the keeper fail.
     """
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    keeper = Keeper(Node.of(spec))
+    try:
+        node = Node.of(spec)
+    except HarnessError as problem:
+        tell_failed_boot(spec, problem)
+        raise
+    keeper = Keeper(node, legacy)
     try:
         print(f"keeper: {keeper.run()}", flush=True)
     except Exception as problem:

@@ -32,7 +32,8 @@ TAIL_BYTES = 64 * 1024
 # processes.
 GATHER_S = 0.008
 STACKS_SIGNAL = signal.SIGRTMAX - 1  # a worker registers faulthandler for it
-NODE_VARIABLE = "GPU_CLUSTER_INTERNAL_NODE"
+NODE_VARIABLE = "GPU_CLUSTER_INTERNAL_NODE"  # the node's directory, for its processes
+KEEPER_LOOK_S = 1.0  # between two looks if the keeper of a node lives
 
 
 class KeeperAnswer(TypedDict, total=False):
@@ -43,15 +44,6 @@ class KeeperAnswer(TypedDict, total=False):
     driver: str | None
     error: str
     remedy: str
-
-
-class SlotFacts(TypedDict):
-    """A reservation's place and devices."""
-
-    node: str  # Ray's id
-    directory: str  # of the node
-    gpu_ids: list[str]
-    visible: str  # their CUDA_VISIBLE_DEVICES
 
 
 class SupervisorReport(NamedTuple):
@@ -289,25 +281,22 @@ def ask(node: str | os.PathLike[str], request: str, *, timeout_s: float = 120.0)
 
 
 class Slot:
-    """A reservation: a Ray actor that holds GPUs of the node that it is on."""
+    """A reservation: a Ray actor that holds GPUs of the node that it is on.
 
-    def __init__(self) -> None:
-        self.node = os.environ[NODE_VARIABLE]
+    `node` is the directory of that node.
+    """
+
+    def __init__(self, node: str) -> None:
+        self.node = node
         self.lease: Lease | None = None
         self.released = threading.Event()
 
-    def facts(self) -> SlotFacts:
-        """Return where this reservation is and which devices it holds."""
+    def gpu_ids(self) -> list[str]:
+        """Return the devices that this reservation holds."""
         import ray
 
-        context = ray.get_runtime_context()
-        ids = context.get_accelerator_ids().get("GPU", [])
-        return {
-            "node": context.get_node_id(),
-            "directory": self.node,
-            "gpu_ids": ids,
-            "visible": ",".join(ids),
-        }
+        ids: list[str] = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        return ids
 
     def ask(self, request: str) -> KeeperAnswer:
         """Send a signed request to the keeper of this node."""
@@ -318,8 +307,13 @@ class Slot:
         self.lease = Lease(self.node, code=code, entry=entry, specification=specification)
 
     def hold(self) -> None:
-        """Wait for `give_back`: a caller that waits for this one notices the death of the actor."""
-        self.released.wait()
+        """Wait for `give_back`: a caller that waits for this one notices the death of the actor.
+
+        Raises OSError: the keeper of the node is gone, and with it every process that it owned.
+        """
+        while not self.released.wait(KEEPER_LOOK_S):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.connect(os.path.join(self.node, "keeper.sock"))
         self.released.clear()
 
     def give_back(self) -> None:

@@ -5,6 +5,7 @@ Runs without this package, as a neighbour of the script `forkserver.py`: the sta
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -16,6 +17,7 @@ import sysconfig
 from collections.abc import Iterable
 
 PACKAGE = "pytest_gpu_cluster"
+NODE_VARIABLE, TEMPORARY = "GPU_CLUSTER_INTERNAL_NODE", "t"  # as in lease.py and specs.py
 _referrers: list[list[random.Random]] = []  # its items are made in the fork: they are not frozen
 ENTRIES = (f"{PACKAGE}.agent.main", f"{PACKAGE}.worker.main")  # they import the rest
 
@@ -69,12 +71,25 @@ def import_package(code: str) -> None:
     sys.path.remove(code)
 
 
+def be_first_to_go() -> None:
+    """Let the kernel end test processes before all others when memory is short: the biggest one.
+
+    Ray's actors, which hold reservations, have the same score and are small.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+
+
 def become(user: str) -> None:
     """Make a fork a process of another user, which can open its stdout and stderr by name.
 
-    Raises KeyError, OSError.
+    Its variables name the user and its places: where it has no home, the directory of temporary
+    files of the node. Raises KeyError, OSError.
     """
     entry = pwd.getpwnam(user)
+    has_home = os.path.isdir(entry.pw_dir)
+    home = entry.pw_dir if has_home else os.path.join(os.environ[NODE_VARIABLE], TEMPORARY)
+    os.environ.update(HOME=home, USER=user, LOGNAME=user, XDG_CACHE_HOME=f"{home}/.cache")
     for descriptor in (1, 2):
         os.fchown(descriptor, entry.pw_uid, entry.pw_gid)
     os.initgroups(user, entry.pw_gid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum, auto
 from pathlib import Path
 
-from pytest_gpu_cluster.contract import loopback
+from pytest_gpu_cluster.contract import loopback, procfs
 from pytest_gpu_cluster.contract.errors import InfrastructureError
 from pytest_gpu_cluster.contract.silence import Stopwatch
 from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
@@ -39,6 +40,7 @@ HIDDEN = ("RAY_", "GPU_CLUSTER_", "PYTEST_", "PYTHON", *STORE_CREDENTIALS)  # pr
 RAY_IS_UP = "Ray runtime started"
 
 
+NODE_ID = re.compile(rb"--node[-_]id=([0-9a-f]+)")  # among the arguments of a raylet
 RAY_DAEMONS = ("raylet", "gcs_server")  # names in the kernel of what `ray start` starts
 
 
@@ -135,7 +137,12 @@ class Ray(NodeProcess):
         ports = free_ports(4)
         self.address = head_address or f"{self.node.spec.ip}:{ports[0]}"
         on_loopback = loopback.is_loopback(self.node.spec.ip)
-        variables = {"RAY_AUTH_TOKEN": self.node.boot.ray_token}
+        # Ray's own monitor would end actors for what a test takes, and those hold reservations.
+        # Without it the kernel ends the biggest test process, whose test is known.
+        variables = {
+            "RAY_AUTH_TOKEN": self.node.boot.ray_token,
+            "RAY_memory_monitor_refresh_ms": "0",
+        }
         self.spawn(
             self._command(ports, head_address),
             variables | dict(loopback.VARIABLES if on_loopback else {}),
@@ -143,6 +150,15 @@ class Ray(NodeProcess):
 
     def answers(self) -> bool:
         return RAY_IS_UP in self.log()
+
+    def node_id(self) -> str:
+        """Return Ray's id of this node, from the arguments of its raylet; "" before it runs."""
+        for pid in procfs.children(self.pid):
+            if procfs.kernel_name(pid) == "raylet" and (
+                found := NODE_ID.search(procfs.command_line(pid))
+            ):
+                return found[1].decode()
+        return ""
 
     def _command(self, ports: list[int], head_address: str | None) -> list[str]:
         port, agent, grpc, runtime = ports

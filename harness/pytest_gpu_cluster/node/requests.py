@@ -1,8 +1,9 @@
 """The server of a keeper's socket. The agent asks it to use the store on this node.
 
 A request is one line of JSON, a SignedRequest. In it is `{"op": "unpack", "trees": {directory:
-digest}, "code": {directory: digest}}`, `{"op": "upload", …}` or `{"op": "outputs", …}` with the
-keys of an Upload or an OutputsOrder. Its answer is one JSON object: NodeFacts, or RequestFailed.
+digest}, "code": {directory: digest}, "passed": …}`, `{"op": "upload", …}` or `{"op": "outputs",
+…}` with the keys of an Upload or an OutputsOrder. Its answer is one JSON object: NodeFacts, or
+RequestFailed.
 
 A test can connect too, but has no key; and who has one is let to the places of its own session
 alone.
@@ -26,8 +27,10 @@ from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.signing import verified
 from pytest_gpu_cluster.node.context import Node
 from pytest_gpu_cluster.node.line_server import LineServer, Work
+from pytest_gpu_cluster.node.logs import Served
 from pytest_gpu_cluster.node.outputs import Gate, collect, mark_begin, upload
 from pytest_gpu_cluster.node.unpack import unpack
+from pytest_gpu_cluster.node.visits import Visit, Visits, prepare
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 
@@ -55,6 +58,7 @@ class Unpack(Noun):
 
     trees: Mapping[str, str]  # of the session that is served, which may change them
     code: Mapping[str, str] = field(default_factory=dict)
+    passed: PassedValues = PassedValues()  # none of them is in a log that is stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +72,9 @@ class Upload(Noun):
 class RequestServer:
     """Answers requests at `keeper.sock`."""
 
-    def __init__(self, node: Node, trees: WorkingTrees) -> None:
+    def __init__(self, node: Node, trees: WorkingTrees, visits: Visits | None = None) -> None:
         self.node, self.trees = node, trees
+        self.visits = visits  # None on the head, which begins and ends a session itself
 
     def start(self) -> None:
         LineServer(self.node.directory / "keeper.sock", self.approve).start()
@@ -105,8 +110,10 @@ class RequestServer:
                 request = Unpack.from_json(body)
                 for target, digest in request.trees.items():
                     place = self._place(target, "s", record.session, "tree")
-                    if self.node.guest is not None:
-                        self.node.guest.settle(place.parents[1])
+                    if self.visits is not None:
+                        served = Served(session=record.session, passed=request.passed)
+                        self.visits.begin(Visit(served=served, scratch=place.parents[1]))
+                    prepare(self.node, place.parents[1])
                     self.trees.unpack(digest, place)
                     mark_begin(place)
                 for target, digest in request.code.items():

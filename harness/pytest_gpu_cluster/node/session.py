@@ -31,6 +31,7 @@ from pytest_gpu_cluster.node.lease import Lease
 from pytest_gpu_cluster.node.outputs import Gate, collect, upload
 from pytest_gpu_cluster.node.processes import private, stopped_for
 from pytest_gpu_cluster.node.unpack import unpack
+from pytest_gpu_cluster.node.visits import prepare
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 SESSION_FILE = "session"  # in the node's directory, while a session is served: its id
@@ -159,8 +160,7 @@ def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> A
     """Start the agent of a session. Raises StoreError: its code is not in the store."""
     scratch = scratch_of(node, request.session)
     scratch.mkdir(parents=True, mode=0o700)
-    if node.guest is not None:
-        node.guest.settle(scratch)
+    prepare(node, scratch)
     code = node.directory / "code" / code_directory(request.code)  # as old as the node
     unpack(node.store, request.code, code, cache=node.cache)
     (node.directory / SESSION_FILE).write_text(request.session)
@@ -178,8 +178,9 @@ def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> A
         credentials=credentials(os.environ),
         ray_token=node.boot.ray_token,
         keeper_key=session_key(node.boot.keeper_secret, request.session),
-        identity=node.guest.variables(node.directory) if node.guest is not None else {},
+        test_user=node.spec.test_user,
         nodes=node.boot.nodes,
+        join_s=node.boot.waits.join_s,
         gpus=node.gpus,
         host=node.host,
         driver=node.driver,

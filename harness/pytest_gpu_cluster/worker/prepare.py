@@ -17,10 +17,14 @@ import pytest
 from _pytest.assertion.rewrite import AssertionRewritingHook
 
 from pytest_gpu_cluster.contract.codec import PathMap
-from pytest_gpu_cluster.contract.specs import Role, WorkerSpec
+from pytest_gpu_cluster.contract.specs import TEMPORARY, Role, WorkerSpec
+from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
 from pytest_gpu_cluster.fixtures import SPEC
 from pytest_gpu_cluster.worker import benchmarks
+from pytest_gpu_cluster.worker.task_entry import NODE
 
+# The beginnings of variables that no test process inherits. Importing Ray sets PYTHONBREAKPOINT.
+HIDDEN = ("RAY_", "GPU_CLUSTER_", "OMP_", *STORE_CREDENTIALS, "PYTHON")
 REFRESH_S = 30.0
 # Options that write files or draw conclusions, by their `dest`, with the value that switches each
 # off: the client does both.
@@ -77,13 +81,21 @@ OWN_PLUGIN = "pytest_gpu_cluster.plugin"
 REFUSED_PLUGINS = ("no:terminal", "xdist", "xdist.plugin", "xdist.looponfail")
 
 
+def node_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what a test has of the environment that its node's fork server has."""
+    plain = {name: value for name, value in environ.items() if not name.startswith(HIDDEN)}
+    node = environ.get(NODE)
+    return plain | {"TMPDIR": f"{node}/{TEMPORARY}"} if node else plain
+
+
 def set_environment(spec: WorkerSpec) -> None:
     """Set the process's environment, directory and import path as the client's were.
 
     The shipped tree stands in the place of the client's.
     """
+    variables = node_variables(os.environ) | spec.env
     os.environ.clear()
-    os.environ.update(spec.env)
+    os.environ.update(variables)
     values = (spec.worker, str(spec.workers), spec.testrun)
     os.environ.update(zip(XDIST_VARIABLES, values, strict=True))
     os.environ["COLUMNS"] = str(spec.client.columns)
