@@ -17,7 +17,7 @@ from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import Waits
 from pytest_gpu_cluster.node.context import Node, Shutdown
 from pytest_gpu_cluster.node.follower import Follower
-from pytest_gpu_cluster.node.guard import leave_logs, remove_node
+from pytest_gpu_cluster.node.guard import leave_logs, lost_session, remove_node
 from pytest_gpu_cluster.node.logs import Legacy, NodeLogs, Served
 from pytest_gpu_cluster.node.processes import Ray, State
 from pytest_gpu_cluster.node.visits import Visit, Visits, prepare
@@ -121,6 +121,8 @@ def test_a_word_of_the_head_that_is_older_than_the_session_ends_nothing(second: 
 
     SessionRecord(second.store, "s1").close(Ending(), by=Closer.CLIENT)
     second.duty.tick()
+    assert scratch.exists(), "its agent may still be leaving"
+    second.duty.tick()
     assert not scratch.exists()
 
 
@@ -155,7 +157,8 @@ def test_a_guard_masks_the_logs_of_a_keeper_that_was_killed(second: Second) -> N
     second.visit("s1")
     second.log.write_text(f"the last words with {TOKEN}\n")
 
-    leave_logs(second.node.spec, -9, second.legacy)
+    served = lost_session(second.node.spec, -9, second.legacy)
+    leave_logs(second.node.spec, served, second.legacy)
 
     assert second.stored_log("s1") == b"the last words with ***\n"
 

@@ -136,8 +136,13 @@ class Cluster:
         self.reservations.forget(node)
         return True
 
-    def is_lost(self, node: str) -> bool:
-        return node in self._lost_nodes
+    def tell_lost(self, node: str, message: str) -> None:
+        """Have the loop lose a node."""
+        self._arrivals.put(NodeLost(node=node, message=message))
+
+    def is_other(self, node: str) -> bool:
+        """Return True for a node that has joined and is not this one."""
+        return node in list(self._members)[1:]
 
     def access(self) -> RayAccess:
         """Return how a test finds the cluster that was joined."""

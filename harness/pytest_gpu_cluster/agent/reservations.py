@@ -53,6 +53,7 @@ class Reservations:
         self._address = ""  # of Ray
         self._nodes: dict[str, NodeRecord] = {}  # by Ray's ids; a lost one is forgotten
         self._ended_drivers: set[str] = set()  # whose processes are gone
+        self._secrets = spec.passed.compact().to_json()
         self._devices: dict[str, tuple[Gpu, ...]] = {}  # by node that has the session's trees
         self._preparing = threading.Lock()
         self._lock = threading.Lock()  # guards the two below
@@ -161,7 +162,7 @@ class Reservations:
         home, spec = reservation.home, self._spec
         trees = {str(spec.tree_root): spec.request.tree}
         code = {str(spec.code): spec.request.code}
-        order = {"op": "unpack", "trees": trees, "code": code, "passed": spec.passed.to_json()}
+        order = {"op": "unpack", "trees": trees, "code": code, "passed": self._secrets}
         asked = reservation.actor.ask.remote(signed(spec, order))
         try:
             answer = NodeAnswer.parse(the_ray().get(asked, timeout=300))

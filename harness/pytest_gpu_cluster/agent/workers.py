@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -50,7 +51,8 @@ class Workers:
         self._state, self._cluster, self._launcher = state, cluster, launcher
         self._scratch, self._limits = spec.scratch, spec.request.limits
         self._passed = spec.passed.to_json()
-        self._opened = self._not_started = 0
+        self._opened = 0
+        self._not_started = Counter[str]()  # by node: processes that a machine may have failed
 
     def open(self, demand: Demand, devices: Mapping[str, float]) -> None:
         """Claim devices and start a process there; it sends a message when it is ready."""
@@ -188,9 +190,8 @@ class Workers:
     def _on_start_failure(self, worker: Worker, ending: Exit) -> None:
         """Try again a few times when a machine may be the reason, else end the session.
 
-        Of a node that is lost nothing more is tried, so that it is no reason to end.
+        A node beside the head on which nothing starts is lost, so that it is no reason to end.
         """
-        self._not_started += not self._cluster.is_lost(worker.home)
         state = self._state
         if worker.machine_lost(ending) or was_killed(ending):
             if worker.machine_lost(ending):
@@ -199,7 +200,12 @@ class Workers:
             else:
                 message = crash_text(ending, "before its first test")
             self._append_lost(worker, message)
-            if self._not_started > self._limits.infra_retries:
+            self._not_started[worker.home] += 1
+            if self._not_started[worker.home] <= self._limits.infra_retries:
+                return
+            if self._cluster.is_other(worker.home):
+                self._cluster.tell_lost(worker.home, f"no test process starts there: {message}")
+            else:
                 text = f"no test process could be started: {message}"
                 state.end(StopReason.INFRASTRUCTURE, text)
             return

@@ -206,6 +206,15 @@ class PassedValues(Noun):
         """Return the names and values of variables and of options."""
         return (*self.env.items(), *option_values(self.args, self.env))
 
+    def compact(self) -> PassedValues:
+        """Return the same secrets without the arguments that hold none, of which there are many.
+
+        >>> PassedValues(args=("a.py::test", "--api-token", "abc")).compact().args
+        ('--api-token=abc',)
+        """
+        args = tuple(f"{option}={value}" for option, value in option_values(self.args, {}))
+        return PassedValues(env=self.env, args=args, secret_env=self.secret_env)
+
     def secrets(self) -> tuple[Secret, ...]:
         """Return the texts among these to mask."""
         return secrets_among(self.pairs(), self.secret_env)

@@ -28,6 +28,7 @@ class Follower:
         self.head = HeartbeatMonitor()
         self.beaten = False  # the head has been heard
         self.announced: Visit | None = None  # that the head was seen to serve
+        self.closed: Visit | None = None  # whose record was final at the last look
         self.polled = 0.0  # monotonic
 
     def begin(self) -> None:
@@ -76,14 +77,15 @@ class Follower:
     def _look_at(self, visit: Visit) -> None:
         """Store logs of a session, and remove what it has here when it is over. Raises StoreError.
 
-        What the head says may be older than the session. So its end is what the head was seen to
-        begin and says no more, or a final record.
+        What the head says may be older than the session. So that has ended which the head was seen
+        to serve and serves no more, or whose record is final for a while.
         """
         self.logs.store()
         serves = self.cluster.announcement().session
         if serves == visit.session:
             self.announced = visit
             return
-        record = SessionRecord(self.store, visit.session)
-        if self.announced is visit or serves or record.is_closed():
+        if self.announced is visit or self.closed is visit or serves:
             self.visits.end(visit)
+        elif SessionRecord(self.store, visit.session).is_closed():
+            self.closed = visit

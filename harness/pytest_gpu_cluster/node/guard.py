@@ -18,8 +18,9 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.contract.cluster_directory import is_own, remove_directory
@@ -38,6 +39,7 @@ from pytest_gpu_cluster.node.logs import Legacy, NodeLogs, Served
 from pytest_gpu_cluster.node.processes import stopped_for
 from pytest_gpu_cluster.node.session import SESSION_FILE
 
+T = TypeVar("T")
 PLACES = ("s", "code")  # of sessions, in the directory of the head
 GUARD = "guard"  # the writer of a session's journal
 KEEPER = "the keeper of the head node"
@@ -57,19 +59,24 @@ def guard(spec: KeeperSpec) -> int:
     status, why = wait_for_keeper(pid, spec.boot.waits.grace_s)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_descendants(os.getpid())
-    record = None
-    try:
-        leave_logs(spec, status, legacy)
-        record = leave_record(spec, status, why)
-    except Exception as problem:  # noqa: BLE001
-        # A store that is gone must not keep the directory alive.
-        print(f"guard: {problem}", flush=True)
+    served = _tried(lambda: lost_session(spec, status, legacy))
+    record = _tried(lambda: leave_record(spec, status, why))
+    _tried(lambda: leave_logs(spec, served, legacy))
     remove_node(spec.directory)
     if record is not None:
         # A SIGTERM comes from a client, which will close the record itself.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         close_record(record, heartbeat_s=spec.boot.waits.heartbeat_s)
     return 0
+
+
+def _tried(step: Callable[[], T]) -> T | None:
+    """Return what a step does; None where it fails: no store may keep the directory alive."""
+    try:
+        return step()
+    except Exception as problem:  # noqa: BLE001 - as said
+        print(f"guard: {problem}", flush=True)
+        return None
 
 
 def _ask_to_end(pid: int) -> None:
@@ -143,19 +150,27 @@ def _is_node(directory: Path) -> bool:
     A session has its places at the same path on all nodes, below the head's directory; on another
     machine there is nothing else in that.
     """
-    return any(path.name not in PLACES for path in directory.iterdir())
+    with contextlib.suppress(OSError):  # its own guard removes it, or it is none
+        return any(path.name not in PLACES for path in directory.iterdir())
+    return False
 
 
-def leave_logs(spec: KeeperSpec, status: int, legacy: Legacy) -> None:
-    """Store the logs of a keeper that could not do it. Raises StoreError.
+def lost_session(spec: KeeperSpec, status: int, legacy: Legacy) -> Served | None:
+    """Return the session whose logs a keeper could not store. Raises StoreError.
 
-    They are those of the session that it served, or that a node waited for which never came up.
+    It is what the keeper served, or what waits for a node that did not come up.
     """
     served = legacy.take()
-    if status != 0:
+    if status == 0 or served.session:
+        return served if served.session else None
+    store = Store.open(spec.boot.store, base=Path("/"), make=False)
+    return Served(session=ClusterRecord(store, spec.boot.cluster).wanted_by())
+
+
+def leave_logs(spec: KeeperSpec, served: Served | None, legacy: Legacy) -> None:
+    """Store the logs of a keeper that could not do it. Raises StoreError."""
+    if served is not None:
         store = Store.open(spec.boot.store, base=Path("/"), make=False)
-        if not served.session:
-            served = Served(session=ClusterRecord(store, spec.boot.cluster).wanted_by())
         logs = NodeLogs(store, spec.directory, legacy)
         logs.begin(served)
         logs.end()

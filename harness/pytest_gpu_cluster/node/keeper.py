@@ -168,8 +168,8 @@ class Keeper:
         fresh = path.with_name("ray.json.new")
         fresh.write_text(json.dumps({"address": self.ray.address}))
         fresh.rename(path)
-        self.progress.tell(NodePhase.READY, "is in Ray", ray_node=self.ray.node_id())
         self.duty.on_ray_ready()
+        self.progress.tell(NodePhase.READY, "is in Ray", ray_node=self.ray.node_id())
 
     def _on_end(self, process: NodeProcess, status: int) -> None:
         """Request the end of a node that has lost one of its two processes."""

@@ -93,7 +93,7 @@ def set_environment(spec: WorkerSpec) -> None:
 
     The shipped tree stands in the place of the client's.
     """
-    variables = node_variables(os.environ) | spec.env
+    variables = {**node_variables(os.environ), **spec.env}
     os.environ.clear()
     os.environ.update(variables)
     values = (spec.worker, str(spec.workers), spec.testrun)
