@@ -38,7 +38,6 @@ from pytest_gpu_cluster.agent.state import SessionState
 from pytest_gpu_cluster.agent.worker import Worker
 from pytest_gpu_cluster.agent.workers import Workers
 from pytest_gpu_cluster.contract import events
-from pytest_gpu_cluster.contract.cpus import usable_cpus
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.events import Message
 from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
@@ -60,7 +59,6 @@ class Agent:
         self._mask = JournalMask(spec.passed.masker())
         journal = record.writer("agent", spool=spec.scratch / SPOOL, mask=self._mask)
         self.spec = spec
-        self._cpus = usable_cpus()
         self._held: list[Message] = []  # of the selection, until all nodes have joined
         self._history = durations(store)
         history = self._mask.by_real_id(self._history)
@@ -170,7 +168,7 @@ class Agent:
             nodes=cluster.capacity(),
             gpus=cluster.devices(),
             default_gpus=cluster.default_gpus(),
-            cpus=self._cpus,
+            cpus=self._cluster.cpus(),
             has_ray=not self.spec.test_user,
         )
 
@@ -206,7 +204,7 @@ class Agent:
             workers=[_view(worker, now) for worker in state.workers],
             capacity=self._cluster.capacity(),
             free=self._cluster.free(),
-            cpus=self._cpus,
+            cpus=self._cluster.cpus(),
             mean_s=state.outcomes.mean_s,
             serial=state.serial,
         )

@@ -90,6 +90,8 @@ class Launcher:
         try:
             gpus = self._cluster.gpus_of(home)
             specification = self._specification(Role.SELECT, SELECTING, gpus)
+            if self._selecting is not None:  # it is started again
+                self._cluster.reservations.release(self._selecting, reusable=False)
             self._selecting, relay = self._cluster.reservations.select_on(home, specification)
         except Exception as problem:  # noqa: BLE001 - as in `_start`
             message = f"{type(problem).__name__}: {problem}".splitlines()[0]

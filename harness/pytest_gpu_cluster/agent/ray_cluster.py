@@ -173,6 +173,10 @@ class Cluster:
         able = [node for node in (head, *others) if self._members[node].gpus]
         return able[0] if able else head
 
+    def cpus(self) -> int:
+        """Return the CPUs that each node has at least: those that have joined, else this one."""
+        return min((each.cpus for each in self._members.values()), default=self._cpus)
+
     def devices(self) -> list[Gpu]:
         """Return the devices of all nodes that have joined; before that, those of the head."""
         members = self._members.values()
@@ -188,7 +192,7 @@ class Cluster:
     def width(self) -> int:
         """Return how many tests of the default demand run at once."""
         demand = Demand(gpus=self.default_gpus())
-        return max(1, plan.slots(demand, self.capacity(), self._cpus))
+        return max(1, plan.slots(demand, self.capacity(), self.cpus()))
 
     def free(self) -> dict[str, float]:
         """Return the devices of each node that nobody holds."""
