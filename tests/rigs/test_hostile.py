@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pytest_gpu_cluster.contract import procfs
-from tests.acceptance.processes import CLUSTERS, eventually, left_of
+from tests.acceptance.processes import eventually
 from tests.acceptance.project import Project
 from tests.rigs.hostile import HostileProvider
 from tests.rigs.machine import GUARD, HOME, HOST, UID
@@ -181,9 +181,16 @@ def headless(new_project: Callable[..., Project]) -> Project:
     return project
 
 
-def second_keeper(cluster: str) -> int:
+def left_of(world: World, cluster: str) -> list[object]:
+    """Return the remains of a cluster on both machines: its directory, and processes."""
+    directory = world.clusters / cluster
+    pids = procfs.with_environment(f"{directory}/".encode())
+    return [*pids, directory] if directory.exists() else [*pids]
+
+
+def second_keeper(world: World, cluster: str) -> int:
     """Return the pid of the keeper of the second machine, as this process sees it."""
-    mark = f"{CLUSTERS}/{cluster}/n1/spec.json".encode()
+    mark = f"{world.clusters}/{cluster}/n1/spec.json".encode()
     pair = {each.pid: each.parent for each in procfs.processes() if is_guard(each.pid, mark)}
     (keeper,) = [pid for pid, parent in pair.items() if parent in pair]
     return keeper
@@ -288,7 +295,7 @@ def test_a_machine_that_dies_leaves_its_logs_and_no_test_without_an_end(
     assert eventually(
         lambda: "test_is_under_way" in started(world.objects(headless.store, events).values())
     )
-    os.kill(second_keeper(running.so_far.cluster), signal.SIGKILL)
+    os.kill(second_keeper(world, running.so_far.cluster), signal.SIGKILL)
 
     ended = running.wait()
 
@@ -298,7 +305,7 @@ def test_a_machine_that_dies_leaves_its_logs_and_no_test_without_an_end(
     )
     logs = world.objects(headless.store, f"sessions/{ended.session}/logs/n1/")
     assert any(key.endswith("/keeper.log") for key in logs), logs.keys()
-    assert eventually(lambda: left_of(ended.cluster) == []), left_of(ended.cluster)
+    assert eventually(lambda: left_of(world, ended.cluster) == []), left_of(world, ended.cluster)
     assert world.objects(headless.store, "clusters/") == {}
 
 
@@ -322,5 +329,5 @@ def test_a_machine_on_which_nothing_can_be_prepared_costs_what_it_alone_could_ru
     message = ran.message("test_fits_the_second_machine_alone")
     assert "could not be prepared" in message
     assert "the largest node has 1" in message
-    assert eventually(lambda: left_of(ran.cluster) == []), left_of(ran.cluster)
+    assert eventually(lambda: left_of(world, ran.cluster) == []), left_of(world, ran.cluster)
     assert world.objects(project.store, "clusters/") == {}

@@ -5,7 +5,8 @@
 
 The inits are the first processes of their pid namespaces: when one ends, the kernel ends all that
 is in it. Both hang on a pipe of the test, so they end too when the test is killed. What namespaces
-do not hold is a memory cgroup, which the janitor removes.
+do not hold are a memory cgroup and the first machine's directory of clusters: the janitor removes
+both.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class World:
 
     pid: int  # of its init, as this process sees it
     environ: dict[str, str]  # of its store's clients
+    clusters: Path  # the first machine's directory of them
     cgroup: Path | None  # that the second machine lives in; None where none is to be had
 
     @property
@@ -107,7 +109,9 @@ def new_world(*, memory_bytes: int) -> Iterator[World]:
     with janitor, janitor.stdin:
         said = json.loads(janitor.stdout.readline())
         cgroup = Path(said["cgroup"]) if said["cgroup"] else None
-        yield World(pid=said["pid"], environ=said["environ"], cgroup=cgroup)
+        clusters = clusters_of(janitor.pid)
+        environ = said["environ"] | {"GPU_CLUSTER_INTERNAL_CLUSTERS": str(clusters)}
+        yield World(pid=said["pid"], environ=environ, cgroup=cgroup, clusters=clusters)
 
 
 # --- the janitor ----------------------------------------------------------------------------------
@@ -130,6 +134,12 @@ def sweep_behind(memory_bytes: int) -> None:
         world.wait()
     if cgroup is not None:
         cgroup.rmdir()
+    shutil.rmtree(clusters_of(os.getpid()), ignore_errors=True)
+
+
+def clusters_of(janitor: int) -> Path:
+    """Return the directory for clusters of a world, which is short as that of a user."""
+    return Path(f"/tmp/gpu-rig-{janitor}")
 
 
 def _new_cgroup(memory_bytes: int) -> Path | None:

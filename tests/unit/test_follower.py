@@ -126,6 +126,17 @@ def test_a_word_of_the_head_that_is_older_than_the_session_ends_nothing(second: 
     assert not scratch.exists()
 
 
+def test_a_node_that_closes_under_a_session_leaves_its_places_alone(second: Second) -> None:
+    """On one machine they are those of the head, where the session goes on."""
+    scratch = second.visit("s1")
+    second.log.write_text("Ray died")
+
+    second.duty.end()
+
+    assert scratch.exists()
+    assert second.stored_log("s1") == b"Ray died"
+
+
 def test_the_next_session_ends_the_last_one(second: Second) -> None:
     """On a warm cluster the head may have taken the next before this node looks again."""
     first = second.visit("s1")

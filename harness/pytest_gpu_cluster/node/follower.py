@@ -49,16 +49,16 @@ class Follower:
                 self._look_at(visit)
 
     def end(self) -> None:
-        """Leave nothing of a session, and the logs of a node that has not come up to its session.
+        """Leave the logs to the session: that which is here, or that which this node did not come
+        up for.
 
+        Its places are left alone: it may go on elsewhere, and on one machine they are the head's.
         Raises no HarnessError.
         """
         with contextlib.suppress(HarnessError):
-            if (visit := self.visits.current) is not None:
-                self.visits.end(visit, keep=False)
-            elif self.ray.state is not State.READY and (session := self.cluster.wanted_by()):
-                self.logs.begin(Served(session=session))
-                self.logs.end()
+            if self.visits.current is None and self.ray.state is not State.READY:
+                self.logs.begin(Served(session=self.cluster.wanted_by()))
+            self.logs.end()
 
     def _look_at_head(self) -> None:
         """Request the end of this node when its head has ended or is silent. Raises StoreError."""

@@ -43,23 +43,22 @@ class Visits:
         """
         with self._lock:
             if self.current is None or self.current.session != visit.session:
-                self._end(keep=True)
+                self._end()
                 self.current = visit
                 self._logs.begin(visit.served)
 
-    def end(self, visit: Visit, *, keep: bool = True) -> None:
-        """Remove what a session has here; `keep` its tree for the next one.
+    def end(self, visit: Visit) -> None:
+        """Remove what a session that is over has here, but keep its tree for the next one.
 
         Raises StoreError: its logs are not stored.
         """
         with self._lock:
             if self.current is visit:
-                self._end(keep=keep)
+                self._end()
 
-    def _end(self, *, keep: bool) -> None:
+    def _end(self) -> None:
         if self.current is not None:
-            if keep:
-                self._trees.keep()
+            self._trees.keep()
             remove_places(self._node, self.current.scratch)
             self.current = None
             self._logs.end()
