@@ -135,7 +135,7 @@ class Ray(NodeProcess):
         ports = free_ports(4)
         self.address = head_address or f"{self.node.spec.ip}:{ports[0]}"
         on_loopback = loopback.is_loopback(self.node.spec.ip)
-        variables = {"RAY_AUTH_TOKEN": self.node.boot.ray_token}
+        variables = {"RAY_AUTH_TOKEN": self.node.spec.secrets.ray_token}
         self.spawn(
             self._command(ports, head_address),
             variables | dict(loopback.VARIABLES if on_loopback else {}),
