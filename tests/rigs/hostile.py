@@ -12,14 +12,15 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.contract.cluster_directory import is_own, make_directory
-from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
+from pytest_gpu_cluster.contract.specs import BootSpec, ClusterSecrets, KeeperSpec
 from pytest_gpu_cluster.contract.store import credentials
-from pytest_gpu_cluster.providers import BootScript, ClusterRef, LaunchPlan
+from pytest_gpu_cluster.providers import BootScript, LaunchPlan
 from pytest_gpu_cluster.providers.local import LocalProvider, base_directory
 from tests.rigs.machine import GUARD
 from tests.rigs.world import FIRST, NETWORK, REPOSITORY, SECOND, UNSHARE
@@ -32,23 +33,22 @@ class HostileProvider(LocalProvider):
 
     name = "tests.rigs.hostile:HostileProvider"
 
-    def launch(self, plan: LaunchPlan, boot: BootScript) -> ClusterRef:
+    def launch(self, plan: LaunchPlan, boot: BootScript, tell: Callable[[str], None]) -> None:
         """Start a guard on each of the two machines."""
-        ref = ClusterRef(provider=self.name, id=plan.spec.token)
         base = base_directory()
         base.mkdir(mode=0o700, exist_ok=True)
-        if is_own(base / ref.id):
-            return ref
-        directory = make_directory(base, ref.id)
+        if is_own(base / plan.spec.token):
+            return
+        directory = make_directory(base, plan.spec.token)
+        secrets = ClusterSecrets.new()
         guards = [
-            self._start_first(directory, boot, plan.spec.python),
-            self._start_second(directory, boot, plan.spec.python),
+            self._start_first(directory, boot, secrets),
+            self._start_second(directory, boot, secrets),
         ]
         document = {"store": boot.spec.store, "guards": [[g, procfs.start_time(g)] for g in guards]}
         (directory / "guards.json").write_text(json.dumps(document))
-        return ref
 
-    def _start_first(self, directory: Path, boot: BootScript, python: str) -> int:
+    def _start_first(self, directory: Path, boot: BootScript, secrets: ClusterSecrets) -> int:
         for relative, source in boot.code.items():
             target = directory / "code" / relative
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -56,13 +56,13 @@ class HostileProvider(LocalProvider):
         of_head = boot.spec
         if gpus := self._environ.get("RIG_HEAD_GPUS"):
             of_head = replace(of_head, gpus_per_node="auto", simulated_gpus=int(gpus))
-        spec = self._keeper(directory, of_head, 0)
+        spec = self._keeper(directory, of_head, secrets, 0)
         (spec.directory / "handoff").mkdir(parents=True)
         path = spec.directory / "spec.json"
         path.write_text(json.dumps(spec.to_json()))
         with open(spec.directory / "keeper.log", "ab") as log:
             process = subprocess.Popen(
-                [python, "-m", GUARD, str(path)],
+                [self._python, "-m", GUARD, str(path)],
                 cwd=spec.directory,
                 env={**self._inherited(), "PYTHONPATH": str(directory / "code")},
                 start_new_session=True,
@@ -73,11 +73,11 @@ class HostileProvider(LocalProvider):
         process.returncode = 0  # it outlives this process on purpose
         return process.pid
 
-    def _start_second(self, directory: Path, boot: BootScript, python: str) -> int:
+    def _start_second(self, directory: Path, boot: BootScript, secrets: ClusterSecrets) -> int:
         order = {
-            "spec": self._keeper(directory, boot.spec, 1).to_json(),
+            "spec": self._keeper(directory, boot.spec, secrets, 1).to_json(),
             "code": {name: source.read_text() for name, source in boot.code.items()},
-            "python": python,
+            "python": self._python,
             "cgroup": self._environ.get("RIG_CGROUP", ""),
             "hidden": [str(Path.home()), "/tmp"],
             "spoiled": "RIG_SPOILED" in self._environ,
@@ -109,9 +109,12 @@ class HostileProvider(LocalProvider):
             time.sleep(0.02)
         return guard
 
-    def _keeper(self, directory: Path, boot: BootSpec, number: int) -> KeeperSpec:
+    def _keeper(
+        self, directory: Path, boot: BootSpec, secrets: ClusterSecrets, number: int
+    ) -> KeeperSpec:
         return KeeperSpec(
             boot=boot,
+            secrets=secrets,
             directory=directory / f"n{number}",
             ray_directory=directory / "r",
             head=number == 0,

@@ -22,7 +22,7 @@ from pytest_gpu_cluster.node.logs import Legacy, NodeLogs, Served
 from pytest_gpu_cluster.node.processes import Ray, State
 from pytest_gpu_cluster.node.visits import Visit, Visits, prepare
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
-from tests.unit.test_keeper import BOOT
+from tests.unit.test_keeper import BOOT, SECRETS
 
 TOKEN = "q7Zk-very-secret"
 
@@ -36,7 +36,12 @@ class Second:
         directory = top / "c1" / "n1"
         directory.mkdir(parents=True)
         spec = KeeperSpec(
-            boot=boot, directory=directory, ray_directory=top / "r", head=False, ip="127.0.0.1"
+            boot=boot,
+            secrets=SECRETS,
+            directory=directory,
+            ray_directory=top / "r",
+            head=False,
+            ip="127.0.0.1",
         )
         self.store = Store.open(boot.store, base=top)
         self.node = Node(spec=spec, store=self.store, gpus=(), driver=None, host="second")

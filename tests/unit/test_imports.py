@@ -23,9 +23,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "cli_lines": ("contract",),
     "artifacts_command": ("outputs", "contract"),
-    "doctor": ("options", "project", "providers", "publish", "contract"),
+    "doctor": ("asked", "clusters", "options", "project", "providers", "publish", "contract"),
     "report_command": ("liveness", "outputs", "report", "publish", "contract"),
-    "host": ("session", "outputs", "providers", "report", "publish", "contract"),
+    "host": ("session", "outputs", "report", "publish", "contract"),
     "session": (
         *("asked", "bundle", "clusters", "environment", "liveness", "outputs", "providers"),
         "contract",

@@ -20,7 +20,7 @@ from pytest_gpu_cluster.contract.gpus import Gpu, node_gpus
 from pytest_gpu_cluster.contract.masking import PassedValues, masker
 from pytest_gpu_cluster.contract.outputs import HeldBack
 from pytest_gpu_cluster.contract.record import SessionRecord
-from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
+from pytest_gpu_cluster.contract.specs import BootSpec, ClusterSecrets, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import Waits
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
@@ -31,12 +31,11 @@ from pytest_gpu_cluster.node.session import append_lost_end
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 from pytest_gpu_cluster.worker.prepare import node_variables
 
+SECRETS = ClusterSecrets(ray_token="token", keeper_secret="secret")
 BOOT = BootSpec(
     cluster="c1",
     store="",
     code="0" * 64,
-    ray_token="token",
-    keeper_secret="secret",
     nodes=1,
     gpus_per_node=2,
     simulated_gpus=2,
@@ -79,7 +78,12 @@ def test_the_first_reason_to_close_counts() -> None:
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     spec = KeeperSpec(
-        boot=BOOT, directory=tmp_path, ray_directory=tmp_path / "r", head=True, ip="127.0.0.1"
+        secrets=SECRETS,
+        boot=BOOT,
+        directory=tmp_path,
+        ray_directory=tmp_path / "r",
+        head=True,
+        ip="127.0.0.1",
     )
     gpu = Gpu(id="0", name="simulated GPU", memory_gib=0.0, simulated=True)
     store = Store.open("store", base=tmp_path)

@@ -23,6 +23,8 @@ class Waits(Noun):
 
     heartbeat_s: float = 5.0  # between two beats of a client, and between two of a head node
     grace_s: float = 45.0  # of silence, after which a keeper ends the session or closes the node
+    # Without a beat, after which another process may speak for a client: one put may take a minute.
+    lost_s: float = 60.0
     settle_s: float = 30.0  # for the agent of a session without a client to end
     decision_s: float = 4.0  # for a warm cluster to answer a client that asks for it
     store_patience_s: float = 30.0  # without the store, after which a session is given up
@@ -30,11 +32,6 @@ class Waits(Noun):
     store_gone_s: float = 120.0  # without the store, after which an idle cluster closes
     join_s: float = 180.0  # for the nodes of a new cluster to find each other
     unasked_s: float = 120.0  # for the first session of a new cluster to ask for it
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds without a beat after which a client counts as gone: one put may be slow."""
-        return 2 * self.heartbeat_s + 2
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Waits:

@@ -17,6 +17,7 @@ from pytest_gpu_cluster.contract.events import Notice
 from pytest_gpu_cluster.contract.failures import KeeperStop
 from pytest_gpu_cluster.contract.masking import masker
 from pytest_gpu_cluster.contract.record import SessionRecord
+from pytest_gpu_cluster.contract.sealing import KeyPair
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
 from pytest_gpu_cluster.node.forkserver import SUPERVISOR_NAME
 from pytest_gpu_cluster.node.logs import NodeLogs, Served
@@ -26,6 +27,7 @@ from pytest_gpu_cluster.node.session import (
     ActiveSession,
     append_lost_end,
     start_session,
+    take_passed,
 )
 from pytest_gpu_cluster.node.visits import remove_places
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
@@ -57,14 +59,18 @@ class Head:
         self.idle_since = time.monotonic()
         self.beats, self.beaten = 0, 0.0  # heartbeats, and when the last was
         self.announced: Announcement | None = None
+        self.keys = KeyPair() if node.boot.sealed else None
+        self.sealed: dict[str, dict[str, str]] = {}  # values that have come, by session
 
     @property
     def busy(self) -> bool:
         return self.session is not None
 
     def begin(self) -> None:
-        """Start Ray. Raises InfrastructureError: no free port."""
+        """Start Ray. Raises InfrastructureError: no free port; EnvironmentBuildError."""
         self.ray.start()
+        if self.keys is not None:
+            self.cluster.put_key(self.keys.public)
 
     def on_ray_ready(self) -> None:
         """Let the other nodes join. Raises StoreError."""
@@ -104,12 +110,33 @@ class Head:
 
     def _take_session(self) -> None:
         """Lend the cluster to the first session that offers itself."""
-        for name in self.cluster.offers():
+        for name in filter(self._has_values, self.cluster.offers()):
             decided = self.cluster.decide(name, taken=True)
             self.cluster.remove_offer(name)
             if decided:
                 self._begin(SessionRecord(self.node.store, name))
                 return
+            self.sealed.pop(name, None)
+
+    def _has_values(self, name: str) -> bool:
+        """Return False while the client has not sealed the values of a session yet."""
+        if self.keys is None or name in self.sealed:
+            return True
+        if (content := self.cluster.take_sealed(name)) is None:
+            return False
+        try:
+            self.sealed[name] = self.keys.open(content, name)
+        except HarnessError as problem:
+            self.cluster.remove_offer(name)
+            stop = Stop(kind=KeeperStop.NOT_BEGUN, message=problem.what)
+            self._record_lost(SessionRecord(self.node.store, name), stop)
+            return False
+        return True
+
+    def _take_values(self, name: str) -> dict[str, str]:
+        if self.keys is not None:
+            return self.sealed.pop(name, {})
+        return take_passed(self.node.directory / "handoff" / name)
 
     def _begin(self, record: SessionRecord) -> None:
         self.served = True
@@ -117,7 +144,8 @@ class Head:
             request = record.request()
             if request is None:
                 return
-            self.session = start_session(self.node, request, self.trees)
+            values = self._take_values(record.session)
+            self.session = start_session(self.node, request, self.trees, values)
             self.logs.begin(Served(session=record.session, passed=self.session.passed))
         except Exception as problem:
             message = f"the keeper could not begin it: {problem}"

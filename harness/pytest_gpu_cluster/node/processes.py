@@ -140,7 +140,7 @@ class Ray(NodeProcess):
         # Ray's own monitor would end actors for what a test takes, and those hold reservations.
         # Without it the kernel ends the biggest test process, whose test is known.
         variables = {
-            "RAY_AUTH_TOKEN": self.node.boot.ray_token,
+            "RAY_AUTH_TOKEN": self.node.spec.secrets.ray_token,
             "RAY_memory_monitor_refresh_ms": "0",
         }
         self.spawn(
