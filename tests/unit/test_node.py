@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import Waits
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
 from pytest_gpu_cluster.node.lease import NODE_VARIABLE
-from pytest_gpu_cluster.node.processes import environment
+from pytest_gpu_cluster.node.processes import environment, free_ports
 from pytest_gpu_cluster.node.requests import NodeFacts, RequestFailed, RequestServer
 from pytest_gpu_cluster.node.session import append_lost_end
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
@@ -126,3 +127,15 @@ def test_a_request_is_answered_by_facts_or_by_an_error_with_a_remedy(node: Node)
     assert unknown == RequestFailed(
         error="ValueError: unknown request 'dance'", remedy="see the node's log"
     )
+
+
+def test_the_ports_of_ray_are_none_that_the_kernel_gives_away() -> None:
+    """Some seconds pass until Ray binds them: on a busy machine a connection had one by then."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+
+    with socket.socket() as taken:
+        taken.bind(("", 20_000))
+        ports = free_ports(50)
+
+    assert len(set(ports)) == 50
+    assert all(20_000 < port < first for port in ports)
