@@ -25,7 +25,7 @@ from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import Waits
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
 from pytest_gpu_cluster.node.lease import NODE_VARIABLE, Slot
-from pytest_gpu_cluster.node.processes import Ray, environment
+from pytest_gpu_cluster.node.processes import Ray, environment, free_ports
 from pytest_gpu_cluster.node.requests import NodeFacts, RequestFailed, RequestServer
 from pytest_gpu_cluster.node.session import append_lost_end
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
@@ -248,3 +248,15 @@ def test_a_test_has_the_environment_of_its_own_node(tmp_path: Path) -> None:
         "HOME": "/here",
         "TMPDIR": f"{tmp_path}/t",
     }
+
+
+def test_the_ports_of_ray_are_none_that_the_kernel_gives_away() -> None:
+    """Some seconds pass until Ray binds them: on a busy machine a connection had one by then."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+
+    with socket.socket() as taken:
+        taken.bind(("", 20_000))
+        ports = free_ports(50)
+
+    assert len(set(ports)) == 50
+    assert all(20_000 < port < first for port in ports)

@@ -137,10 +137,10 @@ class LocalProvider:
             require_gpu=settings.require_gpu,
             patience=Patience(boot_s=BOOT_S),
             directory=base_directory(),
-            examine=partial(self._examine, spec),
+            examine=partial(self._examine, spec, installed),
         )
 
-    def _examine(self, spec: ClusterSpec) -> tuple[str, ...]:
+    def _examine(self, spec: ClusterSpec, installed: environment.Environment) -> tuple[str, ...]:
         """Count the GPUs; return the lines of the plan. Raises RequestError."""
         settings = self._settings
         real, _ = by_nvml(self._environ)
@@ -165,7 +165,7 @@ class LocalProvider:
         return (
             f"provider  local, Ray nodes on this machine: {spec.nodes}",
             f"gpus      {gpus} per node",
-            f"python    {self._python}",
+            f"python    {installed.summary}",
             f"limits    ends after {spec.idle_s / 60:g} idle minutes, after {most:g} in any case",
         )
 
