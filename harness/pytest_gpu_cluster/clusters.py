@@ -10,7 +10,9 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from enum import Enum
+from typing import TypeAlias
 
+from pytest_gpu_cluster.contract.background import Background
 from pytest_gpu_cluster.contract.cluster_record import (
     Announcement,
     ClusterDescription,
@@ -20,6 +22,7 @@ from pytest_gpu_cluster.contract.cluster_record import (
 )
 from pytest_gpu_cluster.contract.errors import (
     InfrastructureError,
+    RequestError,
     StoreError,
     TeardownError,
     UnreadableRecordError,
@@ -39,8 +42,11 @@ from pytest_gpu_cluster.providers import (
     Provider,
 )
 
-PROTOCOL = 4  # of the keeper: a warm cluster must speak it
+PROTOCOL = 5  # of the keeper: a warm cluster must speak it
 RECENT = 50  # sessions that a sweep looks at
+FRESH_S = 2.0  # for which what the store's list says is taken as it was read
+
+Listed: TypeAlias = list[tuple[ClusterDescription, Announcement]]
 
 
 class Hold(Enum):
@@ -99,19 +105,33 @@ def new_id() -> str:
     return f"c{secrets.token_hex(3)}"
 
 
+def listing(store: Store) -> Background[Listed]:
+    """Begin to read which clusters there are; `acquire` comes to it later."""
+    return Background(lambda: [*clusters(store)])
+
+
 def acquire(
-    store: Store, provider: Provider, spec: ClusterSpec, session: str, passed_env: Mapping[str, str]
+    store: Store,
+    provider: Provider,
+    spec: ClusterSpec,
+    session: str,
+    passed_env: Mapping[str, str],
+    listed: Background[Listed],
 ) -> HeldCluster:
     """Ask the warm clusters of this shape, else launch one.
 
     Raises InfrastructureError, RequestError.
     """
-    busy = ""
-    for description, state in interchangeable(store, provider, spec):
+    busy, known = "", listed.result()
+    if listed.age_s > FRESH_S:
+        known = [*clusters(store)]
+    for description, state in interchangeable(known, provider, spec):
         ref = ClusterRef(provider=provider.name, id=description.id)
         if provider.state(ref).state == "gone":
             ClusterRecord(store, ref.id).delete()
-        elif soon_idle(store, state) and offer_session(store, provider, ref, session, passed_env):
+        elif soon_idle(store, state) and offer_session(
+            store, provider, ref, session, passed_env, first=state.inbox
+        ):
             warm = HeldCluster(store, provider, ref, "warm")
             warm.up = True
             return warm
@@ -136,10 +156,10 @@ def find_launched(store: Store, provider: Provider, spec: ClusterSpec) -> HeldCl
 
 
 def interchangeable(
-    store: Store, provider: Provider, spec: ClusterSpec
+    listed: Listed, provider: Provider, spec: ClusterSpec
 ) -> Iterator[tuple[ClusterDescription, Announcement]]:
     """Return the clusters that may stand in for a new one."""
-    for description, state in clusters(store):
+    for description, state in listed:
         ours = (description.provider, description.protocol) == (provider.name, PROTOCOL)
         if ours and description.shape == spec.shape():
             yield description, state
@@ -155,7 +175,13 @@ def soon_idle(store: Store, state: Announcement) -> bool:
 
 
 def offer_session(
-    store: Store, provider: Provider, ref: ClusterRef, session: str, passed_env: Mapping[str, str]
+    store: Store,
+    provider: Provider,
+    ref: ClusterRef,
+    session: str,
+    passed_env: Mapping[str, str],
+    *,
+    first: int,
 ) -> bool:
     """Ask a warm cluster to serve the session, and return its keeper's decision.
 
@@ -165,7 +191,7 @@ def offer_session(
     with contextlib.suppress(InfrastructureError):
         record = ClusterRecord(store, ref.id)
         provider.hand_over(ref, session, passed_env)
-        record.offer(session)
+        record.offer(session, first=first)
         deadline = time.monotonic() + WAITS.decision_s
         while time.monotonic() < deadline:
             if (decision := record.decision(session)) is not None:
@@ -178,7 +204,11 @@ def offer_session(
 def launch(
     store: Store, provider: Provider, spec: ClusterSpec, session: str, passed_env: Mapping[str, str]
 ) -> ClusterRef:
-    """Put the record first, then rent: whatever happens, the next reader knows what to look for."""
+    """Put the record first, then rent: whatever happens, the next reader knows what to look for.
+
+    The store is tried before: a warm cluster has shown that it decides between two clients.
+    """
+    check_store(store)
     plan = provider.plan(spec)
     record = ClusterRecord(store, spec.token)
     record.put_description(
@@ -194,6 +224,14 @@ def launch(
     ref = provider.launch(plan, BootScript(code=own_code(), spec=boot_spec(store, spec)))
     provider.hand_over(ref, session, passed_env)
     return ref
+
+
+def check_store(store: Store) -> None:
+    """Refuse a store that a cluster could not work with. Raises RequestError."""
+    try:
+        store.check_writable()
+    except StoreError as problem:
+        raise RequestError(problem.what, remedy=problem.remedy) from problem
 
 
 def boot_spec(store: Store, spec: ClusterSpec) -> BootSpec:

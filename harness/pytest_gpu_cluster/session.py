@@ -20,22 +20,22 @@ from pytest_gpu_cluster.bundle.listing import listing
 from pytest_gpu_cluster.bundle.repository import modification_times
 from pytest_gpu_cluster.bundle.retention import prune
 from pytest_gpu_cluster.bundle.ship import Tree, ship_files
-from pytest_gpu_cluster.clusters import HeldCluster, Hold
+from pytest_gpu_cluster.clusters import HeldCluster, Hold, Listed
+from pytest_gpu_cluster.contract.background import Background
 from pytest_gpu_cluster.contract.errors import (
     HarnessError,
-    RequestError,
     StoreError,
     UnreadableRecordError,
 )
 from pytest_gpu_cluster.contract.events import Event, PhaseFinished, Requested, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, StopReason
-from pytest_gpu_cluster.contract.record import Ending, SessionRecord
+from pytest_gpu_cluster.contract.record import AGENT_WRITER, Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import GitFacts, PytestFacts, ReportFacts, SessionRequest
 from pytest_gpu_cluster.contract.settings import RunRequest, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import WAITS
 from pytest_gpu_cluster.contract.withheld import stored_request, withheld
-from pytest_gpu_cluster.liveness import Heartbeat, heartbeat
+from pytest_gpu_cluster.liveness import Heartbeat, heartbeat, recorded
 from pytest_gpu_cluster.outputs import Homecoming, bring_home
 from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, load_provider
 
@@ -88,15 +88,15 @@ class Run:
         """
         began = time.monotonic()
         yield Requested(request=self.stored_request())
-        self.check_store()
-        self.put_request()
+        listed = clusters.listing(self.store)
         # Without one, a request looks abandoned to whoever finds it.
         with heartbeat(self.record) as beats:
-            installed = self.installed()
-            yield phase("environment", f"{installed.python} ({installed.digest})", began)
+            with recorded(self.put_request):
+                installed = self.installed()
+                yield phase("environment", f"{installed.python} ({installed.digest})", began)
 
-            began = time.monotonic()
-            tree, code, git = self.ship()
+                began = time.monotonic()
+                tree, code, git = self.ship()
             yield phase("tree", tree.detail, began)
 
             began = time.monotonic()
@@ -112,7 +112,7 @@ class Run:
             self.request = replace(self.request, shape=spec.shape())
             self.put_request()
             yield Requested(request=self.stored_request())
-            with self.hold(spec) as cluster:
+            with self.hold(spec, listed) as cluster:
                 # A new one has begun to start: how long that takes is not known yet.
                 since = began if cluster.up else None
                 yield phase("cluster", f"{cluster.ref.id}, {cluster.note}", since)
@@ -156,13 +156,6 @@ class Run:
 
     # -- stages ------------------------------------------------------------------------------------
 
-    def check_store(self) -> None:
-        """Refuse a store that cannot be written to. Raises RequestError."""
-        try:
-            self.store.check_writable()
-        except StoreError as problem:
-            raise RequestError(problem.what, remedy=problem.remedy) from problem
-
     def put_request(self) -> None:
         self.record.put_request(self.stored_request())
         self.stage = Stage.RECORDED
@@ -185,18 +178,21 @@ class Run:
         """
         ci = self.request.ci
         branch = ci.branch if ci is not None else ""
+        code = Background(lambda: ship_files(self.store, environment.own_code()))
         tree, git = ship_tree(self.store, self._asked.tree, self.settings, branch)
-        return tree, ship_files(self.store, environment.own_code()), git
+        return tree, code.result(), git
 
     @contextlib.contextmanager
-    def hold(self, spec: ClusterSpec) -> Iterator[HeldCluster]:
+    def hold(self, spec: ClusterSpec, listed: Background[Listed]) -> Iterator[HeldCluster]:
         """Hold a cluster, and close it unless it may stay warm.
 
         No way out of the block leaves it unattended.
         """
         values = self._asked.passed_env | withheld(self.request, self.mask)
         try:
-            self.cluster = clusters.acquire(self.store, self.provider, spec, self.id, values)
+            self.cluster = clusters.acquire(
+                self.store, self.provider, spec, self.id, values, listed
+            )
         except BaseException:
             self.cluster = clusters.find_launched(self.store, self.provider, spec)
             self.close_cluster()
@@ -254,7 +250,7 @@ class Run:
         When it falls silent, the provider is asked about the cluster. Raises InfrastructureError
         where that or the store is gone, once everything was read that was written before.
         """
-        reader = self.record.reader()
+        reader = self.record.reader(expected=(AGENT_WRITER,))
         began = last_event = time.monotonic()
         failing: float | None = None  # since when; not since the last success: this was stopped
         while self.stage is not Stage.FINISHED:

@@ -21,7 +21,7 @@ VARIABLE = "GPU_CLUSTER_INTERNAL_WAITS"
 class Waits(Noun):
     """Seconds by the monotonic clock of the process that waits."""
 
-    heartbeat_s: float = 5.0  # between two beats of a client, and between two of a head node
+    heartbeat_s: float = 5.0  # between two beats of a client
     grace_s: float = 45.0  # of silence, after which a keeper ends the session or closes the node
     settle_s: float = 30.0  # for the agent of a session without a client to end
     decision_s: float = 4.0  # for a warm cluster to answer a client that asks for it
@@ -29,6 +29,11 @@ class Waits(Noun):
     stop_grace_s: float = 20.0  # for an agent to end a session that is no longer wanted
     store_gone_s: float = 120.0  # without the store, after which an idle cluster closes
     unasked_s: float = 120.0  # for the first session of a new cluster to ask for it
+
+    @property
+    def head_beat_s(self) -> float:
+        """Seconds between two beats of a head node, each of which is a write to the store."""
+        return min(15.0, self.grace_s / 3)
 
     @property
     def silent_s(self) -> float:

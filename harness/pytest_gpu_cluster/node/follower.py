@@ -31,7 +31,7 @@ class Follower:
         if self.ray.state is State.ABSENT and (address := self.cluster.head()) is not None:
             self.ray.start(address)
         now = time.monotonic()
-        if now - self.polled > self.waits.heartbeat_s:
+        if now - self.polled > self.waits.head_beat_s / 2:
             self.polled = now
             if self.head.poll(self.cluster.heartbeat) > self.waits.grace_s:
                 self.shutdown.request("the head's heartbeat stopped")

@@ -1,7 +1,7 @@
 """The duty of the head node: lend the cluster to one session at a time.
 
-Sessions offer themselves in the cluster's record. The decision about each is created once, by this
-keeper (taken) or by a client that has waited too long (withdrawn).
+Sessions offer themselves in the cluster's record, each under the next number. The decision about
+each is created once, by this keeper (taken) or by a client that has waited too long (withdrawn).
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import shutil
 import time
 
 from pytest_gpu_cluster.contract import procfs
+from pytest_gpu_cluster.contract.background import Background
 from pytest_gpu_cluster.contract.cluster_record import Announcement, ClusterPhase
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.events import Notice
 from pytest_gpu_cluster.contract.failures import KeeperStop
 from pytest_gpu_cluster.contract.masking import masker
 from pytest_gpu_cluster.contract.record import SessionRecord
+from pytest_gpu_cluster.contract.request import SessionRequest
 from pytest_gpu_cluster.contract.specs import TEMPORARY
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
 from pytest_gpu_cluster.node.forkserver import SUPERVISOR_NAME
@@ -31,6 +33,9 @@ from pytest_gpu_cluster.node.session import (
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 END_LIMIT_S = 10.0  # for a session to end when the node closes
+# Between two looks for an offer in a distant store: a tenth of the time without a session, within
+# these seconds. A minute costs at most 67 GET.
+OFFER_S = (0.5, 1.0)
 SUPERVISOR_PATIENCE_S = 5.0  # for the processes of a finished session to go
 
 
@@ -51,12 +56,20 @@ class Head:
         self.served = False  # a session has been taken
         self.idle_s = node.boot.idle_s  # as the last session wants it
         self.idle_since = time.monotonic()
-        self.beats, self.beaten = 0, 0.0  # heartbeats, and when the last was
-        self.announced: Announcement | None = None
+        self.inbox = 1  # the number of the next offer
+        self.asked = 0.0  # monotonic: when it was looked for
+        self.beats, self.beaten = 0, 0.0  # announcements, and when the last was
+        self.announced: ClusterPhase | None = None
 
     @property
     def busy(self) -> bool:
         return self.session is not None
+
+    @property
+    def phase(self) -> ClusterPhase:
+        if self.session is not None:
+            return ClusterPhase.BUSY
+        return ClusterPhase.IDLE if self.ray.state is State.READY else ClusterPhase.STARTING
 
     def begin(self) -> None:
         """Start Ray. Raises InfrastructureError: no free port."""
@@ -70,15 +83,12 @@ class Head:
     def tick(self) -> None:
         """Watch the session, or take one, or close an idle cluster. Raises HarnessError."""
         now = time.monotonic()
-        if now - self.beaten > self.node.boot.waits.heartbeat_s:
-            self.beaten, self.beats = now, self.beats + 1
-            self.cluster.beat(self.beats)
-            if self.session is None:
-                ready = self.ray.state is State.READY
-                self._enter(ClusterPhase.IDLE if ready else ClusterPhase.STARTING)
+        if now - self.beaten > self.node.boot.waits.head_beat_s or self.phase != self.announced:
+            self._announce()
         if self.session is not None:
             self._watch(self.session)
-        elif self.fork_server.state is State.READY:
+        elif self.fork_server.state is State.READY and now - self.asked > self._offer_s(now):
+            self.asked = now
             self._take_session()
         idle_limit_s = self.idle_s if self.served else self.node.boot.waits.unasked_s
         if self.session is None and now - self.idle_since > idle_limit_s:
@@ -94,22 +104,31 @@ class Head:
                     self._watch(self.session)
                 time.sleep(0.02)
         with contextlib.suppress(HarnessError):
-            for name in self.cluster.offers():
+            for _, name in self.cluster.offers(self.inbox):
                 self._reject(name)
 
     def _take_session(self) -> None:
         """Lend the cluster to the first session that offers itself."""
-        for name in self.cluster.offers():
+        for number, name in self.cluster.offers(self.inbox):
+            record = SessionRecord(self.node.store, name)
+            request = Background(record.request)  # while the decision is made
             decided = self.cluster.decide(name, taken=True)
-            self.cluster.remove_offer(name)
+            self.inbox = number + 1
             if decided:
-                self._begin(SessionRecord(self.node.store, name))
+                self._begin(record, request)
                 return
 
-    def _begin(self, record: SessionRecord) -> None:
+    def _offer_s(self, now: float) -> float:
+        """Return the seconds between two looks for an offer."""
+        if self.node.store.is_local:
+            return 0.0
+        least, most = OFFER_S
+        return min(max(least, 0.1 * (now - self.idle_since)), most)
+
+    def _begin(self, record: SessionRecord, reading: Background[SessionRequest | None]) -> None:
         self.served = True
         try:
-            request = record.request()
+            request = reading.result()
             if request is None:
                 return
             self.session = start_session(self.node, request, self.trees)
@@ -117,7 +136,7 @@ class Head:
             message = f"the keeper could not begin it: {problem}"
             self._record_lost(record, Stop(kind=KeeperStop.NOT_BEGUN, message=message))
             raise
-        self._enter(ClusterPhase.BUSY)
+        self._announce()
 
     def _watch(self, session: ActiveSession) -> None:
         if session.watch():
@@ -153,7 +172,7 @@ class Head:
         self.idle_since, self.idle_s = time.monotonic(), limits.idle_s
         with contextlib.suppress(OSError):
             (self.node.directory / SESSION_FILE).unlink()
-        self._enter(ClusterPhase.IDLE)
+        self._announce()
 
     def _reject(self, name: str) -> None:
         """Answer an offer of a cluster that closes.
@@ -166,19 +185,24 @@ class Head:
         else:
             self._record_lost(SessionRecord(self.node.store, name), self.shutdown.stop)
 
-    def _enter(self, phase: ClusterPhase) -> None:
-        """Announce what the cluster does now. Raises StoreError."""
+    def _announce(self) -> None:
+        """Say that this keeper lives, and what the cluster does now. Raises StoreError.
+
+        One that fails is made good by the next.
+        """
+        self.beats, self.beaten, self.announced = self.beats + 1, time.monotonic(), self.phase
         idle_left_s = max(0.0, self.idle_s - (time.monotonic() - self.idle_since))
-        announcement = Announcement(
-            state=phase,
-            session=self.session.record.session if self.session is not None else None,
-            idle_left_s=idle_left_s if phase is ClusterPhase.IDLE else None,
-            ready=self.ray.state is State.READY,
-            why=self.shutdown.message,
+        self.cluster.announce(
+            Announcement(
+                state=self.phase,
+                session=self.session.record.session if self.session is not None else None,
+                idle_left_s=idle_left_s if self.phase is ClusterPhase.IDLE else None,
+                ready=self.ray.state is State.READY,
+                why=self.shutdown.message,
+                inbox=self.inbox,
+                beats=self.beats,
+            )
         )
-        if announcement != self.announced:
-            self.announced = announcement
-            self.cluster.announce(announcement)
 
     @staticmethod
     def _store_files(session: ActiveSession) -> list[Notice]:

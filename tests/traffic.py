@@ -1,0 +1,113 @@
+"""What a store behind S3's HTTP API was asked: by kind, and how many requests waited for another.
+
+before = len(server.answers())
+...
+asked = server.answers()[before:]
+by_kind(asked), round_trips(asked, result_key(store, session))
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from urllib.parse import parse_qs
+
+from gpu_tests.s3_server import Answer
+from pytest_gpu_cluster.contract.journal import segment_key
+from pytest_gpu_cluster.contract.record import AGENT_WRITER
+from pytest_gpu_cluster.contract.store import Store
+
+# Said beside the run: nobody waits for a heartbeat, or for what the cluster announces.
+BESIDE = ("/control/heartbeat", "/state.json")
+
+
+def kind(answer: Answer) -> str:
+    """Return how S3 bills a request: PUT, LIST, GET, HEAD, or DELETE, which is free."""
+    if answer.method == "GET" and "/" not in answer.path.strip("/"):
+        return "LIST"
+    return {"POST": "DELETE"}.get(answer.method, answer.method)
+
+
+def by_kind(answers: Iterable[Answer]) -> Counter[str]:
+    return Counter(map(kind, answers))
+
+
+def writes(answers: Iterable[Answer]) -> int:
+    """Return the number of requests that S3 bills as writes: PUT and LIST."""
+    kinds = by_kind(answers)
+    return kinds["PUT"] + kinds["LIST"]
+
+
+def reads(answers: Iterable[Answer]) -> int:
+    kinds = by_kind(answers)
+    return kinds["GET"] + kinds["HEAD"]
+
+
+def place(answer: Answer) -> str:
+    """Return the key of a request; of a listing its prefix."""
+    return answer.path + parse_qs(answer.query).get("prefix", [""])[0]
+
+
+def described(answers: Iterable[Answer]) -> str:
+    """Return the requests as lines: seconds, kind, status, key."""
+    answers = list(answers)
+    first = answers[0].began if answers else 0.0
+    return "\n".join(
+        f"{a.began - first:7.3f} {a.ended - first:7.3f} {kind(a):6} {a.status} {place(a)}"
+        for a in answers
+    )
+
+
+def result_key(store: Store, session: str) -> str:
+    """Return the key of the segment with the first result of a session."""
+    for number in range(1, 1000):
+        key = segment_key(f"sessions/{session}/events", AGENT_WRITER, number)
+        segment = store.get(key)
+        assert segment is not None, f"{key}: no result before it"
+        if b'"kind":"test_finished"' in zlib.decompress(segment):
+            return key
+    raise AssertionError("no result")
+
+
+def round_trips(asked: Sequence[Answer], result: str) -> int:
+    """Return how many requests came one after the other, from the client's first to its reading of
+    the first result, which is in the segment `result`.
+
+    The client's part ends with its offer. Then the keeper reads the offer and decides, the agent
+    reads what it needs and stores the result, and the client, which meanwhile reads the decision,
+    reads that. The longer one of these two ways counts. Of a part, requests that overlap count
+    once. Not counted is what nobody waits for: heartbeats, announcements, polls that found nothing,
+    and the journal before the result.
+    """
+    asked = [each for each in asked if not each.path.endswith(BESIDE)]
+    offer = next(a for a in asked if a.method == "PUT" and "/inbox/" in a.path)
+    last = next(
+        a for a in asked if a.method == "GET" and a.path.endswith(result) and a.status == 200
+    )
+    polled = [a for a in asked if "/inbox" in place(a) or "/events" in place(a)]
+    polled += [a for a in asked if a.method == "GET" and "/decision/" in a.path]
+    before = [a for a in asked if a.ended <= offer.ended and (a not in polled or a is offer)]
+    after = [a for a in asked if a.began >= offer.ended and a.ended <= last.began]
+    reading = [a for a in after if a.method == "GET" and "/decision/" in a.path and a.status == 200]
+    stored = [a for a in after if a.method == "PUT" and a.path.endswith(result)]
+    taken = [a for a in after if "/inbox" in place(a) and a.method == "GET" and a.status == 200][
+        -1:
+    ]
+    decided = [a for a in after if a.method == "PUT" and "/decision/" in a.path]
+    cluster = [
+        *taken,
+        *decided,
+        *(a for a in after if a not in polled and a not in decided),
+        *stored,
+    ]
+    return chain(before) + max(chain(cluster), chain([*taken, *decided, *reading])) + 1
+
+
+def chain(answers: Iterable[Answer]) -> int:
+    """Return the largest number of requests of which each began after the one before had ended."""
+    count, free = 0, 0.0
+    for answer in sorted(answers, key=lambda each: each.ended):
+        if answer.began >= free:
+            count, free = count + 1, answer.ended
+    return count
