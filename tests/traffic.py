@@ -82,26 +82,24 @@ def round_trips(asked: Sequence[Answer], result: str) -> int:
     """
     asked = [each for each in asked if not each.path.endswith(BESIDE)]
     offer = next(a for a in asked if a.method == "PUT" and "/inbox/" in a.path)
-    last = next(
-        a for a in asked if a.method == "GET" and a.path.endswith(result) and a.status == 200
-    )
-    polled = [a for a in asked if "/inbox" in place(a) or "/events" in place(a)]
-    polled += [a for a in asked if a.method == "GET" and "/decision/" in a.path]
-    before = [a for a in asked if a.ended <= offer.ended and (a not in polled or a is offer)]
-    after = [a for a in asked if a.began >= offer.ended and a.ended <= last.began]
-    reading = [a for a in after if a.method == "GET" and "/decision/" in a.path and a.status == 200]
-    stored = [a for a in after if a.method == "PUT" and a.path.endswith(result)]
-    taken = [a for a in after if "/inbox" in place(a) and a.method == "GET" and a.status == 200][
-        -1:
-    ]
-    decided = [a for a in after if a.method == "PUT" and "/decision/" in a.path]
-    cluster = [
-        *taken,
-        *decided,
-        *(a for a in after if a not in polled and a not in decided),
-        *stored,
-    ]
-    return chain(before) + max(chain(cluster), chain([*taken, *decided, *reading])) + 1
+    polled = [a for a in asked if a is not offer and is_poll(a)]
+    stored = next(a for a in asked if a.method == "PUT" and a.path.endswith(result))
+    client = [a for a in asked if a.ended <= offer.ended and a not in polled]
+    later = [a for a in asked if offer.ended <= a.began and a.ended <= stored.began]
+    found = [a for a in later if a in polled and a.method == "GET" and a.status == 200]
+    taken = [a for a in found if "/inbox" in place(a)][-1:]
+    decided = [a for a in asked if a.method == "PUT" and "/decision/" in a.path]
+    heard = [a for a in found if "/decision/" in a.path]
+    agent = [a for a in later if a not in polled]
+    way = max(chain([*taken, *agent, stored]), chain([*taken, *decided, *heard]))
+    return chain(client) + way + 1
+
+
+def is_poll(answer: Answer) -> bool:
+    """Return True for what is asked for again and again, until it is there, and for the journal."""
+    if "/events" in place(answer):
+        return True
+    return answer.method == "GET" and any(part in place(answer) for part in ("/inbox", "/decision"))
 
 
 def chain(answers: Iterable[Answer]) -> int:

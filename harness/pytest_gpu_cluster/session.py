@@ -271,9 +271,10 @@ class Run:
             if not events:
                 beats.raise_if_refused()
                 cluster.raise_if_gone()
-                reader.wait()
                 if not cluster.up:
                     self.waiting(time.monotonic() - began)
+            if self.stage is not Stage.FINISHED and not (events and self.store.is_local):
+                reader.wait()
             if time.monotonic() - last_event > SILENCE_S:
                 last_event = time.monotonic()
                 cluster.look()

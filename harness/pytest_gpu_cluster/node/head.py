@@ -33,9 +33,6 @@ from pytest_gpu_cluster.node.session import (
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 END_LIMIT_S = 10.0  # for a session to end when the node closes
-# Between two looks for an offer in a distant store: a tenth of the time without a session, within
-# these seconds. A minute costs at most 67 GET.
-OFFER_S = (0.5, 1.0)
 SUPERVISOR_PATIENCE_S = 5.0  # for the processes of a finished session to go
 
 
@@ -71,6 +68,12 @@ class Head:
             return ClusterPhase.BUSY
         return ClusterPhase.IDLE if self.ray.state is State.READY else ClusterPhase.STARTING
 
+    @property
+    def _pause_s(self) -> float:
+        """Seconds between two looks for an offer."""
+        is_local = self.node.store.is_local
+        return 0.0 if is_local else offer_pause_s(time.monotonic() - self.idle_since)
+
     def begin(self) -> None:
         """Start Ray. Raises InfrastructureError: no free port."""
         self.ray.start()
@@ -87,7 +90,7 @@ class Head:
             self._announce()
         if self.session is not None:
             self._watch(self.session)
-        elif self.fork_server.state is State.READY and now - self.asked > self._offer_s(now):
+        elif self.fork_server.state is State.READY and now >= self.asked + self._pause_s:
             self.asked = now
             self._take_session()
         idle_limit_s = self.idle_s if self.served else self.node.boot.waits.unasked_s
@@ -117,13 +120,6 @@ class Head:
             if decided:
                 self._begin(record, request)
                 return
-
-    def _offer_s(self, now: float) -> float:
-        """Return the seconds between two looks for an offer."""
-        if self.node.store.is_local:
-            return 0.0
-        least, most = OFFER_S
-        return min(max(least, 0.1 * (now - self.idle_since)), most)
 
     def _begin(self, record: SessionRecord, reading: Background[SessionRequest | None]) -> None:
         self.served = True
@@ -221,6 +217,14 @@ class Head:
         """Give a session an end of which no test has run."""
         timeout_s = self.node.boot.waits.store_patience_s
         append_lost_end(record, stop, mask=masker({}), timeout_s=timeout_s)
+
+
+def offer_pause_s(idle_s: float) -> float:
+    """Return the seconds between two looks for an offer in a distant store: a tenth of `idle_s`.
+
+    A minute has at most 68 of them: 10 in the first 5 s, 8 in the next 5, then one a second.
+    """
+    return min(max(0.5, 0.1 * idle_s), 1.0)
 
 
 def unfit_because(session: ActiveSession) -> str:
