@@ -111,6 +111,10 @@ class S3Server:
         waits = {"GET": get_s, "PUT": put_s, "HEAD": other_s, "POST": other_s, "DELETE": other_s}
         self._send(do="throttle", waits=waits)
 
+    def ignore_conditions(self) -> None:
+        """Store what is put under a condition, whatever that says, as some servers do."""
+        self._send(do="conditions", hold=False)
+
     def refuse(self) -> None:
         """Refuse connections from now on; the stored objects stay."""
         self._send(do="refuse")
@@ -180,6 +184,7 @@ class Command(TypedDict, total=False):
     method: str
     path: str
     waits: dict[str, float]
+    hold: bool
 
 
 class FaultRule(TypedDict):
@@ -224,6 +229,7 @@ class _Server:
         self._current: Counter[str] = Counter()  # requests being answered, by method
         self._most: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._conditions_hold = True
         self._host = host
         self._port = 0
         self._http: Any = None  # werkzeug's server
@@ -235,6 +241,9 @@ class _Server:
                 self._faults.append(command["rule"])
             case "heal":
                 self._faults.clear()
+                self._conditions_hold = True
+            case "conditions":
+                self._conditions_hold = command["hold"]
             case "throttle":
                 self._waits = command["waits"]
             case "requests":
@@ -275,6 +284,9 @@ class _Server:
         ).start()
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if not self._conditions_hold:
+            for name in CONDITIONS[1:]:
+                environ.pop(name, None)
         method, began, status = environ["REQUEST_METHOD"], time.monotonic(), ["0"]
 
         def start(line: str, headers: list[tuple[str, str]]) -> object:
