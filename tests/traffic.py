@@ -78,7 +78,7 @@ def round_trips(asked: Sequence[Answer], result: str) -> int:
     reads what it needs and stores the result, and the client, which meanwhile reads the decision,
     reads that. The longer one of these two ways counts. Of a part, requests that overlap count
     once. Not counted is what nobody waits for: heartbeats, announcements, polls that found nothing,
-    and the journal before the result.
+    the journal before the result, and what the agent writes elsewhere.
     """
     asked = [each for each in asked if not each.path.endswith(BESIDE)]
     offer = next(a for a in asked if a.method == "PUT" and "/inbox/" in a.path)
@@ -90,8 +90,8 @@ def round_trips(asked: Sequence[Answer], result: str) -> int:
     taken = [a for a in found if "/inbox" in place(a)][-1:]
     decided = [a for a in asked if a.method == "PUT" and "/decision/" in a.path]
     heard = [a for a in found if "/decision/" in a.path]
-    agent = [a for a in later if a not in polled]
-    way = max(chain([*taken, *agent, stored]), chain([*taken, *decided, *heard]))
+    agent = [a for a in later if a not in polled and a.method != "PUT"]
+    way = max(chain([*taken, *decided, *agent, stored]), chain([*taken, *decided, *heard]))
     return chain(client) + way + 1
 
 

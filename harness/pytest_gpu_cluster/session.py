@@ -253,7 +253,10 @@ class Run:
         reader = self.record.reader(expected=(AGENT_WRITER,))
         began = last_event = time.monotonic()
         failing: float | None = None  # since when; not since the last success: this was stopped
+        is_due = True
         while self.stage is not Stage.FINISHED:
+            if not is_due:
+                reader.wait()
             try:
                 events, failing = reader.poll(), None
             except UnreadableRecordError:  # and it stays so
@@ -273,8 +276,7 @@ class Run:
                 cluster.raise_if_gone()
                 if not cluster.up:
                     self.waiting(time.monotonic() - began)
-            if self.stage is not Stage.FINISHED and not (events and self.store.is_local):
-                reader.wait()
+            is_due = bool(events) and self.store.is_local
             if time.monotonic() - last_event > SILENCE_S:
                 last_event = time.monotonic()
                 cluster.look()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import stat
@@ -29,6 +30,7 @@ from pytest_gpu_cluster.bundle.index import (
     survey_of,
     unreadable,
 )
+from pytest_gpu_cluster.contract.background import Background
 from pytest_gpu_cluster.contract.bounded import DOCUMENT_BYTES
 from pytest_gpu_cluster.contract.errors import RequestError, UnreadableRecordError
 from pytest_gpu_cluster.contract.frozen import dataclass
@@ -288,9 +290,10 @@ def _send(store: Store, tree: StoredTree, contents: Contents, *, previous: str) 
     document = tree.to_bytes()
     digest = hashlib.sha256(document).hexdigest()
     sent: list[int] = []
+    last = Background(lambda: _stored(store, previous))
     is_stored = _stored(store, digest) is not None
     if not is_stored:
-        missing = contents.keys() - blobs_in(_stored(store, previous) or b"")
+        missing = contents.keys() - blobs_in(last.result() or b"")
         if len(missing) > ASK_ABOVE:
             missing -= _held(store, missing)
 
@@ -313,22 +316,20 @@ def _send(store: Store, tree: StoredTree, contents: Contents, *, previous: str) 
 
 
 def _held(store: Store, blobs: Set[str]) -> set[str]:
-    """Return the blobs that the store has.
+    """Return the blobs that the store has. A bucket, of any size, is asked for each, not listed.
 
-    A bucket is not listed, for it may have any number of blobs; it is asked for each of these. A
-    digest is as good as a lot: where it has none of the first 100, it is taken to have none.
+    Digests are random: where it has none of the first 100, it is taken to have none.
     """
     if store.is_local:
         return {key.rpartition("/")[2] for key in store.list(BLOBS)}
 
     def having(some: Sequence[str]) -> set[str]:
-        answers = pool.map(lambda blob: store.holds(blob_key(blob)), some)
-        return {blob for blob, is_there in zip(some, answers, strict=True) if is_there}
+        answers = pool.map(store.holds, map(blob_key, some))
+        return {*itertools.compress(some, answers)}
 
-    ordered = sorted(blobs)
     with ThreadPoolExecutor(REMOTE_THREADS) as pool:
-        held = having(ordered[:ASK_ABOVE])
-        return held | having(ordered[ASK_ABOVE:]) if held else held
+        first = having(sorted(blobs)[:ASK_ABOVE])
+        return first | having(sorted(blobs)[ASK_ABOVE:]) if first else first
 
 
 def _renew(store: Store, tree: str) -> bool:

@@ -58,7 +58,7 @@ LOCAL = _Cadence(
 # The writer's and the reader's part of a result's way are within its budget of 1 s together. What a
 # test costs is one PUT and one or two GET.
 REMOTE = _Cadence(
-    flush=0.3, linger=0.05, active=0.3, idle=0.6, discover=5.0, discover_late=15.0, holes=60.0
+    flush=0.3, linger=0.05, active=0.4, idle=0.6, discover=5.0, discover_late=15.0, holes=60.0
 )
 
 
