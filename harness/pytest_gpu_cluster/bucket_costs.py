@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pytest_gpu_cluster.contract.trees import BLOBS, TREES
 
-RULE = "ci/iam/lifecycle.json"
+RULE = "ci/s3/lifecycle.json"
 # S3's words for what was never configured.
 UNSET = ("NoSuchLifecycleConfiguration", "ServerSideEncryptionConfigurationNotFoundError")
 # Objects that others name, for as long as those others stay.
