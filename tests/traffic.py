@@ -92,7 +92,19 @@ def round_trips(asked: Sequence[Answer], result: str) -> int:
     heard = [a for a in found if "/decision/" in a.path]
     agent = [a for a in later if a not in polled and a.method != "PUT"]
     way = max(chain([*taken, *decided, *agent, stored]), chain([*taken, *decided, *heard]))
-    return chain(client) + way + 1
+    return client_trips([a for a in client if a is not offer]) + 1 + way + 1
+
+
+def client_trips(asked: Sequence[Answer]) -> int:
+    """Return how many requests came one after the other before the client could offer.
+
+    It looks for clusters, and puts its request and its tree, at the same time; when those two are
+    there, the request that names the tree.
+    """
+    requests = [a for a in asked if a.method == "PUT" and a.path.endswith("/request.json")]
+    clusters = [a for a in asked if "/clusters" in place(a)]
+    tree = [a for a in asked if a not in requests and a not in clusters]
+    return max(chain(clusters), max(chain(requests[:-1]), chain(tree)) + 1)
 
 
 def is_poll(answer: Answer) -> bool:

@@ -470,6 +470,7 @@ def store_traffic(lab: Lab, rounds: int) -> list[Row]:
                 before = len(server.answers())
                 there.pytest(seconds, "-q", "--gpu-cluster")
                 sessions.append(len(server.answers()) - before)
+                there.pytest(short, "-q", "--gpu-cluster")  # the node has another project's tree
                 server.throttle(get_s=FAR_S, put_s=FAR_S, other_s=FAR_S)
                 before = len(server.answers())
                 there.pytest(short, "-q", "--gpu-cluster")
