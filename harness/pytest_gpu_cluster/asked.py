@@ -26,21 +26,14 @@ AGENT = "pytest_gpu_cluster.agent.main:main"  # in the code that is shipped with
 CLUSTER_MARGIN_S = 600.0
 
 
-def cluster_spec(
-    settings: Settings, *, token: str, owner: str, python: str, environment: str, code: str
-) -> ClusterSpec:
-    """Return the cluster that the settings want; the rest is what a ClusterSpec has of it."""
+def cluster_spec(settings: Settings, *, token: str, pytest_version: str) -> ClusterSpec:
+    """Return the cluster that the settings want."""
     idle_s = settings.limits.idle_minutes * 60
     return ClusterSpec(
         token=token,
-        owner=owner,
-        python=python,
-        environment=environment,
-        code=code,
         nodes=settings.nodes,
         gpus_per_node=settings.gpus_per_node,
-        simulated_gpus=settings.simulated_gpus,
-        require_gpu=settings.require_gpu,
+        pytest_version=pytest_version,
         idle_s=idle_s,
         deadline_s=settings.limits.max_minutes * 60 + idle_s + CLUSTER_MARGIN_S,
     )

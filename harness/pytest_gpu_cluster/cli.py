@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pytest_gpu_cluster import __version__, clusters, options
+from pytest_gpu_cluster import __version__, options
 from pytest_gpu_cluster.cli_lines import (
     cluster_line,
     for_runner,
@@ -30,6 +30,7 @@ from pytest_gpu_cluster.cli_lines import (
     session_line,
     session_row,
 )
+from pytest_gpu_cluster.clusters.sweep import sweep as sweep_all
 from pytest_gpu_cluster.contract.cluster_record import (
     Announcement,
     ClusterDescription,
@@ -222,10 +223,13 @@ def _cluster_row(
     }
     try:
         provider = load_recorded(cluster.provider, settings, os.environ)
-        seen = provider.state(ClusterRef(provider=cluster.provider, id=cluster.id))
+        ref = ClusterRef(provider=cluster.provider, id=cluster.id, where=cluster.where)
+        seen = provider.state(ref)
     except HarnessError as problem:  # the others are listed all the same
         return {**row, "state": "unknown", "problem": str(problem)}
-    return row if seen.state == "running" else {**row, "state": "gone"}
+    if seen.state in ("running", "starting"):
+        return row
+    return {**row, "state": seen.state, "problem": seen.reason if seen.state == "unknown" else ""}
 
 
 def logs(chosen: argparse.Namespace) -> Answer:
@@ -275,18 +279,20 @@ def down(chosen: argparse.Namespace) -> Answer:
     place = project(chosen)
     store = place.store
     # A cluster of another version is closed by the provider of the settings.
-    providers = dict.fromkeys(cluster_ids(store), place.settings.provider)
-    providers |= {cluster.id: cluster.provider for cluster, _ in recorded_clusters(store)}
-    if unknown := [name for name in chosen.cluster if name not in providers]:
+    ours = place.settings.provider
+    refs = {name: ClusterRef(provider=ours, id=name) for name in cluster_ids(store)}
+    for cluster, _ in recorded_clusters(store):
+        refs[cluster.id] = ClusterRef(provider=cluster.provider, id=cluster.id, where=cluster.where)
+    if unknown := [name for name in chosen.cluster if name not in refs]:
         raise RequestError(
             f"no cluster {', '.join(unknown)} in {store.url}",
             remedy="take an id from: gpu-cluster ls",
         )
     closed, lines, exit_code = [], [], 0
-    for name in chosen.cluster or providers:
-        ref = ClusterRef(provider=providers[name], id=name)
+    for name in chosen.cluster or refs:
         try:
-            load_recorded(ref.provider, place.settings, os.environ).close(ref)
+            provider = load_recorded(refs[name].provider, place.settings, os.environ)
+            provider.close(refs[name])
             ClusterRecord(store, name).delete()
         except HarnessError as problem:  # the others are to be closed all the same
             lines.append(f"cluster {name} NOT closed: {problem}")
@@ -306,7 +312,7 @@ def sweep(chosen: argparse.Namespace) -> Answer:
         settings, store = place.settings, place.store
     except NoStoreError:
         pass  # without a store, what the provider owns can still be swept
-    lines = clusters.sweep(store, load_provider(settings.provider, settings, os.environ))
+    lines = sweep_all(store, load_provider(settings.provider, settings, os.environ))
     return Answer(document={"done": lines}, text="\n".join(lines) or "nothing to sweep")
 
 

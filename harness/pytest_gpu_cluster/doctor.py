@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 
 from pytest_gpu_cluster import options, publish
+from pytest_gpu_cluster.asked import cluster_spec
 from pytest_gpu_cluster.bucket_costs import Cost, bucket_warnings
+from pytest_gpu_cluster.clusters.acquire import new_id
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.frozen import dataclass
-from pytest_gpu_cluster.contract.gpus import by_nvml
 from pytest_gpu_cluster.contract.masking import PassedValues, not_masked_line
 from pytest_gpu_cluster.contract.secret_values import refuse_unmaskable
 from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.store import Store, local_path
 from pytest_gpu_cluster.project import PYPROJECT, ProjectDirectory
-from pytest_gpu_cluster.providers import load_provider
+from pytest_gpu_cluster.providers import LaunchPlan, load_provider
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ def examine(
         ("store", examination.write_to_store),
         ("secrets", examination.name_secrets),
         ("environment", examination.describe_environment),
-        ("GPUs", examination.count_gpus),
+        ("cluster", examination.examine_plan),
         ("CI host", examination.detect_host),
     ):
         yield _check(name, look)
@@ -109,24 +110,15 @@ class Examination:
         return "; ".join(filter(None, [masked, not_masked_line(passed)]))
 
     def describe_environment(self) -> str:
-        provider = load_provider(self._settings.provider, self._settings, self._environ)
-        installed = provider.environment(pytest_version=pytest.__version__)
-        versions = installed.versions
-        torch = versions.get("torch", "absent")
-        return (
-            f"{installed.python}: ray {versions['ray']}, pytest {versions['pytest']}, torch {torch}"
-        )
+        return self._plan().environment
 
-    def count_gpus(self) -> str:
-        real, driver = by_nvml(self._environ)
-        if real:
-            return f"{len(real)} x {real[0].name}, driver {driver}"
-        if self._settings.require_gpu:
-            raise RequestError(
-                "require-gpu is set, and NVML finds no GPU",
-                remedy="set require-gpu = false, or use a machine with a GPU",
-            )
-        return f"none; {self._settings.simulated_gpus} would be simulated"
+    def examine_plan(self) -> str:
+        return "; ".join(" ".join(line.split()) for line in self._plan().examine())
+
+    def _plan(self) -> LaunchPlan:
+        provider = load_provider(self._settings.provider, self._settings, self._environ)
+        version = pytest.__version__
+        return provider.plan(cluster_spec(self._settings, token=new_id(), pytest_version=version))
 
     def detect_host(self) -> str:
         ci = publish.detect(self._environ)

@@ -34,6 +34,13 @@ class Environment:
     digest: str
     versions: Mapping[str, str]  # of the distributions by normalised name
 
+    @property
+    def summary(self) -> str:
+        """The interpreter and what a session needs first, for people."""
+        names = ("ray", "pytest", "torch")
+        shown = ", ".join(f"{name} {self.versions.get(name, 'absent')}" for name in names)
+        return f"{self.python}: {shown}"
+
 
 class Interpreter(NamedTuple):
     """The facts of an interpreter that decide what it imports."""

@@ -22,7 +22,6 @@ from pytest_gpu_cluster.contract.errors import (
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.silence import Stopwatch
-from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import WAITS
 
 
@@ -99,24 +98,30 @@ def _check(put: Background[None]) -> None:
         raise RequestError(problem.what, remedy=problem.remedy) from problem
 
 
-def silent_sessions(store: Store, sessions: Iterable[str]) -> list[SessionRecord]:
-    """Return the records that are open though no client is there to make them final.
+def silent(sessions: Iterable[SessionRecord], kept: Iterable[ClusterRecord] = ()) -> set[str]:
+    """Return the ids of open sessions without a client to make them final.
 
-    Their heartbeats are watched for `WAITS.silent_s` seconds. What cannot be read is no record.
+    Likewise those of clusters whose keeper is silent. All are watched until each was heard, or for
+    the longest of their graces. What cannot be read is no record.
     """
-    beats: list[tuple[SessionRecord, bytes | None]] = []
-    for record in (SessionRecord(store, session) for session in sessions):
+    beats: dict[str, tuple[Callable[[], bytes | None], bytes | None]] = {}
+    patience_s = 0.0
+    for record in sessions:
         with contextlib.suppress(UnreadableRecordError):
             if not record.is_closed():
-                beats.append((record, record.heartbeat()))
-    if beats:
-        time.sleep(WAITS.silent_s)
-    silent: list[SessionRecord] = []
-    for record, beat in beats:
-        with contextlib.suppress(UnreadableRecordError):
-            if record.heartbeat() == beat and not record.is_closed():
-                silent.append(record)
-    return silent
+                request = record.request()
+                beats[record.session] = (record.heartbeat, record.heartbeat())
+                patience_s = max(patience_s, request.limits.grace_s if request is not None else 0)
+    for cluster in kept:
+        beats[cluster.cluster] = (cluster.heartbeat, cluster.heartbeat())
+    deadline = time.monotonic() + max(WAITS.lost_s, patience_s)
+    while beats and time.monotonic() < deadline:
+        time.sleep(min(1.0, WAITS.lost_s))
+        for name, (read, before) in [*beats.items()]:
+            with contextlib.suppress(UnreadableRecordError):
+                if read() != before:
+                    del beats[name]
+    return set(beats)
 
 
 def close_when_client_gone(record: SessionRecord) -> bool:
@@ -126,7 +131,7 @@ def close_when_client_gone(record: SessionRecord) -> bool:
     """
     if record.is_closed():
         return True
-    if not silent_sessions(record.store, [record.session]):
+    if record.session not in silent([record]) or record.is_closed():
         return record.is_closed()
     record.order_stop(StopReason.CLIENT_LOST)
     deadline = time.monotonic() + WAITS.settle_s

@@ -41,15 +41,13 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Print the launch plan for --gpu-plan, in the place of a run."""
     if not config.getoption("gpu_plan"):
         return None
-    from pytest_gpu_cluster.host.pytest_host import launch_plan
+    from pytest_gpu_cluster.host.pytest_host import plan_lines
 
     try:
-        plan = launch_plan(options.build_request(config, os.environ))
+        lines = plan_lines(options.build_request(config, os.environ))
     except HarnessError as problem:
         raise pytest.UsageError(str(problem)) from problem
-    price = f"price     at most {plan.price_ceiling_usd:.2f} USD; nothing was started"
-    for line in (*plan.lines, price):
-        print(line)
+    print(*lines, sep="\n")
     return 0
 
 

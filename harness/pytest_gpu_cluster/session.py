@@ -14,13 +14,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from enum import Enum, auto
 
-from pytest_gpu_cluster import clusters, environment
+from pytest_gpu_cluster import environment
 from pytest_gpu_cluster.asked import cluster_spec, passed_values, session_request, ship_tree
 from pytest_gpu_cluster.bundle.listing import listing
 from pytest_gpu_cluster.bundle.repository import modification_times
 from pytest_gpu_cluster.bundle.retention import prune
 from pytest_gpu_cluster.bundle.ship import Tree, ship_files
-from pytest_gpu_cluster.clusters import HeldCluster, Hold, Listed
+from pytest_gpu_cluster.clusters.acquire import Listed, acquire, launch, listed_clusters, new_id
+from pytest_gpu_cluster.clusters.held_cluster import HeldCluster, Hold
 from pytest_gpu_cluster.contract.background import Background
 from pytest_gpu_cluster.contract.errors import (
     HarnessError,
@@ -37,9 +38,9 @@ from pytest_gpu_cluster.contract.waits import WAITS
 from pytest_gpu_cluster.contract.withheld import stored_request, withheld
 from pytest_gpu_cluster.liveness import Heartbeat, heartbeat, recorded
 from pytest_gpu_cluster.outputs import Homecoming, bring_home
-from pytest_gpu_cluster.providers import ClusterSpec, LaunchPlan, Provider, load_provider
+from pytest_gpu_cluster.providers import LaunchPlan, Provider, load_provider
 
-SILENCE_S = 2.0  # without an event for so long, the provider is asked whether the cluster is there
+SILENCE_S = 2.0  # without an event for so long, it is asked whether the cluster is there
 
 
 class Terminated(KeyboardInterrupt):
@@ -51,6 +52,7 @@ class Stage(Enum):
 
     NEW = auto()  # nobody knows of it
     RECORDED = auto()  # the store has its request, so that others can say how it ended
+    FOLLOWING = auto()  # a cluster has it
     FINISHED = auto()  # `session_finished` has arrived
 
 
@@ -88,12 +90,12 @@ class Run:
         """
         began = time.monotonic()
         yield Requested(request=self.stored_request())
-        listed = clusters.listing(self.store)
+        listed = listed_clusters(self.store)
         # Without one, a request looks abandoned to whoever finds it.
         with heartbeat(self.record) as beats:
             with recorded(self.put_request):
-                installed = self.installed()
-                yield phase("environment", f"{installed.python} ({installed.digest})", began)
+                plan = self.planned()
+                yield phase("environment", plan.environment, began)
 
                 began = time.monotonic()
                 tree, code, git = self.ship()
@@ -106,36 +108,41 @@ class Run:
                 else {}
             )
             self.request = replace(
-                self.request, tree=tree.digest, code=code.digest, git=git, mtimes=times
+                self.request,
+                tree=tree.digest,
+                code=code.digest,
+                git=git,
+                mtimes=times,
+                shape=plan.shape,
+                limits=replace(self.request.limits, grace_s=plan.patience.grace_s),
             )
-            spec = self.cluster_spec(installed)
-            self.request = replace(self.request, shape=spec.shape())
             self.put_request()
             yield Requested(request=self.stored_request())
-            with self.hold(spec, listed) as cluster:
+            with self.hold(plan, listed) as cluster:
                 # A new one has begun to start: how long that takes is not known yet.
                 since = began if cluster.up else None
                 yield phase("cluster", f"{cluster.ref.id}, {cluster.note}", since)
                 yield from self.follow(cluster, beats)
 
-    def cluster_spec(self, installed: environment.Environment) -> ClusterSpec:
-        """Return the cluster that this session wants."""
-        return cluster_spec(
-            self.settings,
-            token=clusters.new_id(),
-            owner=self.provider.owner(),
-            python=installed.python,
-            environment=installed.digest,
-            code=self.request.code,
+    def planned(self) -> LaunchPlan:
+        """Return the plan of the cluster that this session wants; spends nothing.
+
+        Raises RequestError for one that cannot run it.
+        """
+        token = new_id()
+        return self.provider.plan(
+            cluster_spec(self.settings, token=token, pytest_version=self._pytest_version)
         )
 
-    def plan(self) -> LaunchPlan:
-        """Return what would be launched; spends nothing. Raises RequestError."""
-        plan = self.provider.plan(self.cluster_spec(self.installed()))
-        tree = self._asked.tree
+    def plan_lines(self) -> list[str]:
+        """Return what would be launched and sent, a line each. Raises RequestError."""
+        plan, tree = self.planned(), self._asked.tree
         include, exclude = tree.files.include, tree.files.exclude
         paths = listing(tree.top, start=tree.start, include=include, exclude=exclude)
-        return replace(plan, lines=(*plan.lines, f"tree      files: {len(paths)}"))
+        usd = plan.price_ceiling_usd
+        price = "not known" if usd is None else f"at most {usd:.2f} USD"
+        price = f"price     {price}; nothing was started"
+        return [*plan.examine(), f"tree      files: {len(paths)}", price]
 
     def closing_lines(self, *, simulated: bool, quiet: bool) -> list[str]:
         """Return the last lines: the record, the machines, and the time that the cluster stays.
@@ -164,13 +171,6 @@ class Run:
         """Return the request as others may read it."""
         return stored_request(self.request, self.mask)
 
-    def installed(self) -> environment.Environment:
-        """Return the environment of the nodes.
-
-        Raises RequestError for one that cannot run a session.
-        """
-        return self.provider.environment(pytest_version=self._pytest_version)
-
     def ship(self) -> tuple[Tree, Tree, GitFacts]:
         """Put the working tree, and this package's own code for the cluster, into the store.
 
@@ -183,27 +183,24 @@ class Run:
         return tree, code.result(), git
 
     @contextlib.contextmanager
-    def hold(self, spec: ClusterSpec, listed: Background[Listed]) -> Iterator[HeldCluster]:
+    def hold(self, plan: LaunchPlan, listed: Background[Listed]) -> Iterator[HeldCluster]:
         """Hold a cluster, and close it unless it may stay warm.
 
         No way out of the block leaves it unattended.
         """
         values = self._asked.passed_env | withheld(self.request, self.mask)
+        cluster = acquire(self.store, self.provider, plan, self.id, values, listed)
+        self.cluster = cluster
         try:
-            self.cluster = clusters.acquire(
-                self.store, self.provider, spec, self.id, values, listed
-            )
-        except BaseException:
-            self.cluster = clusters.find_launched(self.store, self.provider, spec)
-            self.close_cluster()
-            raise
-        try:
-            yield self.cluster
+            if cluster.stage is Hold.PLANNED:
+                code, say = self.request.code, self.say
+                launch(cluster, code=code, session=self.id, values=values, tell=say)
+            yield cluster
         except KeyboardInterrupt as problem:  # the user's: a test's own arrives as an event
             self.interrupt(problem)
             raise
         finally:
-            self.release(self.cluster)
+            self.release(cluster)
 
     def interrupt(self, problem: BaseException) -> None:
         """Note that the user ends the run, and with SIGTERM or SIGHUP the cluster too."""
@@ -222,7 +219,7 @@ class Run:
                 name = cluster.ref.id
                 self.say(f"the tests end, cluster {name} stays warm; Ctrl-C again ends it too")
                 self.stop(StopReason.CANCELLED)
-            elif self.stage is not Stage.FINISHED and not self.interrupted:
+            elif self.stage is Stage.FOLLOWING and not (self.interrupted or cluster.lost):
                 self.stop(StopReason.CLIENT_DONE)
         except KeyboardInterrupt:
             self.interrupted = self.must_end = hurried = True
@@ -247,10 +244,10 @@ class Run:
     def follow(self, cluster: HeldCluster, beats: Heartbeat) -> Iterator[Event]:
         """Yield the journal to the agent's last event.
 
-        When it falls silent, the provider is asked about the cluster. Raises InfrastructureError
-        where that or the store is gone, once everything was read that was written before.
+        When it falls silent, the cluster is looked after. Raises HarnessError where that or the
+        store is gone, once everything was read that was written before.
         """
-        reader = self.record.reader(expected=(AGENT_WRITER,))
+        reader, self.stage = self.record.reader(expected=(AGENT_WRITER,)), Stage.FOLLOWING
         began = last_event = time.monotonic()
         failing: float | None = None  # since when; not since the last success: this was stopped
         is_due = True
@@ -273,13 +270,12 @@ class Run:
                 yield event
             if not events:
                 beats.raise_if_refused()
-                cluster.raise_if_gone()
+                cluster.raise_if_lost()
                 if not cluster.up:
                     self.waiting(time.monotonic() - began)
+                if not cluster.up or time.monotonic() - last_event > SILENCE_S:
+                    cluster.look()
             is_due = bool(events) and self.store.is_local
-            if time.monotonic() - last_event > SILENCE_S:
-                last_event = time.monotonic()
-                cluster.look()
 
     def unread(self) -> list[Event]:
         """Return the events that `events` has not yielded: what came while it was interrupted."""

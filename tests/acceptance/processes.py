@@ -19,9 +19,9 @@ INTERNAL = "GPU_CLUSTER_INTERNAL_"  # how the names of variables begin that are 
 CLUSTERS = Path(f"/tmp/gpu-test-{os.getpid()}")
 # The product in this process reads it too. A worker of xdist must not take over its parent's value.
 os.environ[f"{INTERNAL}CLUSTERS"] = str(CLUSTERS)
-# Silence counts after 5 s in place of 12. A warm cluster may be slow to answer on a busy machine,
+# Silence counts after 5 s in place of 60. A warm cluster may be slow to answer on a busy machine,
 # where the start of another one would make it busier.
-ALWAYS = {"heartbeat_s": 1.5, "decision_s": 20}
+ALWAYS = {"heartbeat_s": 1.5, "lost_s": 5, "decision_s": 20}
 
 
 def waits(**seconds: float) -> dict[str, str]:

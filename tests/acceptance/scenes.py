@@ -83,7 +83,7 @@ from pytest_gpu_cluster.providers.local import LocalProvider
 
 class Capacity(LocalProvider):
     name = "refusing:Capacity"
-    def launch(self, plan, boot):
+    def launch(self, plan, boot, tell):
         raise errors.CapacityError(
             "EC2 refused 1 x g6.xlarge in us-east-1a and us-east-1b: InsufficientInstanceCapacity",
             remedy="add instance types, or raise capacity-wait-s",
@@ -91,7 +91,7 @@ class Capacity(LocalProvider):
 
 class Environment(LocalProvider):
     name = "refusing:Environment"
-    def launch(self, plan, boot):
+    def launch(self, plan, boot, tell):
         raise errors.EnvironmentBuildError(
             "pip could not install torch==9.9: no such version",
             remedy="correct [tool.gpu-cluster.environment]",
@@ -99,7 +99,7 @@ class Environment(LocalProvider):
 
 class Infrastructure(LocalProvider):
     name = "refusing:Infrastructure"
-    def launch(self, plan, boot):
+    def launch(self, plan, boot, tell):
         raise errors.InfrastructureError(
             "the head node left before Ray had started", remedy="run again"
         )

@@ -315,7 +315,7 @@ FEW_PORTS = (
     "-rn",
     "sh",
     "-c",
-    'echo "40000 40002" > /proc/sys/net/ipv4/ip_local_port_range; exec "$@"',
+    'echo "20000 20002" > /proc/sys/net/ipv4/ip_local_port_range; exec "$@"',
     "sh",
 )
 NAMESPACES = subprocess.run([*FEW_PORTS, "true"], capture_output=True, check=False).returncode == 0

@@ -127,7 +127,7 @@ def test_the_doctor_says_what_would_go_wrong_before_anything_is_spent(lone: Proj
     assert ill.returncode == 4
     assert [f["check"] for f in as_json if not f["ok"]] == [
         "store",
-        *([] if os.path.exists("/dev/nvidiactl") else ["GPUs"]),
+        *([] if os.path.exists("/dev/nvidiactl") else ["cluster"]),
     ]
     assert all(f["remedy"] for f in as_json if not f["ok"])
     assert "remedy:" in ill.stdout

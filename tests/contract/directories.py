@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from pytest_gpu_cluster.contract.errors import InfrastructureError, RequestError
+from pytest_gpu_cluster.contract.request import Shape
 from pytest_gpu_cluster.contract.settings import Settings
-from pytest_gpu_cluster.environment import Environment
 from pytest_gpu_cluster.providers import (
     BootScript,
     ClusterRef,
     ClusterSpec,
     ClusterState,
     LaunchPlan,
+    Owned,
 )
 from pytest_gpu_cluster.settings_keys import Key, read_text, whole
 
@@ -37,30 +39,36 @@ class DirectoryProvider:
         self._folder = Path(str(table.get("folder", environ.get("TMPDIR", "/tmp"))))
         self._cents = int(str(table.get("price-cents", 0)))
 
-    def environment(self, *, pytest_version: str) -> Environment:
-        """Return an environment that has one version of pytest. Raises RequestError for another."""
-        if pytest_version.startswith("0."):
-            raise RequestError(f"pytest is {pytest_version}", remedy="pip install -U pytest")
-        return Environment(python="python3", digest="d", versions={"pytest": pytest_version})
-
-    def owner(self) -> str:
-        """Return the folder: who can write to it owns its clusters."""
-        return str(self._folder)
-
     def plan(self, spec: ClusterSpec) -> LaunchPlan:
-        """Return the plan. Raises RequestError for more GPUs than a directory has."""
+        """Return the plan. Raises RequestError for another version of pytest."""
+        if spec.pytest_version.startswith("0."):
+            raise RequestError(f"pytest is {spec.pytest_version}", remedy="pip install -U pytest")
+        return LaunchPlan(
+            spec=spec,
+            shape=Shape(
+                owner=str(self._folder),
+                environment="d",
+                nodes=spec.nodes,
+                gpus_per_node=spec.gpus_per_node,
+            ),
+            environment="no test can run there",
+            where={"folder": str(self._folder)},
+            price_ceiling_usd=self._cents / 100,
+            examine=partial(self._examine, spec),
+        )
+
+    def _examine(self, spec: ClusterSpec) -> tuple[str, ...]:
         if spec.gpus_per_node != "auto" and spec.gpus_per_node > GPUS:
             raise RequestError(
                 f"gpus-per-node = {spec.gpus_per_node}, and a directory has {GPUS}",
                 remedy=f"set it to {GPUS}",
             )
-        lines = (f"directory {self._folder / spec.token}",)
-        return LaunchPlan(spec=spec, lines=lines, price_ceiling_usd=self._cents / 100)
+        return (f"directory {self._folder / spec.token}",)
 
-    def launch(self, plan: LaunchPlan, boot: BootScript) -> ClusterRef:
+    def launch(self, plan: LaunchPlan, boot: BootScript, tell: Callable[[str], None]) -> None:
         """Write the boot script into a new directory. Raises InfrastructureError."""
-        ref = ClusterRef(provider=self.name, id=plan.spec.token)
-        directory = self._folder / ref.id
+        directory = self._folder / plan.spec.token
+        tell(f"a directory is made in {self._folder}")
         try:
             if not directory.exists():
                 directory.mkdir(parents=True)
@@ -71,14 +79,6 @@ class DirectoryProvider:
                 (directory / "spec.json").write_text(json.dumps(boot.spec.to_json()))
         except OSError as error:
             raise InfrastructureError(f"{directory}: {error}", remedy="run again") from error
-        return ref
-
-    def hand_over(self, ref: ClusterRef, session: str, values: Mapping[str, str]) -> None:
-        """Write the values into the directory. Raises InfrastructureError."""
-        try:
-            (self._folder / ref.id / session).write_text(json.dumps(dict(values)))
-        except OSError as error:
-            raise InfrastructureError(f"cluster {ref.id} is gone", remedy="run again") from error
 
     def state(self, ref: ClusterRef) -> ClusterState:
         """Return "running" while the directory exists."""
@@ -90,7 +90,7 @@ class DirectoryProvider:
         """Delete the directory."""
         shutil.rmtree(self._folder / ref.id, ignore_errors=True)
 
-    def owned(self) -> Iterable[ClusterRef]:
+    def owned(self) -> Iterable[Owned]:
         """Return a cluster for each directory."""
         paths = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
-        return [ClusterRef(provider=self.name, id=path.name) for path in paths]
+        return [Owned(ref=ClusterRef(provider=self.name, id=path.name)) for path in paths]

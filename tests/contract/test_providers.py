@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpu_cluster.clusters import boot_spec
+from pytest_gpu_cluster.clusters.acquire import boot_spec
 from pytest_gpu_cluster.contract.cluster_record import ClusterPhase, ClusterRecord
 from pytest_gpu_cluster.contract.errors import HarnessError, InfrastructureError, RequestError
 from pytest_gpu_cluster.contract.settings import Settings
@@ -61,27 +61,25 @@ def new_token() -> str:
     return f"c{secrets.token_hex(3)}"
 
 
-def new_spec(provider: Provider) -> ClusterSpec:
-    """Return the spec of a cluster of one node with simulated GPUs."""
-    installed = provider.environment(pytest_version=pytest.__version__)
+def new_spec() -> ClusterSpec:
+    """Return the spec of a cluster of one node."""
     return ClusterSpec(
         token=new_token(),
-        owner=provider.owner(),
-        python=installed.python,
-        environment=installed.digest,
-        code="",
         nodes=1,
         gpus_per_node="auto",
-        simulated_gpus=2,
-        require_gpu=False,
+        pytest_version=pytest.__version__,
         deadline_s=300.0,
         idle_s=60.0,
     )
 
 
-def boot_script(spec: ClusterSpec, store: Store) -> BootScript:
+def boot_script(plan: LaunchPlan, store: Store) -> BootScript:
     """Return the keeper's code, and a spec as `clusters.launch` writes it."""
-    return BootScript(code=own_code(), spec=boot_spec(store, spec))
+    return BootScript(code=own_code(), spec=boot_spec(store, plan, ""))
+
+
+def quietly(line: str) -> None:
+    """Show nothing of what is waited for."""
 
 
 def is_idle(store: Store, cluster: str) -> bool:
@@ -105,7 +103,7 @@ def processes_of(cluster: str, word: str = "") -> set[int]:
 
 
 def owned_ids(provider: Provider) -> list[str]:
-    return [ref.id for ref in provider.owned()]
+    return [owned.ref.id for owned in provider.owned()]
 
 
 @pytest.fixture(scope="module", params=[*REGISTRY, OUTSIDE])
@@ -118,11 +116,11 @@ def launched(
     settings = Settings(provider=request.param, provider_settings={request.param: table})
     provider = load_provider(request.param, settings, os.environ)
     store = Store.open("store", base=folder)
-    spec = new_spec(provider)
-    plan, boot = provider.plan(spec), boot_script(spec, store)
-    ref = ClusterRef(provider=provider.name, id=spec.token)
+    plan = provider.plan(new_spec())
+    boot = boot_script(plan, store)
+    ref = ClusterRef(provider=provider.name, id=plan.spec.token, where=plan.where)
     try:
-        ref = provider.launch(plan, boot)
+        provider.launch(plan, boot, quietly)
         if request.param in REGISTRY:
             assert eventually(lambda: is_idle(store, ref.id), within_s=START_S), provider.state(ref)
         yield Launched(provider=provider, plan=plan, boot=boot, ref=ref)
@@ -163,13 +161,14 @@ def test_a_provider_is_imported_without_its_sdk(run_python: RunPython, name: str
 
 def test_a_plan_says_what_it_costs_and_spends_nothing(launched: Launched) -> None:
     """`--gpu-plan` is what people run before they dare."""
-    spec = new_spec(launched.provider)
+    spec = new_spec()
 
     plan = launched.provider.plan(spec)
 
     assert plan.spec == spec
-    assert plan.lines
-    assert plan.price_ceiling_usd >= 0
+    assert plan.examine()
+    assert plan.environment
+    assert plan.price_ceiling_usd is None or plan.price_ceiling_usd >= 0
     assert spec.token not in owned_ids(launched.provider)
     assert processes_of(spec.token) == set()
 
@@ -178,29 +177,23 @@ def test_what_was_launched_is_found_again(launched: Launched) -> None:
     """A killed client leaves machines behind; the next client finds them without its memory."""
     stranger = load_provider(
         launched.ref.provider,
-        Settings(provider_settings={OUTSIDE: {"folder": launched.provider.owner()}}),
+        Settings(provider_settings={OUTSIDE: dict(launched.plan.where)}),
         os.environ,
     )
 
-    assert launched.ref in list(stranger.owned())
+    assert launched.ref.id in owned_ids(stranger)
     assert stranger.state(launched.ref).state == "running"
-    assert stranger.owner() == launched.provider.owner()
+    assert stranger.plan(launched.plan.spec).shape == launched.plan.shape
 
 
 def test_launching_twice_with_one_token_is_one_cluster(launched: Launched) -> None:
     """An answer that was lost is asked for again, and must not be paid for twice."""
     keepers = processes_of(launched.ref.id, "node.guard")
 
-    again = launched.provider.launch(launched.plan, launched.boot)
+    launched.provider.launch(launched.plan, launched.boot, quietly)
 
-    assert again == launched.ref
     assert owned_ids(launched.provider).count(launched.ref.id) == 1
     assert processes_of(launched.ref.id, "node.guard") == keepers
-
-
-def test_a_cluster_takes_the_values_of_a_session(launched: Launched) -> None:
-    """Passed variables reach the head beside the record, which others can read."""
-    launched.provider.hand_over(launched.ref, "20260101-000000-abcd", {"A_TOKEN": "x"})
 
 
 def test_an_unknown_cluster_is_gone_and_closing_it_is_quiet(launched: Launched) -> None:
@@ -214,22 +207,22 @@ def test_an_unknown_cluster_is_gone_and_closing_it_is_quiet(launched: Launched) 
 
 def test_every_error_is_ours_and_has_a_remedy(launched: Launched, tmp_path: Path) -> None:
     """The exit code and the report are made of the class; a vendor's error would be a traceback."""
-    provider, spec = launched.provider, new_spec(launched.provider)
-    impossible = replace(spec, gpus_per_node=10_000, require_gpu=True, simulated_gpus=0)
+    name = launched.ref.provider
+    settings = Settings(
+        require_gpu=True, simulated_gpus=0, provider_settings={name: dict(launched.plan.where)}
+    )
+    provider, spec = load_provider(name, settings, os.environ), new_spec()
     broken = BootScript(code={"absent.py": tmp_path / "absent.py"}, spec=launched.boot.spec)
     errors: list[HarnessError] = []
 
     with pytest.raises(RequestError) as caught:
-        provider.plan(impossible)
+        provider.plan(replace(spec, gpus_per_node=10_000)).examine()
     errors.append(caught.value)
     with pytest.raises(RequestError) as caught:
-        provider.environment(pytest_version="0.1")
+        provider.plan(replace(spec, pytest_version="0.1"))
     errors.append(caught.value)
     with pytest.raises(InfrastructureError) as failure:
-        provider.hand_over(launched.unknown, "s", {})
-    errors.append(failure.value)
-    with pytest.raises(InfrastructureError) as failure:
-        provider.launch(provider.plan(spec), broken)
+        provider.launch(provider.plan(spec), broken, quietly)
     errors.append(failure.value)
     provider.close(replace(launched.ref, id=spec.token))
 

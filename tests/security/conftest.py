@@ -24,7 +24,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.delenv("GPU_CLUSTER_STORE", raising=False)
     monkeypatch.delenv("CI", raising=False)
     # No client is alive here: nobody has to wait for the next beat of its heart.
-    monkeypatch.setattr(liveness, "WAITS", replace(WAITS, heartbeat_s=-0.99, settle_s=0.0))
+    monkeypatch.setattr(liveness, "WAITS", replace(WAITS, lost_s=0.02, settle_s=0.0))
     return here
 
 

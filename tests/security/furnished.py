@@ -48,12 +48,10 @@ SESSION, CLUSTER, SUITE = "20260101-120000-abcd", "c1", "gpu-cluster"
 CONTENT = b"x = 1\n" * 99
 SHAPE = Shape(
     owner="me",
-    python="/usr/bin/python",
     environment="abc",
     nodes=1,
     gpus_per_node="auto",
-    simulated_gpus=2,
-    require_gpu=False,
+    facts={"python": "/usr/bin/python"},
 )
 REQUEST = SessionRequest(
     session=SESSION,
@@ -148,6 +146,8 @@ def furnish(store: Store) -> None:
     )
     cluster.announce(Announcement(session=SESSION, idle_left_s=1.0))
     cluster.put_head("127.0.0.1:1")
+    cluster.put_key("00" * 32)
+    cluster.put_sealed(SESSION, b"sealed")
     cluster.offer(SESSION)
     cluster.decide(SESSION, taken=True)
     tree = ship_files(store, {"a.py": CONTENT, "p/b.py": b"", "p/c": b"c"})

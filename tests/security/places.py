@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_gpu_cluster import cli
-from pytest_gpu_cluster.clusters import PROTOCOL
+from pytest_gpu_cluster.clusters.acquire import PROTOCOL
 from pytest_gpu_cluster.contract import procfs
 
 SHAPE = {
     "owner": "somebody",
-    "python": "/usr/bin/python3",
     "environment": "0123",
     "nodes": 1,
     "gpus_per_node": "auto",
-    "simulated_gpus": 2,
-    "require_gpu": False,
+    "facts": {"python": "/usr/bin/python3"},
 }
 
 
@@ -44,6 +42,8 @@ def description(cluster: str, provider: str = "local", **changed: object) -> byt
         "provider": provider,
         "protocol": PROTOCOL,
         "shape": SHAPE,
+        "where": {},
+        "session": "",
         "deadline_s": 3600.0,
     }
     return json.dumps({**body, **changed}).encode()

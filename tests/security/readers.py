@@ -170,6 +170,12 @@ READERS: Mapping[str, Reader] = {
         (f"{OF_CLUSTER}announcement",),
     ),
     "head": Reader(_cluster("head.json"), _of_cluster(ClusterRecord.head), (f"{OF_CLUSTER}head",)),
+    "key": Reader(_cluster("key.json"), _of_cluster(ClusterRecord.key), (f"{OF_CLUSTER}key",)),
+    "sealed": Reader(  # what is in it is opened by the keeper: test_sealing
+        _cluster(f"sealed/{SESSION}"),
+        _of_cluster(lambda record: record.put_sealed(SESSION, record.take_sealed(SESSION) or b"")),
+        (f"{OF_CLUSTER}take_sealed",),
+    ),
     "decision": Reader(
         _cluster(f"decision/{SESSION}"),
         _of_cluster(lambda record: record.decision(SESSION)),

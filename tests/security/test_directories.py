@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_gpu_cluster.clusters.held_cluster import hand_over
 from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.contract.cluster_directory import (
     MARK,
@@ -17,14 +18,24 @@ from pytest_gpu_cluster.contract.cluster_directory import (
     make_directory,
     remove_directory,
 )
+from pytest_gpu_cluster.contract.cluster_record import ClusterRecord
 from pytest_gpu_cluster.contract.errors import InfrastructureError, TeardownError
 from pytest_gpu_cluster.contract.settings import Settings
+from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.node.guard import remove_node
-from pytest_gpu_cluster.providers import ClusterRef
+from pytest_gpu_cluster.providers import ClusterRef, ClusterSpec
 from pytest_gpu_cluster.providers.local import LocalProvider
 from tests.security.places import Place, contents, description
 
 REF = ClusterRef(provider="local", id="c1")
+SPEC = ClusterSpec(
+    token="c1",
+    nodes=1,
+    gpus_per_node="auto",
+    pytest_version=pytest.__version__,
+    deadline_s=60.0,
+    idle_s=60.0,
+)
 NOBODY = 65534
 
 
@@ -103,7 +114,12 @@ def test_what_launch_did_not_make_is_left_alone(
         with pytest.raises(TeardownError, match="no mark of a cluster of this user"):
             provider.close(REF, now=now)
     with pytest.raises(InfrastructureError, match="cluster c1 is gone"):
-        provider.hand_over(REF, "20260101-000000-abcd", {"A_TOKEN": "secret"})
+        hand_over(
+            provider.plan(SPEC),
+            ClusterRecord(Store.open(str(place.store), base=place.top), "c1"),
+            "20260101-000000-abcd",
+            {"A_TOKEN": "secret"},
+        )
     remove_node(directory / "n0")
     remove_directory(directory)
     told = [place.command("down", "c1"), place.command("down"), place.command("sweep")]

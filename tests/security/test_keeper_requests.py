@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pytest_gpu_cluster.contract.fields import JsonObject
 from pytest_gpu_cluster.contract.masking import PassedValues
 from pytest_gpu_cluster.contract.signing import session_key, signed, verified
-from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
+from pytest_gpu_cluster.contract.specs import BootSpec, ClusterSecrets, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import Waits
 from pytest_gpu_cluster.node import forkserver
@@ -31,12 +31,11 @@ from pytest_gpu_cluster.node.requests import NodeFacts, RequestServer
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 SECRET = "of all keepers"
+SECRETS = ClusterSecrets(ray_token="token", keeper_secret=SECRET)
 BOOT = BootSpec(
     cluster="c1",
     store="",
     code="0" * 64,
-    ray_token="token",
-    keeper_secret=SECRET,
     nodes=1,
     gpus_per_node=2,
     simulated_gpus=2,
@@ -53,7 +52,12 @@ def node(tmp_path: Path) -> Node:
     directory = tmp_path / "c1" / "n0"
     (directory / "s" / "s1" / "tree").mkdir(parents=True)
     spec = KeeperSpec(
-        boot=BOOT, directory=directory, ray_directory=tmp_path / "r", head=True, ip="127.0.0.1"
+        secrets=SECRETS,
+        boot=BOOT,
+        directory=directory,
+        ray_directory=tmp_path / "r",
+        head=True,
+        ip="127.0.0.1",
     )
     store = Store.open("store", base=tmp_path)
     return Node(spec=spec, store=store, gpus=(), driver=None, host="machine")

@@ -25,6 +25,8 @@ class Evil:
     def __init__(self, *_): mark.write_text("made")
     def close(self, ref): mark.write_text("closed " + ref.id)
     def owned(self): return ()
+    def plan(self, spec): ...
+    def launch(self, plan, boot, tell): ...
     def state(self, ref):
         from pytest_gpu_cluster.providers import ClusterState
         return ClusterState(state="running")

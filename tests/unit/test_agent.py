@@ -485,7 +485,7 @@ def test_an_order_of_the_client_stops_the_session(parts: Parts) -> None:
     keeper, agent = socket.socketpair()
     limits = TimeLimits(parts.state, KeeperOrders(agent))
     limits.check()
-    assert parts.state.stop is None
+    before = parts.state.stop
 
     keeper.sendall(encode(EndSession(reason=StopReason.CLIENT_DONE)))
     limits.check()
@@ -494,6 +494,7 @@ def test_an_order_of_the_client_stops_the_session(parts: Parts) -> None:
         StopReason.CLIENT_DONE,
         "the client needs no more results",
     )
+    assert before is None
     keeper.close()
     limits.check()  # a keeper that is gone has no orders
     agent.close()

@@ -23,10 +23,13 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "cli_lines": ("contract",),
     "artifacts_command": ("outputs", "contract"),
-    "doctor": ("bucket_costs", "options", "project", "providers", "publish", "contract"),
+    "doctor": (
+        *("asked", "bucket_costs", "clusters", "options", "project", "providers"),
+        *("publish", "contract"),
+    ),
     "bucket_costs": ("contract",),
     "report_command": ("liveness", "outputs", "report", "publish", "contract"),
-    "host": ("session", "outputs", "providers", "report", "publish", "contract"),
+    "host": ("session", "outputs", "report", "publish", "contract"),
     "session": (
         *("asked", "bundle", "clusters", "environment", "liveness", "outputs", "providers"),
         "contract",

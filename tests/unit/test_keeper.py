@@ -25,7 +25,8 @@ from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass
 from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.request import Limits, SessionRequest
-from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
+from pytest_gpu_cluster.contract.sealing import seal
+from pytest_gpu_cluster.contract.specs import BootSpec, ClusterSecrets, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import Waits
 from pytest_gpu_cluster.node.forkserver import (
@@ -53,6 +54,11 @@ def clean(spec, channel):
     channel.sendall(json.dumps({"kind": "finished", "clean": True}).encode() + b"\\n")
     return 0
 
+def tells(spec, channel):
+    with open("told", "w") as file:
+        file.write(json.dumps(spec["env"]))
+    return clean(spec, channel)
+
 def fails(spec, channel):
     raise RuntimeError("cannot put clusters/1/heartbeat: deadline passed")
 
@@ -61,12 +67,11 @@ def forever(spec, channel):
     time.sleep(4712)
 """
 CODE = "0" * 64  # the digest of the agent's code, which is on the node already
+SECRETS = ClusterSecrets(ray_token="token", keeper_secret="secret")
 BOOT = BootSpec(
     cluster="c1",
     store="",
     code="0" * 64,
-    ray_token="token",
-    keeper_secret="secret",
     nodes=1,
     gpus_per_node=2,
     simulated_gpus=2,
@@ -135,7 +140,13 @@ def until(value: Callable[[], T | None], timeout_s: float = 40.0) -> T:
 
 class Boot(Protocol):
     def __call__(
-        self, agent: str, *, head: bool = True, grace_s: float = 45, deadline_s: float = 60
+        self,
+        agent: str,
+        *,
+        head: bool = True,
+        grace_s: float = 45,
+        deadline_s: float = 60,
+        sealed: bool = False,
     ) -> Booted: ...
 
 
@@ -145,14 +156,25 @@ def boot(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator
     nodes: list[Booted] = []
 
     def start(
-        agent: str, *, head: bool = True, grace_s: float = 45, deadline_s: float = 60
+        agent: str,
+        *,
+        head: bool = True,
+        grace_s: float = 45,
+        deadline_s: float = 60,
+        sealed: bool = False,
     ) -> Booted:
         base = tmp_path_factory.mktemp("c")
         waits = Waits(grace_s=grace_s)
-        boot = replace(BOOT, store=f"file://{base}/store", waits=waits, deadline_s=deadline_s)
+        store_url = f"file://{base}/store"
+        boot = replace(BOOT, store=store_url, waits=waits, deadline_s=deadline_s, sealed=sealed)
         directory = make_directory(base, "c1") / "n0"
         spec = KeeperSpec(
-            boot=boot, directory=directory, ray_directory=base / "r", head=head, ip="127.0.0.1"
+            secrets=SECRETS,
+            boot=boot,
+            directory=directory,
+            ray_directory=base / "r",
+            head=head,
+            ip="127.0.0.1",
         )
         store = Store.open(boot.store, base=base)
         session, cluster = SessionRecord(store, "s1"), ClusterRecord(store, "c1")
@@ -215,6 +237,25 @@ def test_a_session_is_served_and_the_cluster_is_idle_again(boot: Boot) -> None:
     assert not booted.directory.parent.exists()
     assert booted.processes() == []
     assert booted.cluster.store.list("clusters") == []
+
+
+def test_a_session_waits_for_its_sealed_values_and_no_reader_of_the_store_sees_them(
+    boot: Boot,
+) -> None:
+    """On a machine elsewhere the store is the only way in, and others may read it."""
+    booted = boot("tells", sealed=True)
+    public = until(booted.cluster.key)
+    time.sleep(0.3)
+    assert booted.cluster.decision("s1") is None
+
+    sealed = seal(public, "s1", {"A_TOKEN": "q7Zk-very-secret"})
+    booted.cluster.put_sealed("s1", sealed)
+
+    told = until(lambda: [*booted.directory.rglob("told")])
+    until(lambda: booted.end() or booted.phase() is ClusterPhase.IDLE)
+    assert json.loads(until(lambda: told[0].read_text() if told[0].exists() else "{}"))
+    assert b"q7Zk-very-secret" not in sealed
+    assert booted.cluster.take_sealed("s1") is None
 
 
 @pytest.mark.parametrize(("lives_s", "remains"), [(0.4, False), (30, True)])

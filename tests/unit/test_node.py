@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,22 +14,21 @@ from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.masking import PassedValues, masker
 from pytest_gpu_cluster.contract.outputs import HeldBack
 from pytest_gpu_cluster.contract.record import SessionRecord
-from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
+from pytest_gpu_cluster.contract.specs import BootSpec, ClusterSecrets, KeeperSpec
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import Waits
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
 from pytest_gpu_cluster.node.lease import NODE_VARIABLE
-from pytest_gpu_cluster.node.processes import environment
+from pytest_gpu_cluster.node.processes import environment, free_ports
 from pytest_gpu_cluster.node.requests import NodeFacts, RequestFailed, RequestServer
 from pytest_gpu_cluster.node.session import append_lost_end
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
+SECRETS = ClusterSecrets(ray_token="token", keeper_secret="secret")
 BOOT = BootSpec(
     cluster="c1",
     store="",
     code="0" * 64,
-    ray_token="token",
-    keeper_secret="secret",
     nodes=1,
     gpus_per_node=2,
     simulated_gpus=2,
@@ -71,7 +71,12 @@ def test_the_first_reason_to_close_counts() -> None:
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     spec = KeeperSpec(
-        boot=BOOT, directory=tmp_path, ray_directory=tmp_path / "r", head=True, ip="127.0.0.1"
+        secrets=SECRETS,
+        boot=BOOT,
+        directory=tmp_path,
+        ray_directory=tmp_path / "r",
+        head=True,
+        ip="127.0.0.1",
     )
     gpu = Gpu(id="0", name="simulated GPU", memory_gib=0.0, simulated=True)
     store = Store.open("store", base=tmp_path)
@@ -122,3 +127,15 @@ def test_a_request_is_answered_by_facts_or_by_an_error_with_a_remedy(node: Node)
     assert unknown == RequestFailed(
         error="ValueError: unknown request 'dance'", remedy="see the node's log"
     )
+
+
+def test_the_ports_of_ray_are_none_that_the_kernel_gives_away() -> None:
+    """Some seconds pass until Ray binds them: on a busy machine a connection had one by then."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+
+    with socket.socket() as taken:
+        taken.bind(("", 20_000))
+        ports = free_ports(50)
+
+    assert len(set(ports)) == 50
+    assert all(20_000 < port < first for port in ports)

@@ -22,12 +22,10 @@ from pytest_gpu_cluster.contract.store import Store
 
 SHAPE = Shape(
     owner="me",
-    python="/usr/bin/python",
     environment="abc",
     nodes=1,
     gpus_per_node="auto",
-    simulated_gpus=2,
-    require_gpu=False,
+    facts={"python": "/usr/bin/python"},
 )
 
 

@@ -5,6 +5,8 @@
     clusters/<id>/head.json            where Ray is; by the keeper of the head
     clusters/<id>/inbox/<n>            the n-th offer: a session that asks for the cluster
     clusters/<id>/decision/<session>   taken or not; created once, by the keeper or a client
+    clusters/<id>/key.json             to which values are sealed; none where they go another way
+    clusters/<id>/sealed/<session>     values of passed variables; the keeper reads them once
 
 The keeper of the head is the only arbiter: there is no lease object, for a store can create a key
 but not change one.
@@ -30,12 +32,13 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import field
 from enum import StrEnum
 from functools import partial
 
 from pytest_gpu_cluster.contract.background import Background, together
-from pytest_gpu_cluster.contract.bounded import SMALL_BYTES
+from pytest_gpu_cluster.contract.bounded import DOCUMENT_BYTES, SMALL_BYTES
 from pytest_gpu_cluster.contract.errors import UnreadableRecordError
 from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
@@ -57,6 +60,8 @@ class ClusterDescription(Noun):
     provider: str
     protocol: int
     shape: Shape
+    where: Mapping[str, str] = field(default_factory=dict)  # the provider finds it there
+    session: str = ""  # it was rented for; that client waits for it
     deadline_s: float
 
 
@@ -95,6 +100,13 @@ class Decision(Noun):
 
     taken: bool
     nonce: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealingKey(Noun):
+    """key.json: the public half of the keeper's keys, in hexadecimal digits."""
+
+    public: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +160,26 @@ class ClusterRecord:
         )
         return noun.address if noun is not None else None
 
+    def put_key(self, public: str) -> None:
+        put_noun(self.store, f"{self.prefix}/key.json", SealingKey(public=public))
+
+    def key(self) -> str | None:
+        """Return the key that values are sealed to; None while the keeper has not made it."""
+        key = f"{self.prefix}/key.json"
+        noun = get_noun(self.store, key, SealingKey, limit_bytes=SMALL_BYTES)
+        return noun.public if noun is not None else None
+
+    def put_sealed(self, session: str, sealed: bytes) -> None:
+        self.store.put(self._sealed(session), sealed)
+
+    def take_sealed(self, session: str) -> bytes | None:
+        """Return what a client has sealed for a session, once; None while it is not there."""
+        key = self._sealed(session)
+        sealed = self.store.get(key, limit_bytes=DOCUMENT_BYTES)
+        if sealed is not None:
+            self.store.delete([key])
+        return sealed
+
     def offer(self, session: str, *, first: int = 1) -> None:
         """Ask the cluster to serve a session. Begin with the number `first`, which is announced.
 
@@ -193,6 +225,9 @@ class ClusterRecord:
 
     def _inbox(self, number: int) -> str:
         return f"{self.prefix}/inbox/{number:08d}"
+
+    def _sealed(self, session: str) -> str:
+        return f"{self.prefix}/sealed/{check_id(session, 'session')}"
 
     def _decision(self, session: str) -> str:
         return f"{self.prefix}/decision/{check_id(session, 'session')}"

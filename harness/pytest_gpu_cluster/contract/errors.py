@@ -15,6 +15,7 @@ pytest's own exit codes 0 to 5 keep their meaning; 10 to 19 always mean "not you
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pytest_gpu_cluster.contract.failures import FailureClass
@@ -78,3 +79,14 @@ class TeardownError(HarnessError):
     """Results stand, but something of the cluster may still be running."""
 
     failure_class = FailureClass.TEARDOWN
+
+
+_ERRORS: Mapping[FailureClass, type[HarnessError]] = {
+    kind.failure_class: kind
+    for kind in (RequestError, EnvironmentBuildError, CapacityError, LimitError, TeardownError)
+}
+
+
+def error_of(failure_class: FailureClass, what: str, *, remedy: str) -> HarnessError:
+    """Return the error whose class this is; an InfrastructureError for one of the tests."""
+    return _ERRORS.get(failure_class, InfrastructureError)(what, remedy=remedy)

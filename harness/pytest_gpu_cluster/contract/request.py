@@ -65,6 +65,7 @@ class Limits(Noun):
     test_timeout_s: float
     infra_retries: int
     default_gpus: float | None
+    grace_s: float = 0.0  # of silence, where the provider asks for more than is usual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +73,10 @@ class Shape(Noun):
     """What makes clusters interchangeable: one whose shape is equal may stand in for another."""
 
     owner: str  # who may reuse it
-    python: str  # interpreter of the nodes
-    environment: str  # digest of what is installed for it
+    environment: str  # digest of what is installed on the nodes; "": the nodes will say it
     nodes: int
     gpus_per_node: int | Literal["auto"]
-    simulated_gpus: int
-    require_gpu: bool
+    facts: Mapping[str, str] = field(default_factory=dict)  # of the provider, by its own names
 
 
 @dataclass(frozen=True, kw_only=True)

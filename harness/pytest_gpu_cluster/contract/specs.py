@@ -5,6 +5,7 @@ Secrets (the Ray token, credentials, values of passed variables) are in no `repr
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import field
 from enum import StrEnum
@@ -23,19 +24,35 @@ from pytest_gpu_cluster.contract.waits import Waits
 
 @dataclass(frozen=True, kw_only=True)
 class BootSpec(Noun):
-    """A cluster, as every keeper of it is told; a boot script carries it to the machines."""
+    """A cluster, as every keeper of it is told; a boot script carries it to the machines.
+
+    It has no secret: user data and metadata of machines and jobs can be read by others.
+    """
 
     cluster: str  # id
     store: str  # URL
     code: str  # digest of the tree of this package's code, which the keeper runs
-    ray_token: str = field(repr=False)
-    keeper_secret: str = field(repr=False)  # of all keepers: the keys of sessions come from it
     nodes: int
     gpus_per_node: int | Literal["auto"]
     simulated_gpus: int  # where NVML finds none
     idle_s: float  # the cluster closes after so long without a session
     deadline_s: float  # and after so long in any case
     waits: Waits
+    # Values of passed variables come through the store, sealed to a key that the head's keeper
+    # makes; else in a file of the head.
+    sealed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSecrets(Noun):
+    """The secrets of a cluster, as old as it is; they reach its nodes on private ways only."""
+
+    ray_token: str = field(repr=False)
+    keeper_secret: str = field(repr=False)  # of all keepers: the keys of sessions come from it
+
+    @classmethod
+    def new(cls) -> ClusterSecrets:
+        return cls(ray_token=secrets.token_hex(24), keeper_secret=secrets.token_hex(32))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +60,7 @@ class KeeperSpec(Noun):
     """A node, as its keeper is told."""
 
     boot: BootSpec
+    secrets: ClusterSecrets
     directory: Path  # of the node
     ray_directory: Path  # Ray's temporary directory, short
     head: bool

@@ -23,6 +23,8 @@ class Waits(Noun):
 
     heartbeat_s: float = 5.0  # between two beats of a client
     grace_s: float = 45.0  # of silence, after which a keeper ends the session or closes the node
+    # Without a beat, after which another process may speak for a client: one put may take a minute.
+    lost_s: float = 60.0
     settle_s: float = 30.0  # for the agent of a session without a client to end
     decision_s: float = 4.0  # for a warm cluster to answer a client that asks for it
     store_patience_s: float = 30.0  # without the store, after which a session is given up
@@ -33,12 +35,7 @@ class Waits(Noun):
     @property
     def head_beat_s(self) -> float:
         """Seconds between two beats of a head node, each of which is a write to the store."""
-        return min(15.0, self.grace_s / 3)
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds without a beat after which a client counts as gone: one put may be slow."""
-        return 2 * self.heartbeat_s + 2
+        return min(3 * self.heartbeat_s, self.grace_s / 3, self.lost_s / 4)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Waits:

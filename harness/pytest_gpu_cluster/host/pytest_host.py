@@ -26,7 +26,6 @@ from pytest_gpu_cluster.host.local_facts import local_facts
 from pytest_gpu_cluster.host.not_sent import NotSent
 from pytest_gpu_cluster.host.outputs import artifact_lines, output_lines
 from pytest_gpu_cluster.host.replay import Replay, Stage
-from pytest_gpu_cluster.providers import LaunchPlan
 from pytest_gpu_cluster.publish.links import link
 from pytest_gpu_cluster.report.files import write_refusal
 from pytest_gpu_cluster.report.model import ReportContext
@@ -334,9 +333,9 @@ class PytestHost:
         return lines
 
 
-def launch_plan(request: RunRequest) -> LaunchPlan:
-    """Return what would be launched; spends nothing. Raises RequestError."""
-    return Run(request, pytest.__version__, PytestFacts(), ReportFacts()).plan()
+def plan_lines(request: RunRequest) -> list[str]:
+    """Return what would be launched, a line each; spends nothing. Raises RequestError."""
+    return Run(request, pytest.__version__, PytestFacts(), ReportFacts()).plan_lines()
 
 
 def report_refusal(root: Path, environ: Mapping[str, str], problem: HarnessError) -> None:

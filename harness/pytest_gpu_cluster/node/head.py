@@ -20,6 +20,7 @@ from pytest_gpu_cluster.contract.failures import KeeperStop
 from pytest_gpu_cluster.contract.masking import masker
 from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.request import SessionRequest
+from pytest_gpu_cluster.contract.sealing import KeyPair
 from pytest_gpu_cluster.contract.specs import TEMPORARY
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
 from pytest_gpu_cluster.node.forkserver import SUPERVISOR_NAME
@@ -29,6 +30,7 @@ from pytest_gpu_cluster.node.session import (
     ActiveSession,
     append_lost_end,
     start_session,
+    take_passed,
 )
 from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
@@ -54,9 +56,12 @@ class Head:
         self.idle_s = node.boot.idle_s  # as the last session wants it
         self.idle_since = time.monotonic()
         self.inbox = 1  # the number of the next offer
+        self.answered: set[int] = set()  # offers after that one
         self.asked = 0.0  # monotonic: when it was looked for
         self.beats, self.beaten = 0, 0.0  # announcements, and when the last was
         self.announced: ClusterPhase | None = None
+        self.keys = KeyPair() if node.boot.sealed else None
+        self.sealed: dict[str, dict[str, str]] = {}  # values that have come, by session
 
     @property
     def busy(self) -> bool:
@@ -75,8 +80,10 @@ class Head:
         return 0.0 if is_local else offer_pause_s(time.monotonic() - self.idle_since)
 
     def begin(self) -> None:
-        """Start Ray. Raises InfrastructureError: no free port."""
+        """Start Ray. Raises InfrastructureError: no free port; EnvironmentBuildError."""
         self.ray.start()
+        if self.keys is not None:
+            self.cluster.put_key(self.keys.public)
 
     def on_ray_ready(self) -> None:
         """Let the other nodes join. Raises StoreError."""
@@ -113,13 +120,43 @@ class Head:
     def _take_session(self) -> None:
         """Lend the cluster to the first session that offers itself."""
         for number, name in self.cluster.offers(self.inbox):
+            if number in self.answered or not self._has_values(number, name):
+                continue
             record = SessionRecord(self.node.store, name)
             request = Background(record.request)  # while the decision is made
             decided = self.cluster.decide(name, taken=True)
-            self.inbox = number + 1
+            self._answer(number)
             if decided:
                 self._begin(record, request)
                 return
+            self.sealed.pop(name, None)
+
+    def _answer(self, number: int) -> None:
+        """Note that an offer is decided. The next one to look for is the first that is not."""
+        self.answered.add(number)
+        while self.inbox in self.answered:
+            self.answered.remove(self.inbox)
+            self.inbox += 1
+
+    def _has_values(self, number: int, name: str) -> bool:
+        """Return False while the client has not sealed the values of a session yet."""
+        if self.keys is None or name in self.sealed:
+            return True
+        if (content := self.cluster.take_sealed(name)) is None:
+            return False
+        try:
+            self.sealed[name] = self.keys.open(content, name)
+        except HarnessError as problem:
+            self._answer(number)
+            stop = Stop(kind=KeeperStop.NOT_BEGUN, message=problem.what)
+            self._record_lost(SessionRecord(self.node.store, name), stop)
+            return False
+        return True
+
+    def _take_values(self, name: str) -> dict[str, str]:
+        if self.keys is not None:
+            return self.sealed.pop(name, {})
+        return take_passed(self.node.directory / "handoff" / name)
 
     def _begin(self, record: SessionRecord, reading: Background[SessionRequest | None]) -> None:
         self.served = True
@@ -127,7 +164,8 @@ class Head:
             request = reading.result()
             if request is None:
                 return
-            self.session = start_session(self.node, request, self.trees)
+            values = self._take_values(record.session)
+            self.session = start_session(self.node, request, self.trees, values)
         except Exception as problem:
             message = f"the keeper could not begin it: {problem}"
             self._record_lost(record, Stop(kind=KeeperStop.NOT_BEGUN, message=message))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -37,6 +39,7 @@ PRELOADED = (
 HIDDEN = ("RAY_", "GPU_CLUSTER_", "PYTEST_", "PYTHON", *STORE_CREDENTIALS)  # prefixes of variables
 # `ray start` has no other sign of readiness than this line of its log: a text of the vendor's.
 RAY_IS_UP = "Ray runtime started"
+FIRST_PORT = 20_000  # Ray gives those below to its workers
 
 
 RAY_DAEMONS = ("raylet", "gcs_server")  # names in the kernel of what `ray start` starts
@@ -135,7 +138,7 @@ class Ray(NodeProcess):
         ports = free_ports(4)
         self.address = head_address or f"{self.node.spec.ip}:{ports[0]}"
         on_loopback = loopback.is_loopback(self.node.spec.ip)
-        variables = {"RAY_AUTH_TOKEN": self.node.boot.ray_token}
+        variables = {"RAY_AUTH_TOKEN": self.node.spec.secrets.ray_token}
         self.spawn(
             self._command(ports, head_address),
             variables | dict(loopback.VARIABLES if on_loopback else {}),
@@ -211,14 +214,19 @@ def environment(node: Node, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different ports that nobody listens on now; before their use another may take one.
+    """Return different ports that nobody listens on now.
 
-    Raises InfrastructureError when there are not as many.
+    They are none of those that the kernel gives to connections: before Ray has started on a busy
+    machine, one of these would be taken. Raises InfrastructureError when there are not as many.
     """
-    sockets = [socket.socket() for _ in range(count)]
+    candidates = [*range(FIRST_PORT, _first_ephemeral_port())]
+    random.SystemRandom().shuffle(candidates)
+    sockets: list[socket.socket] = []
     try:
-        for each in sockets:
-            each.bind(("", 0))
+        for port in itertools.chain(candidates, itertools.repeat(0)):
+            if len(sockets) == count:
+                break
+            _bind(sockets, port)
         return [each.getsockname()[1] for each in sockets]
     except OSError as problem:
         remedy = "end what holds them, or widen net.ipv4.ip_local_port_range"
@@ -228,3 +236,22 @@ def free_ports(count: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
+
+
+def _bind(sockets: list[socket.socket], port: int) -> None:
+    """Add a socket that is bound to a port; to any, for 0. Raises OSError only for that."""
+    each = socket.socket()
+    try:
+        each.bind(("", port))
+    except OSError:
+        each.close()
+        if not port:
+            raise
+    else:
+        sockets.append(each)
+
+
+def _first_ephemeral_port() -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    return FIRST_PORT

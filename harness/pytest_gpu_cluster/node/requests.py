@@ -77,7 +77,7 @@ class RequestServer:
     def approve(self, line: bytes) -> bytes | Work:
         """Return what carries out the request of a line, or at once the answer that refuses it."""
         try:
-            session, body = verified(line, secret=self.node.boot.keeper_secret)
+            session, body = verified(line, secret=self.node.spec.secrets.keeper_secret)
         except ValueError as problem:
             return _encoded(
                 RequestFailed(

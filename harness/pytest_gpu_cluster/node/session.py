@@ -166,8 +166,13 @@ def scratch_of(node: Node, session: str) -> Path:
     return node.directory / "s" / session
 
 
-def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> ActiveSession:
-    """Start the agent of a session. Raises StoreError: its code is not in the store."""
+def start_session(
+    node: Node, request: SessionRequest, trees: WorkingTrees, values: dict[str, str]
+) -> ActiveSession:
+    """Start the agent of a session, whose tests get the values of variables.
+
+    Raises StoreError: its code is not in the store.
+    """
     scratch = scratch_of(node, request.session)
     scratch.mkdir(parents=True, mode=0o700)
     if node.guest is not None:
@@ -175,7 +180,6 @@ def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> A
     code = node.directory / "code" / code_directory(request.code)  # as old as the node
     unpack(node.store, request.code, code, cache=node.cache)
     (node.directory / SESSION_FILE).write_text(request.session)
-    values = take_passed(node.directory / "handoff" / request.session)
     request = take_withheld(request, values)
     spec = AgentSpec(
         session=request.session,
@@ -187,8 +191,8 @@ def start_session(node: Node, request: SessionRequest, trees: WorkingTrees) -> A
         request=request,
         env=values,
         credentials=credentials(os.environ),
-        ray_token=node.boot.ray_token,
-        keeper_key=session_key(node.boot.keeper_secret, request.session),
+        ray_token=node.spec.secrets.ray_token,
+        keeper_key=session_key(node.spec.secrets.keeper_secret, request.session),
         identity=node.guest.variables(node.directory) if node.guest is not None else {},
         nodes=node.boot.nodes,
         gpus=node.gpus,

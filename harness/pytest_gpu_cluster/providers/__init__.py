@@ -1,6 +1,6 @@
-"""Machines to run a cluster on: one file per provider, one line in `REGISTRY`.
+"""Who brings clusters about: one file per provider, one line in `REGISTRY`.
 
-A provider starts machines with one boot script and can end them. It knows nothing of tests, events
+A provider starts what the boot script asks for, and can end it. It knows nothing of tests, events
 or reports. Its SDK is imported inside its methods: every run imports the modules of the registry.
 """
 
@@ -8,66 +8,79 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from pytest_gpu_cluster.contract.errors import RequestError
+from pytest_gpu_cluster.contract.failures import FailureClass
 from pytest_gpu_cluster.contract.fields import shown
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.ids import check_id
 from pytest_gpu_cluster.contract.request import Shape
 from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.specs import BootSpec
-from pytest_gpu_cluster.environment import Environment
 from pytest_gpu_cluster.settings_keys import Key
 
 REGISTRY = {"local": "pytest_gpu_cluster.providers.local:LocalProvider"}
 ENTRY_POINTS = "pytest_gpu_cluster.providers"  # the group in which other packages name theirs
+VERBS = ("plan", "launch", "state", "close", "owned")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSpec:
-    """The cluster that a session needs. Clusters of equal `shape()` may stand in for each other."""
+    """The cluster that a session needs; nothing of this machine's disk is in it."""
 
-    token: str  # launching twice with one token makes one cluster
-    owner: str
-    python: str  # interpreter of the nodes
-    environment: str  # digest of what is installed for it
-    code: str  # digest of this package's code, for its keepers; "" in a plan that is only shown
+    token: str  # launching twice with one token makes one cluster, whose id it is
     nodes: int
     gpus_per_node: int | Literal["auto"]
-    simulated_gpus: int
-    require_gpu: bool
-    deadline_s: float
+    pytest_version: str  # of the client; the nodes need the same major.minor
     idle_s: float
+    deadline_s: float
 
-    def shape(self) -> Shape:
-        """Return the properties that a warm cluster must share."""
-        return Shape(
-            owner=self.owner,
-            python=self.python,
-            environment=self.environment,
-            nodes=self.nodes,
-            gpus_per_node=self.gpus_per_node,
-            simulated_gpus=self.simulated_gpus,
-            require_gpu=self.require_gpu,
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long the client waits for a cluster of this kind, in seconds."""
+
+    boot_s: float = 90.0  # from its launch to its first word, usually; twice as long at most
+    ask_s: float = 2.0  # between two questions to the provider
+    sure_s: float = 0.0  # until "gone" has to be said again to be believed
+    grace_s: float = 0.0  # of silence of one that has spoken, where that is more than is usual
+
+
+def _nothing() -> Sequence[str]:
+    return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """The exact request, spelled out, and what it can cost at most."""
+    """The exact request, and what is known of the cluster before it is there."""
 
     spec: ClusterSpec
-    lines: tuple[str, ...]
-    price_ceiling_usd: float
+    shape: Shape  # what a warm cluster must equal to stand in for it
+    environment: str  # what will run the tests, in a line for people
+    where: Mapping[str, str] = field(default_factory=dict)  # goes into the cluster's record
+    price_ceiling_usd: float | None = 0.0  # None: not known
+    simulated_gpus: int = 0  # that a node may make where NVML finds none
+    require_gpu: bool = True  # a node without one is a failure
+    patience: Patience = Patience()
+    # Of clusters whose head runs on this machine: the directory that has theirs, by their ids.
+    # Values of passed variables then go through a file; else they are sealed, through the store.
+    directory: Path | None = None
+    # Returns the lines of `--gpu-plan`. What has to be asked for is asked for here, and only where
+    # something is to be launched or shown. Raises RequestError for what cannot be had.
+    examine: Callable[[], Sequence[str]] = _nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class BootScript:
-    """The keeper's code and its spec: all that a machine needs before it can reach the store."""
+    """The keeper's code and its spec: all that a machine needs before it can reach the store.
+
+    It is public: a machine's user data and a job's metadata can be read by others.
+    """
 
     code: Mapping[str, Path]  # relative path -> file
     spec: BootSpec  # what every keeper of the cluster is told
@@ -75,10 +88,15 @@ class BootScript:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterRef:
-    """A cluster by its provider's own name."""
+    """A cluster by its provider's own name, and the place where that provider finds it.
+
+    `where` comes from a record that others may have written: a provider sends no credential to a
+    place that its own settings do not name.
+    """
 
     provider: str
     id: str  # that of its record in the store
+    where: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise StoreError for an id that could lead elsewhere."""
@@ -87,10 +105,23 @@ class ClusterRef:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterState:
-    """A cluster as its provider sees it."""
+    """A cluster as its provider sees it.
 
-    state: Literal["running", "gone"]
-    reason: str = ""  # of a cluster that is gone: the end of its log, where there is one
+    "unknown" (the provider could not be asked, or does not know yet) changes nothing; "gone" is a
+    cluster that costs nothing any more.
+    """
+
+    state: Literal["starting", "running", "closing", "gone", "unknown"]
+    reason: str = ""  # of one that is gone: the end of its log, where there is one
+    failure_class: FailureClass = FailureClass.INFRASTRUCTURE  # of a session that was on it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owned:
+    """A cluster of ours that exists."""
+
+    ref: ClusterRef
+    expires_in_s: float | None = None  # until its deadline, by the provider's own clock
 
 
 class Provider(Protocol):
@@ -106,54 +137,51 @@ class Provider(Protocol):
         """Start nothing. `settings.provider_settings[name]` has the values of its table."""
         ...
 
-    def environment(self, *, pytest_version: str) -> Environment:
-        """Return what is installed on the nodes. Raises RequestError if a session cannot run there.
-
-        The remedy is the command that mends it.
-        """
-        ...
-
-    def owner(self) -> str:
-        """Return who may reuse a cluster: clusters of different owners never serve each other."""
-        ...
-
     def plan(self, spec: ClusterSpec) -> LaunchPlan:
-        """Return the exact request and its price; spend nothing. Raises RequestError."""
-        ...
+        """Return the exact request; spend nothing, and take no time: every run asks for it.
 
-    def launch(self, plan: LaunchPlan, boot: BootScript) -> ClusterRef:
-        """Start the machines, once for each `spec.token`, marked as ours in the creating call.
-
-        Raises InfrastructureError, CapacityError or EnvironmentBuildError.
+        Raises RequestError for settings that cannot work, and for an environment in which a session
+        cannot run; the remedy is the command that mends it.
         """
         ...
 
-    def hand_over(self, ref: ClusterRef, session: str, values: Mapping[str, str]) -> None:
-        """Bring the values of passed variables to the head, outside the record; it reads them once.
+    def launch(self, plan: LaunchPlan, boot: BootScript, tell: Callable[[str], None]) -> None:
+        """Start the cluster, once for each `spec.token`, marked as ours in the creating call.
 
-        Raises InfrastructureError when the cluster is gone.
+        `tell` shows a line to the user: what is waited for. Raises InfrastructureError,
+        CapacityError, EnvironmentBuildError or RequestError.
         """
         ...
 
     def state(self, ref: ClusterRef) -> ClusterState:
-        """Return the state of a cluster; an unknown one is "gone"."""
-        ...
+        """Return the state of a cluster; of one that was never launched, "gone".
 
-    def close(self, ref: ClusterRef, *, now: bool = False) -> None:
-        """End a cluster, in order or `now`; return when nothing of it remains.
-
-        Quiet when repeated, and for a cluster that is gone. Raises TeardownError.
+        Raises nothing because of a network: then the state is "unknown".
         """
         ...
 
-    def owned(self) -> Iterable[ClusterRef]:
+    def close(self, ref: ClusterRef, *, now: bool = False) -> None:
+        """End a cluster, in order or `now`; return when it costs nothing any more.
+
+        Quiet when repeated, and for a cluster that is gone. Raises TeardownError where that is not
+        certain; its record is kept then.
+        """
+        ...
+
+    def owned(self) -> Iterable[Owned]:
         """Return every cluster of ours that exists, found without local state of the session."""
         ...
 
 
 def load_provider(name: str, settings: Settings, environ: Mapping[str, str]) -> Provider:
-    """Return the provider of this name. Raises RequestError for an unknown one."""
-    return provider_class(name)(settings, environ)
+    """Return the provider of this name. Raises RequestError for an unknown one, or for none."""
+    loaded = provider_class(name)
+    if missing := [verb for verb in VERBS if not callable(getattr(loaded, verb, None))]:
+        raise RequestError(
+            f"provider {name!r} is none: it lacks {', '.join(missing)}",
+            remedy="give it the verbs of pytest_gpu_cluster.providers.Provider",
+        )
+    return loaded(settings, environ)
 
 
 def load_recorded(name: str, settings: Settings, environ: Mapping[str, str]) -> Provider:

@@ -6,7 +6,6 @@ Each cluster has ports, a token and a directory of its own.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import shutil
@@ -15,7 +14,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -31,21 +31,23 @@ from pytest_gpu_cluster.contract.cluster_directory import (
 )
 from pytest_gpu_cluster.contract.errors import InfrastructureError, RequestError, TeardownError
 from pytest_gpu_cluster.contract.gpus import by_nvml
-from pytest_gpu_cluster.contract.ids import check_id
+from pytest_gpu_cluster.contract.request import Shape
 from pytest_gpu_cluster.contract.settings import Settings
-from pytest_gpu_cluster.contract.specs import BootSpec, KeeperSpec
+from pytest_gpu_cluster.contract.specs import BootSpec, ClusterSecrets, KeeperSpec
 from pytest_gpu_cluster.contract.store import credentials
-from pytest_gpu_cluster.environment import Environment
 from pytest_gpu_cluster.providers import (
     BootScript,
     ClusterRef,
     ClusterSpec,
     ClusterState,
     LaunchPlan,
+    Owned,
+    Patience,
 )
 from pytest_gpu_cluster.settings_keys import Key, read_text
 
 GUARD = "pytest_gpu_cluster.node.guard"  # in the command lines of guard and keeper
+BOOT_S = 60.0  # for Ray and the fork server to be up, on a busy machine
 CLOSE_LIMIT_S = 20.0  # for a keeper that was asked to close
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 KILL_LIMIT_S = 5.0  # for processes to go after SIGKILL
@@ -104,28 +106,46 @@ class LocalProvider:
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         table = settings.provider_settings.get("local", {})  # also of a subclass
         self._python = str(table.get("python", sys.executable))
-        self._environ = environ
+        self._settings, self._environ = settings, environ
         # Our own tests' way to what rented machines do: tests run as another user than the keeper.
         self._test_user = environ.get("GPU_CLUSTER_INTERNAL_TEST_USER", "")
         self._mode = 0o711 if self._test_user else 0o700  # of the directories above a node's
 
-    def environment(self, *, pytest_version: str) -> Environment:
-        """Return what is installed for the interpreter of the nodes. Raises RequestError."""
-        installed = environment.describe(self._python)
-        environment.check(installed, pytest_version=pytest_version)
-        return installed
-
-    def owner(self) -> str:
-        """Return this user on this machine since its last start."""
-        boot = Path("/proc/sys/kernel/random/boot_id")
-        boot_id = boot.read_text().strip()[:8] if boot.exists() else ""
-        return f"{getpass.getuser()}@{socket.gethostname()}/{boot_id}"
-
     def plan(self, spec: ClusterSpec) -> LaunchPlan:
-        """Return the plan of processes on this machine, whose price is 0. Raises RequestError."""
+        """Return the plan of processes on this machine, whose price is 0.
+
+        Raises RequestError for an interpreter that cannot run a session.
+        """
+        installed = environment.describe(self._python)
+        environment.check(installed, pytest_version=spec.pytest_version)
+        settings = self._settings
+        return LaunchPlan(
+            spec=spec,
+            shape=Shape(
+                owner=owner(),
+                environment=installed.digest,
+                nodes=spec.nodes,
+                gpus_per_node=spec.gpus_per_node,
+                facts={
+                    "python": installed.python,
+                    "simulated_gpus": str(settings.simulated_gpus),
+                    "require_gpu": str(settings.require_gpu),
+                },
+            ),
+            environment=f"{installed.python} ({installed.digest})",
+            simulated_gpus=settings.simulated_gpus,
+            require_gpu=settings.require_gpu,
+            patience=Patience(boot_s=BOOT_S),
+            directory=base_directory(),
+            examine=partial(self._examine, spec, installed),
+        )
+
+    def _examine(self, spec: ClusterSpec, installed: environment.Environment) -> tuple[str, ...]:
+        """Count the GPUs; return the lines of the plan. Raises RequestError."""
+        settings = self._settings
         real, _ = by_nvml(self._environ)
         offered = len(real) if spec.gpus_per_node == "auto" else min(len(real), spec.gpus_per_node)
-        if spec.require_gpu and offered == 0:
+        if settings.require_gpu and offered == 0:
             raise RequestError(
                 "require-gpu is set, and NVML finds no GPU on this machine",
                 remedy="run on a machine with a GPU, or set require-gpu = false",
@@ -136,53 +156,54 @@ class LocalProvider:
                 remedy=f"set it to {len(real)} or 'auto'",
             )
         simulated = (
-            spec.simulated_gpus
-            if spec.gpus_per_node == "auto" or spec.simulated_gpus == 0
+            settings.simulated_gpus
+            if spec.gpus_per_node == "auto" or settings.simulated_gpus == 0
             else spec.gpus_per_node
         )
         gpus = f"{offered} x {real[0].name}" if offered else f"{simulated} simulated GPUs"
         most = spec.deadline_s / 60  # max-minutes, idle-minutes, and a margin
-        lines = (
+        return (
             f"provider  local, Ray nodes on this machine: {spec.nodes}",
             f"gpus      {gpus} per node",
-            f"python    {spec.python}",
+            f"python    {installed.summary}",
             f"limits    ends after {spec.idle_s / 60:g} idle minutes, after {most:g} in any case",
         )
-        return LaunchPlan(spec=spec, lines=lines, price_ceiling_usd=0.0)
 
-    def launch(self, plan: LaunchPlan, boot: BootScript) -> ClusterRef:
+    def launch(self, plan: LaunchPlan, boot: BootScript, tell: Callable[[str], None]) -> None:
         """Start a guard for each node, unless the cluster's directory exists already."""
-        ref = ClusterRef(provider=self.name, id=plan.spec.token)
+        cluster = plan.spec.token
         base = _private(base_directory(), self._mode)
-        if is_own(base / ref.id):
-            return ref
+        if is_own(base / cluster):
+            return
         try:
-            self._start_guards(plan, boot, make_directory(base, ref.id, self._mode))
+            self._start_guards(boot, make_directory(base, cluster, self._mode))
         except OSError as error:
             raise InfrastructureError(
-                f"cluster {ref.id} cannot be started on this machine: {error}",
+                f"cluster {cluster} cannot be started on this machine: {error}",
                 remedy="look at the disk below /tmp, and at the interpreter; then run again",
             ) from error
-        return ref
 
-    def _start_guards(self, plan: LaunchPlan, boot: BootScript, directory: Path) -> None:
+    def _start_guards(self, boot: BootScript, directory: Path) -> None:
         for relative, source in boot.code.items():
             target = directory / "code" / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-        guards: list[Guard] = []
-        for number in range(plan.spec.nodes):
-            guards.append(self._start_guard(directory, number, boot.spec, plan.spec.python))
+        guards, secrets = list[Guard](), ClusterSecrets.new()
+        for number in range(boot.spec.nodes):
+            guards.append(self._start_guard(directory, number, boot.spec, secrets))
             (directory / "guards.json.new").write_text(
                 json.dumps({"store": boot.spec.store, "guards": guards})
             )
             (directory / "guards.json.new").rename(directory / "guards.json")
 
-    def _start_guard(self, directory: Path, number: int, spec: BootSpec, python: str) -> Guard:
+    def _start_guard(
+        self, directory: Path, number: int, spec: BootSpec, secrets: ClusterSecrets
+    ) -> Guard:
         node = directory / f"n{number}"
         (node / "handoff").mkdir(parents=True, mode=0o700)
         node_spec = KeeperSpec(
             boot=spec,
+            secrets=secrets,
             directory=node,
             ray_directory=self._ray_directory(directory),
             head=number == 0,
@@ -195,7 +216,7 @@ class LocalProvider:
             json.dump(node_spec.to_json(), file)
         with open(os.open(node / "keeper.log", LOG_FLAGS, 0o600), "ab") as log:
             process = subprocess.Popen(
-                [python, "-m", GUARD, str(path)],
+                [self._python, "-m", GUARD, str(path)],
                 cwd=node,
                 env={**self._inherited(), "PYTHONPATH": str(directory / "code")},
                 start_new_session=True,
@@ -219,25 +240,6 @@ class LocalProvider:
             for name, value in self._environ.items()
             if name in INHERITED or name.startswith(("LC_", "NVIDIA_"))
         }
-
-    def hand_over(self, ref: ClusterRef, session: str, values: Mapping[str, str]) -> None:
-        """Write the values into a private file of the head. Raises InfrastructureError."""
-        directory = base_directory() / ref.id
-        path = directory / "n0" / "handoff" / check_id(session, "session")
-        try:
-            if not is_own(directory):
-                raise FileNotFoundError(directory)
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                json.dump(dict(values), file)
-        except FileNotFoundError as error:
-            raise InfrastructureError(
-                f"cluster {ref.id} is gone", remedy="run again; a new one will be started"
-            ) from error
-        except OSError as error:
-            raise InfrastructureError(
-                f"cluster {ref.id} cannot take the variables of session {session}: {error}",
-                remedy="look at the disk below /tmp, then run again",
-            ) from error
 
     def state(self, ref: ClusterRef) -> ClusterState:
         """Return "running" while a guard runs; else "gone" with the end of the keeper's log."""
@@ -277,10 +279,17 @@ class LocalProvider:
                 remedy="gpu-cluster sweep, or end them by pid",
             )
 
-    def owned(self) -> Iterable[ClusterRef]:
+    def owned(self) -> Iterable[Owned]:
         """Yield a cluster for each directory that `launch` has made."""
         for path in own_directories(base_directory()):
-            yield ClusterRef(provider=self.name, id=path.name)
+            yield Owned(ref=ClusterRef(provider=self.name, id=path.name))
+
+
+def owner() -> str:
+    """Return this user on this machine since its last start."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    boot_id = boot.read_text().strip()[:8] if boot.exists() else ""
+    return f"{os.getuid()}@{socket.gethostname()}/{boot_id}"
 
 
 def _end_guards(ref: ClusterRef, directory: Path) -> None:
