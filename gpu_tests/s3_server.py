@@ -23,7 +23,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Required, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Required, TypedDict
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
@@ -106,9 +106,14 @@ class S3Server:
         rule = FaultRule(kind=kind, times=times, method=method, path=path, seconds=seconds)
         self._send(do="fault", rule=rule)
 
-    def throttle(self, *, get_s: float = 0, put_s: float = 0) -> None:
-        """Delay every GET and PUT by these seconds, which simulate the distance of a real S3."""
-        self._send(do="throttle", waits={"GET": get_s, "PUT": put_s})
+    def throttle(self, *, get_s: float = 0, put_s: float = 0, other_s: float = 0) -> None:
+        """Delay every request by these seconds, which simulate the distance of a real S3."""
+        waits = {"GET": get_s, "PUT": put_s, "HEAD": other_s, "POST": other_s, "DELETE": other_s}
+        self._send(do="throttle", waits=waits)
+
+    def ignore_conditions(self) -> None:
+        """Store what is put under a condition, whatever that says, as some servers do."""
+        self._send(do="conditions", hold=False)
 
     def refuse(self) -> None:
         """Refuse connections from now on; the stored objects stay."""
@@ -124,6 +129,12 @@ class S3Server:
         answer = self._send(do="requests")
         assert isinstance(answer, list)
         return answer
+
+    def answers(self) -> list[Answer]:
+        """Return every request that was answered so far, in the order of their beginnings."""
+        answer = self._send(do="answers")
+        assert isinstance(answer, list)
+        return sorted((Answer(*each) for each in answer), key=lambda each: each.began)
 
     def most_at_once(self, method: str) -> int:
         """Return the largest number of requests of `method` that were answered at the same moment.
@@ -151,6 +162,17 @@ class S3Server:
         return json.loads(self._process.stdout.readline())
 
 
+class Answer(NamedTuple):
+    """A request with its answer. Times are in monotonic seconds of this machine."""
+
+    method: str
+    path: str  # with the bucket, unquoted
+    query: str
+    status: int
+    began: float
+    ended: float
+
+
 class Command(TypedDict, total=False):
     """One line of the process's stdin.
 
@@ -162,6 +184,7 @@ class Command(TypedDict, total=False):
     method: str
     path: str
     waits: dict[str, float]
+    hold: bool
 
 
 class FaultRule(TypedDict):
@@ -200,11 +223,13 @@ class _Server:
         self._faults: list[FaultRule] = []
         self._requests: list[str] = []
         self._times: list[float] = []  # unix seconds of each request
+        self._answers: list[Answer] = []
         self._queried = 0  # number of requests at the last `first_request`
         self._waits: dict[str, float] = {}
         self._current: Counter[str] = Counter()  # requests being answered, by method
         self._most: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._conditions_hold = True
         self._host = host
         self._port = 0
         self._http: Any = None  # werkzeug's server
@@ -216,10 +241,15 @@ class _Server:
                 self._faults.append(command["rule"])
             case "heal":
                 self._faults.clear()
+                self._conditions_hold = True
+            case "conditions":
+                self._conditions_hold = command["hold"]
             case "throttle":
                 self._waits = command["waits"]
             case "requests":
                 return self._requests
+            case "answers":
+                return self._answers
             case "first_request":
                 return self._first_request(command["path"])
             case "most_at_once":
@@ -254,16 +284,27 @@ class _Server:
         ).start()
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        method = environ["REQUEST_METHOD"]
+        if not self._conditions_hold:
+            for name in CONDITIONS[1:]:
+                environ.pop(name, None)
+        method, began, status = environ["REQUEST_METHOD"], time.monotonic(), ["0"]
+
+        def start(line: str, headers: list[tuple[str, str]]) -> object:
+            status[0] = line.partition(" ")[0]
+            return start_response(line, headers)
+
         with self._lock:
             self._current[method] += 1
             self._most[method] = max(self._most[method], self._current[method])
         try:
             time.sleep(self._waits.get(method, 0))
-            return self._answer(environ, start_response)
+            return self._answer(environ, start)
         finally:
+            path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
+            answer = Answer(method, path, query, int(status[0]), began, time.monotonic())
             with self._lock:
                 self._current[method] -= 1
+                self._answers.append(answer)
 
     def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         fault = self._next_fault(environ["REQUEST_METHOD"], environ["PATH_INFO"])

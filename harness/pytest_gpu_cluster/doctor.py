@@ -11,6 +11,7 @@ import pytest
 
 from pytest_gpu_cluster import options, publish
 from pytest_gpu_cluster.asked import cluster_spec
+from pytest_gpu_cluster.bucket_costs import Cost, bucket_warnings
 from pytest_gpu_cluster.clusters.acquire import new_id
 from pytest_gpu_cluster.contract.errors import HarnessError, RequestError
 from pytest_gpu_cluster.contract.frozen import dataclass
@@ -24,7 +25,7 @@ from pytest_gpu_cluster.providers import LaunchPlan, load_provider
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was looked at."""
+    """One thing that was looked at. With a remedy though `ok`, it is a warning."""
 
     check: str
     ok: bool
@@ -32,8 +33,9 @@ class Check:
     remedy: str = ""
 
     def __str__(self) -> str:
-        lines = f"{'ok  ' if self.ok else 'FAIL'} {self.check}: {self.said}"
-        return lines if self.ok else f"{lines}\n     remedy: {self.remedy}"
+        word = "FAIL" if not self.ok else "warn" if self.remedy else "ok  "
+        line = f"{word} {self.check}: {self.said}"
+        return f"{line}\n     remedy: {self.remedy}" if self.remedy else line
 
 
 def examine(
@@ -50,6 +52,7 @@ def examine(
         ("CI host", examination.detect_host),
     ):
         yield _check(name, look)
+    yield from examination.price_bucket()
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:
@@ -85,6 +88,17 @@ class Examination:
         store = Store.open(self._settings.store, base=self._project.root)
         store.check_writable()
         return store.url
+
+    def price_bucket(self) -> Iterator[Check]:
+        """Yield a warning for each thing that makes a bucket of S3 dear."""
+        url = self._settings.store
+        try:
+            costs = bucket_warnings(url, self._environ) if url.startswith("s3://") else []
+        except ImportError:
+            remedy = "pip install boto3, and ask again; no run needs it"
+            costs = [Cost("versions, encryption and lifecycle were not looked at", remedy)]
+        for cost in costs:
+            yield Check(check="bucket", ok=True, said=cost.text, remedy=cost.remedy)
 
     def name_secrets(self) -> str:
         settings = self._settings

@@ -1,4 +1,4 @@
-"""The heartbeat of a living client, and the ending of a record whose client is gone.
+"""Request and heartbeat of a living client, and the ending of a record whose client is gone.
 
 No clock crosses machines: a heartbeat is a value that changes, judged by the reader's own clock.
 """
@@ -11,8 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from pytest_gpu_cluster.contract.background import Background
 from pytest_gpu_cluster.contract.cluster_record import ClusterPhase, ClusterRecord, clusters
-from pytest_gpu_cluster.contract.errors import HarnessError, StoreError, UnreadableRecordError
+from pytest_gpu_cluster.contract.errors import (
+    HarnessError,
+    RequestError,
+    StoreError,
+    UnreadableRecordError,
+)
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.silence import Stopwatch
@@ -68,6 +74,28 @@ def heartbeat(record: SessionRecord) -> Iterator[Heartbeat]:
     finally:
         ended.set()
         thread.join(timeout=2)
+
+
+@contextlib.contextmanager
+def recorded(put_request: Callable[[], None]) -> Iterator[None]:
+    """Put the request while the block runs: others can then say how the session ended.
+
+    Raises RequestError for a store that does not take it, also where that has made the block fail.
+    """
+    put = Background(put_request)
+    try:
+        yield
+    except HarnessError:
+        _check(put)
+        raise
+    _check(put)
+
+
+def _check(put: Background[None]) -> None:
+    try:
+        put.result()
+    except StoreError as problem:
+        raise RequestError(problem.what, remedy=problem.remedy) from problem
 
 
 def silent(sessions: Iterable[SessionRecord], kept: Iterable[ClusterRecord] = ()) -> set[str]:

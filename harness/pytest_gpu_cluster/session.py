@@ -20,23 +20,23 @@ from pytest_gpu_cluster.bundle.listing import listing
 from pytest_gpu_cluster.bundle.repository import modification_times
 from pytest_gpu_cluster.bundle.retention import prune
 from pytest_gpu_cluster.bundle.ship import Tree, ship_files
-from pytest_gpu_cluster.clusters.acquire import acquire, launch, new_id
+from pytest_gpu_cluster.clusters.acquire import Listed, acquire, launch, listed_clusters, new_id
 from pytest_gpu_cluster.clusters.held_cluster import HeldCluster, Hold
+from pytest_gpu_cluster.contract.background import Background
 from pytest_gpu_cluster.contract.errors import (
     HarnessError,
-    RequestError,
     StoreError,
     UnreadableRecordError,
 )
 from pytest_gpu_cluster.contract.events import Event, PhaseFinished, Requested, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, StopReason
-from pytest_gpu_cluster.contract.record import Ending, SessionRecord
+from pytest_gpu_cluster.contract.record import AGENT_WRITER, Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import GitFacts, PytestFacts, ReportFacts, SessionRequest
 from pytest_gpu_cluster.contract.settings import RunRequest, Settings
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.contract.waits import WAITS
 from pytest_gpu_cluster.contract.withheld import stored_request, withheld
-from pytest_gpu_cluster.liveness import Heartbeat, heartbeat
+from pytest_gpu_cluster.liveness import Heartbeat, heartbeat, recorded
 from pytest_gpu_cluster.outputs import Homecoming, bring_home
 from pytest_gpu_cluster.providers import LaunchPlan, Provider, load_provider
 
@@ -90,15 +90,15 @@ class Run:
         """
         began = time.monotonic()
         yield Requested(request=self.stored_request())
-        self.check_store()
-        self.put_request()
+        listed = listed_clusters(self.store)
         # Without one, a request looks abandoned to whoever finds it.
         with heartbeat(self.record) as beats:
-            plan = self.planned()
-            yield phase("environment", plan.environment, began)
+            with recorded(self.put_request):
+                plan = self.planned()
+                yield phase("environment", plan.environment, began)
 
-            began = time.monotonic()
-            tree, code, git = self.ship()
+                began = time.monotonic()
+                tree, code, git = self.ship()
             yield phase("tree", tree.detail, began)
 
             began = time.monotonic()
@@ -118,7 +118,7 @@ class Run:
             )
             self.put_request()
             yield Requested(request=self.stored_request())
-            with self.hold(plan) as cluster:
+            with self.hold(plan, listed) as cluster:
                 # A new one has begun to start: how long that takes is not known yet.
                 since = began if cluster.up else None
                 yield phase("cluster", f"{cluster.ref.id}, {cluster.note}", since)
@@ -163,13 +163,6 @@ class Run:
 
     # -- stages ------------------------------------------------------------------------------------
 
-    def check_store(self) -> None:
-        """Refuse a store that cannot be written to. Raises RequestError."""
-        try:
-            self.store.check_writable()
-        except StoreError as problem:
-            raise RequestError(problem.what, remedy=problem.remedy) from problem
-
     def put_request(self) -> None:
         self.record.put_request(self.stored_request())
         self.stage = Stage.RECORDED
@@ -185,17 +178,18 @@ class Run:
         """
         ci = self.request.ci
         branch = ci.branch if ci is not None else ""
+        code = Background(lambda: ship_files(self.store, environment.own_code()))
         tree, git = ship_tree(self.store, self._asked.tree, self.settings, branch)
-        return tree, ship_files(self.store, environment.own_code()), git
+        return tree, code.result(), git
 
     @contextlib.contextmanager
-    def hold(self, plan: LaunchPlan) -> Iterator[HeldCluster]:
+    def hold(self, plan: LaunchPlan, listed: Background[Listed]) -> Iterator[HeldCluster]:
         """Hold a cluster, and close it unless it may stay warm.
 
         No way out of the block leaves it unattended.
         """
         values = self._asked.passed_env | withheld(self.request, self.mask)
-        cluster = acquire(self.store, self.provider, plan, self.id, values)
+        cluster = acquire(self.store, self.provider, plan, self.id, values, listed)
         self.cluster = cluster
         try:
             if cluster.stage is Hold.PLANNED:
@@ -253,10 +247,13 @@ class Run:
         When it falls silent, the cluster is looked after. Raises HarnessError where that or the
         store is gone, once everything was read that was written before.
         """
-        reader, self.stage = self.record.reader(), Stage.FOLLOWING
+        reader, self.stage = self.record.reader(expected=(AGENT_WRITER,)), Stage.FOLLOWING
         began = last_event = time.monotonic()
         failing: float | None = None  # since when; not since the last success: this was stopped
+        is_due = True
         while self.stage is not Stage.FINISHED:
+            if not is_due:
+                reader.wait()
             try:
                 events, failing = reader.poll(), None
             except UnreadableRecordError:  # and it stays so
@@ -274,11 +271,11 @@ class Run:
             if not events:
                 beats.raise_if_refused()
                 cluster.raise_if_lost()
-                reader.wait()
                 if not cluster.up:
                     self.waiting(time.monotonic() - began)
                 if not cluster.up or time.monotonic() - last_event > SILENCE_S:
                     cluster.look()
+            is_due = bool(events) and self.store.is_local
 
     def unread(self) -> list[Event]:
         """Return the events that `events` has not yielded: what came while it was interrupted."""

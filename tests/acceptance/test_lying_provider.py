@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_gpu_cluster import liveness
-from pytest_gpu_cluster.clusters.acquire import PROTOCOL, acquire
+from pytest_gpu_cluster.clusters.acquire import PROTOCOL, acquire, listed_clusters
 from pytest_gpu_cluster.clusters.held_cluster import Hold
 from pytest_gpu_cluster.clusters.sweep import sweep
 from pytest_gpu_cluster.contract.cluster_record import ClusterDescription, ClusterRecord
@@ -164,7 +164,8 @@ def test_the_record_of_a_cluster_that_is_about_to_start_is_left_alone(store: Sto
     """
     before = store.list("clusters/")
 
-    held = acquire(store, PROVIDER, PROVIDER.plan(spec("c2")), "20260101-000000-abcd", {})
+    plan, listed = PROVIDER.plan(spec("c2")), listed_clusters(store)
+    held = acquire(store, PROVIDER, plan, "20260101-000000-abcd", {}, listed)
     with heartbeat(SessionRecord(store, SESSION)):
         SessionRecord(store, SESSION).put_request(request(SESSION))
         swept = sweep(store, PROVIDER)

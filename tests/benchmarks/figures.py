@@ -6,6 +6,7 @@ with it, so that a noisy machine is noisy for both. Every value is a median over
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import random
@@ -15,15 +16,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from gpu_tests.s3_server import S3Server
+import pytest
+
+from gpu_tests.s3_server import Answer, S3Server
+from pytest_gpu_cluster.contract.record import session_ids
+from pytest_gpu_cluster.contract.store import Store
+from tests import traffic
 from tests.benchmarks.drive import BenchError, Lab, Run, test_properties
 
 IDLE_WATCH_S = 60.0
+FAR_S = 0.05  # of a request to a store that is not near
 MANY = 20_000
 FILES, MORE_FILES = 5_000, 50_000
 SLOTS = 4
@@ -392,29 +399,98 @@ def lag_file(lab: Lab, rounds: int) -> list[Row]:
     return [row("result_lag_file_s", "s", samples, note="median over 20 tests a round")]
 
 
+SECONDS = """import time
+import pytest
+
+@pytest.mark.parametrize("i", range(48))
+def test_it(i):
+    time.sleep(1.0)
+"""
+
+
+@contextlib.contextmanager
+def on_s3(lab: Lab) -> Iterator[tuple[S3Server, Lab]]:
+    """A store behind S3's HTTP API on loopback, and the lab whose runs use it."""
+    with S3Server() as server:
+        server.make_bucket("bench")
+        env = {**lab.env, **server.env, "GPU_CLUSTER_STORE": "s3://bench/store"}
+        yield server, replace(lab, env=env)
+
+
 def lag_s3(lab: Lab, rounds: int) -> list[Row]:
     """How late a result is seen, store behind S3's HTTP API on loopback; requests of client and
     cluster together.
     """
-    with S3Server() as server:
-        server.make_bucket("bench")
-        there = replace(lab, env={**lab.env, **server.env, "GPU_CLUSTER_STORE": "s3://bench/store"})
-        with there.cluster_of(there.project("lag_s3", LAG)) as project:
-            before, began = len(server.requests()), time.monotonic()
-            samples, runs = lag_rounds(there, project, rounds)
-            busy = (len(server.requests()) - before) / (time.monotonic() - began) * 60
-            before = len(server.requests())
-            time.sleep(IDLE_WATCH_S)
-            idle = (len(server.requests()) - before) / IDLE_WATCH_S * 60
+    with (
+        on_s3(lab) as (server, there),
+        there.cluster_of(there.project("lag_s3", LAG)) as project,
+    ):
+        before, began = len(server.answers()), time.monotonic()
+        samples, runs = lag_rounds(there, project, rounds)
+        busy, busy_s = server.answers()[before:], time.monotonic() - began
+        before = len(server.answers())
+        time.sleep(IDLE_WATCH_S)
+        idle = server.answers()[before:]
+    many = f"over {len(runs) + 1} sessions in a row"
+    idle_name, writes_name = "store_requests_per_minute_idle", "store_writes_per_minute_idle"
     return [
         row("result_lag_s3_s", "s", samples, note="median over 20 tests a round"),
+        requests_row("store_requests_per_minute_busy", busy, busy_s, note=many),
+        requests_row(idle_name, idle, IDLE_WATCH_S, note="a warm cluster, no session"),
         row(
-            "store_requests_per_minute_busy",
+            writes_name,
             "1/min",
-            [busy],
-            note=f"over {len(runs) + 1} sessions in a row",
+            [traffic.writes(idle) / IDLE_WATCH_S * 60],
+            note="of these, PUT and LIST",
         ),
-        row("store_requests_per_minute_idle", "1/min", [idle], note="a warm cluster, no session"),
+    ]
+
+
+def requests_row(name: str, asked: Sequence[Answer], seconds: float, *, note: str) -> Row:
+    """Requests a minute, by kind in the note."""
+    kinds = traffic.by_kind(asked)
+    by_kind = ", ".join(f"{kind} {n / seconds * 60:.0f}" for kind, n in sorted(kinds.items()))
+    return row(name, "1/min", [sum(kinds.values()) / seconds * 60], note=f"{note}: {by_kind}")
+
+
+def store_traffic(lab: Lab, rounds: int) -> list[Row]:
+    """What a warm session asks of a store, and how many requests lead to its first result when each
+    takes 50 ms.
+    """
+    trips, sessions = list[float](), list[float]()
+    with on_s3(lab) as (server, there), pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        store = Store.open("s3://bench/store", base=lab.scratch)
+        short, seconds = there.project("one", trivial(1)), there.project("seconds", SECONDS)
+        with there.cluster_of(short), there.cluster_of(seconds):
+            for project in (short, short, seconds):  # by the second, files are old enough to trust
+                there.pytest(project, "-q", "--gpu-cluster")
+            for _ in range(rounds):
+                before = len(server.answers())
+                there.pytest(seconds, "-q", "--gpu-cluster")
+                sessions.append(len(server.answers()) - before)
+                there.pytest(short, "-q", "--gpu-cluster")  # the node has another project's tree
+                server.throttle(get_s=FAR_S, put_s=FAR_S, other_s=FAR_S)
+                before = len(server.answers())
+                there.pytest(short, "-q", "--gpu-cluster")
+                server.throttle()
+                asked = server.answers()[before:]
+                result = traffic.result_key(store, session_ids(store)[-1])
+                trips.append(traffic.round_trips(asked, result))
+    return [
+        row(
+            "store_round_trips_first_result",
+            "trips",
+            trips,
+            note="counted, 50 ms on every request; one test, tree unchanged",
+        ),
+        row(
+            "store_requests_session",
+            "requests",
+            sessions,
+            note="48 tests of 1 s on two workers, warm; client and cluster together",
+        ),
     ]
 
 
@@ -489,6 +565,10 @@ BUDGETS = {
     "warm_tree_50000_over_plain_s": 1.0,
     "result_lag_file_s": 0.3,
     "result_lag_s3_s": 1.0,
+    "store_requests_per_minute_idle": 75.0,
+    "store_writes_per_minute_idle": 5.0,
+    "store_round_trips_first_result": 8.0,
+    "store_requests_session": 208.0,  # half of what it was
     "plugin_import_ms": 10.0,
 }
 
@@ -513,6 +593,9 @@ WORDS = {
     "result_lag_s3_s": "the same, with a store on S3",
     "store_requests_per_minute_busy": "requests to S3 while tests run",
     "store_requests_per_minute_idle": "requests to S3 while a cluster waits",
+    "store_writes_per_minute_idle": "the dear ones of these",
+    "store_round_trips_first_result": "requests to S3 in a row before the first result",
+    "store_requests_session": "requests to S3 of a session of 24 s",
     "plugin_import_ms": "what a plain `pytest` pays for the installed plugin",
     "client_peak_mib_20000": "memory here, 20,000 tests",
     "agent_peak_mib_20000": "memory on the cluster, 20,000 tests",
@@ -531,7 +614,13 @@ FIGURES: dict[Callable[[Lab, int], list[Row]], tuple[str, ...]] = {
     tree_halves: ("tree_50000_client_s", "tree_5000_node_s", "tree_50000_node_s"),
     warm_trees: ("warm_tree_5000_over_plain_s", "warm_tree_50000_over_plain_s"),
     lag_file: ("result_lag_file_s",),
-    lag_s3: ("result_lag_s3_s", "store_requests_per_minute_busy", "store_requests_per_minute_idle"),
+    lag_s3: (
+        "result_lag_s3_s",
+        "store_requests_per_minute_busy",
+        "store_requests_per_minute_idle",
+        "store_writes_per_minute_idle",
+    ),
+    store_traffic: ("store_round_trips_first_result", "store_requests_session"),
     plugin_import: ("plugin_import_ms",),
     memory: ("client_peak_mib_20000", "agent_peak_mib_20000"),
 }

@@ -163,7 +163,6 @@ def furnish(store: Store) -> None:
     cluster.put_sealed(SESSION, b"sealed")
     cluster.offer(SESSION)
     cluster.decide(SESSION, taken=True)
-    cluster.beat(1)
     tree = ship_files(store, {"a.py": CONTENT, "p/b.py": b"", "p/c": b"c"})
     record.put_request(REQUEST)
     record.beat("1 1")

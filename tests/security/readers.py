@@ -185,12 +185,12 @@ READERS: Mapping[str, Reader] = {
         (f"{OF_CLUSTER}decision",),
     ),
     "cluster's heartbeat": Reader(
-        _cluster("heartbeat"), _of_cluster(ClusterRecord.heartbeat), (f"{OF_CLUSTER}heartbeat",)
+        _cluster("state.json"), _of_cluster(ClusterRecord.heartbeat), (f"{OF_CLUSTER}heartbeat",)
     ),
     "offer": Reader(
-        _cluster(f"inbox/{SESSION}"),
+        _cluster("inbox/00000001"),
         _of_cluster(lambda record: record.has_offer(SESSION)),
-        (f"{OF_CLUSTER}has_offer",),
+        (f"{OF_CLUSTER}offers",),
     ),
     "request": Reader(
         _record("request.json"),
@@ -203,7 +203,9 @@ READERS: Mapping[str, Reader] = {
         (f"{RECORD}heartbeat",),
     ),
     "stop order": Reader(
-        _record("control/stop"), _of_record(SessionRecord.stop_order), (f"{RECORD}stop_order",)
+        _record("control/heartbeat"),
+        _of_record(SessionRecord.stop_order),
+        (f"{RECORD}heartbeat",),
     ),
     "journal": Reader(
         _record("events/agent/00000001"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pytest_gpu_cluster.contract.cluster_record import ClusterRecord
+from pytest_gpu_cluster.contract.cluster_record import Announcement, ClusterRecord
 from pytest_gpu_cluster.contract.errors import StoreError
 from pytest_gpu_cluster.contract.ids import check_id, is_id
 from pytest_gpu_cluster.contract.record import SessionRecord, branch_key
@@ -126,11 +126,11 @@ def test_a_record_keeps_to_its_prefix(place: Place, text: str) -> None:
         record.store.delete(store.list(record.prefix))
     with contextlib.suppress(StoreError):
         cluster = ClusterRecord(store, text)
-        cluster.beat(1)
+        cluster.announce(Announcement())
         cluster.delete()
     with contextlib.suppress(StoreError):
         ClusterRecord(store, "c1").offer(text)
-        ClusterRecord(store, "c1").remove_offer(text)
+        ClusterRecord(store, "c1").delete()
 
     assert place.outside() == before
     assert store.list("") == []

@@ -218,9 +218,9 @@ def of_record(read: Callable[[SessionRecord], object]) -> Callable[[Store], obje
     ("key", "read", "size"),
     [
         ("clusters/c1/cluster.json", lambda s: ClusterRecord(s, "c1").description(), 2 << 20),
-        ("clusters/c1/heartbeat", lambda s: ClusterRecord(s, "c1").heartbeat(), 2 << 20),
+        ("clusters/c1/state.json", lambda s: ClusterRecord(s, "c1").heartbeat(), 2 << 20),
         ("sessions/s1/control/heartbeat", of_record(SessionRecord.heartbeat), 2 << 20),
-        ("sessions/s1/control/stop", of_record(SessionRecord.stop_order), 2 << 20),
+        ("sessions/s1/control/heartbeat", of_record(SessionRecord.stop_order), 2 << 20),
         ("sessions/s1/request.json", of_record(SessionRecord.request), DOCUMENT_BYTES + 1),
         ("sessions/s1/summary.json", of_record(SessionRecord.summary), DOCUMENT_BYTES + 1),
         ("sessions/s1/artifacts/a", of_record(lambda r: r.artifact("a")), OBJECT_BYTES + 1),

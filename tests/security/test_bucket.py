@@ -27,11 +27,13 @@ def test_a_name_that_is_no_id_is_passed_over(store: Store) -> None:
         for name in FOREIGN:
             store.put(f"{folder}/{name}", b"")
     store.put("sessions/s1/result.json", b"{}")
+    store.put("clusters/c1/inbox/00000001", b'{"session": "../s", "nonce": ""}')
+    store.put("clusters/c1/inbox/00000002", b"no offer")
     ClusterRecord(store, "c1").offer("s1")
 
     assert session_ids(store) == ["s1"]
     assert cluster_ids(store) == ["c1"]
-    assert ClusterRecord(store, "c1").offers() == ["object", "s1"]
+    assert [*ClusterRecord(store, "c1").offers()] == [(3, "s1")]
     assert SessionRecord(store, "s1").reader().poll() == []
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import queue
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from pytest_gpu_cluster.agent.arrivals import Arrivals
 from pytest_gpu_cluster.agent.cases import Resources
 from pytest_gpu_cluster.agent.crash import crash_text, without_our_frames
 from pytest_gpu_cluster.agent.limits import START_LIMIT_S, STOP_GRACE_S, TimeLimits
+from pytest_gpu_cluster.agent.main import KeeperOrders
 from pytest_gpu_cluster.agent.masking import JournalMask
 from pytest_gpu_cluster.agent.node_answer import NodeAnswer
 from pytest_gpu_cluster.agent.plan import Backlog, Case, Demand
@@ -44,6 +46,7 @@ from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
 from pytest_gpu_cluster.contract.messages import (
     Collecting,
     Done,
+    EndSession,
     Exit,
     Finished,
     PhaseStarted,
@@ -51,6 +54,7 @@ from pytest_gpu_cluster.contract.messages import (
     Ready,
     Started,
     decode,
+    encode,
 )
 from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.records import ItemRow, TestRecord, crash_records
@@ -98,6 +102,10 @@ def spec_of(directory: Path, *, env: dict[str, str] | None = None) -> AgentSpec:
     )
 
 
+def no_order() -> None:
+    """Return no order: the client is content."""
+
+
 class Recorder:
     """The transport of a process that does nothing: what it was told stays to be read."""
 
@@ -128,7 +136,7 @@ class Parts:
         store = Store.open(self.spec.store, base=directory)
         self.record = SessionRecord(store, SESSION)
         journal = self.record.writer("agent")
-        self.state = SessionState(self.record, journal, self.spec.request.limits, {})
+        self.state = SessionState(self.record, journal, self.spec.request.limits)
         arrivals: Arrivals = queue.SimpleQueue()
         cluster = Cluster(self.spec, store, arrivals)
         launcher = Launcher(self.spec, self.state, cluster, arrivals)
@@ -288,7 +296,7 @@ def test_a_timeout_is_the_failure_of_its_test(parts: Parts) -> None:
     first, second = parts.tests
     parts.run(first, second)
     parts.worker.since -= 11.0
-    TimeLimits(parts.state).check()
+    TimeLimits(parts.state, no_order).check()
     assert parts.worker.stage is Stage.TIMED_OUT
     deadline = time.monotonic() + 10.0
     while "kill" not in parts.transport.kinds and time.monotonic() < deadline:
@@ -369,7 +377,7 @@ def test_a_cancelled_process_means_nothing(parts: Parts) -> None:
 def test_a_process_that_is_not_up_in_time_counts_as_lost(parts: Parts) -> None:
     """Its node may hang; the next process may be started on another one."""
     parts.worker.since -= START_LIMIT_S + 1
-    TimeLimits(parts.state).check()
+    TimeLimits(parts.state, no_order).check()
     parts.workers.on_messages(parts.worker, [Exit(status=-9, ordered=True)])
 
     assert parts.transport.kinds == ["kill"]
@@ -475,13 +483,22 @@ def test_the_first_reason_to_stop_is_the_reason(parts: Parts) -> None:
 
 def test_an_order_of_the_client_stops_the_session(parts: Parts) -> None:
     """The order holds the reason; the sentence for people is the agent's."""
-    parts.record.order_stop(StopReason.CLIENT_DONE)
-    TimeLimits(parts.state).check()
+    keeper, agent = socket.socketpair()
+    limits = TimeLimits(parts.state, KeeperOrders(agent))
+    limits.check()
+    before = parts.state.stop
+
+    keeper.sendall(encode(EndSession(reason=StopReason.CLIENT_DONE)))
+    limits.check()
 
     assert (parts.state.stop, parts.state.stop_message) == (
         StopReason.CLIENT_DONE,
         "the client needs no more results",
     )
+    assert before is None
+    keeper.close()
+    limits.check()  # a keeper that is gone has no orders
+    agent.close()
 
 
 def test_a_process_that_does_not_stop_is_killed(parts: Parts) -> None:
@@ -490,7 +507,7 @@ def test_a_process_that_does_not_stop_is_killed(parts: Parts) -> None:
     parts.state.end(StopReason.CLIENT_LOST, "x")
     assert parts.worker.stopped_at is not None
     parts.worker.stopped_at -= STOP_GRACE_S + 1
-    TimeLimits(parts.state).check()
+    TimeLimits(parts.state, no_order).check()
 
     assert parts.transport.kinds[-1] == "kill"
 

@@ -77,7 +77,7 @@ def second(tmp_path: Path) -> Second:
 
 def test_it_closes_at_once_when_the_cluster_has_ended(second: Second) -> None:
     """Each minute of grace after the end is a minute of rent."""
-    second.node.cluster.beat(1)
+    second.node.cluster.announce(Announcement(beats=1))
     second.duty.tick()
     assert not second.shutdown.requested
 
@@ -91,7 +91,7 @@ def test_it_waits_longer_for_a_head_that_boots_than_for_one_that_was_heard(tmp_p
     """Machines of one order are ready minutes after each other."""
     booting = Second(tmp_path / "a", grace_s=-1, join_s=60)
     heard = Second(tmp_path / "b", grace_s=-1, join_s=60)
-    heard.node.cluster.beat(1)
+    heard.node.cluster.announce(Announcement(beats=1))
 
     for each in (booting, heard):
         each.duty.tick()

@@ -446,7 +446,7 @@ def test_a_killed_guard_leaves_nothing(boot: Boot) -> None:
 def test_a_follower_joins_the_heads_ray_and_closes_when_the_head_is_silent(boot: Boot) -> None:
     """A node whose head is gone would run, and cost, to the cluster's deadline."""
     booted = boot("clean", head=False, grace_s=1.0)
-    booted.cluster.beat(1)
+    booted.cluster.announce(Announcement(beats=1))
     booted.cluster.put_head("10.0.0.1:6379")
 
     path = booted.directory / "ray.json"

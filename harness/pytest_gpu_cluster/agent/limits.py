@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
+from collections.abc import Callable
+from typing import TypeAlias
 
 from pytest_gpu_cluster.agent.state import SessionState
 from pytest_gpu_cluster.agent.worker import Stage, Worker
-from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.failures import StopReason
 
 STOP_GRACE_S = 5.0  # between asking a running test to stop and killing it
 START_LIMIT_S = 300.0  # for a worker to get from fork to its first message
-CONTROL_LOCAL_S, CONTROL_REMOTE_S = 0.25, 2.0  # between two looks for the order to stop
 ORDERS = {
     StopReason.CLIENT_DONE: "the client needs no more results",
     StopReason.CANCELLED: "interrupted by the user",
     StopReason.CLIENT_LOST: "the client was lost",
 }
 
+Orders: TypeAlias = Callable[[], StopReason | None]  # the order to stop, once there is one
+
 
 class TimeLimits:
     """Checks the limits of a session, its tests and the starts of its processes."""
 
-    def __init__(self, state: SessionState) -> None:
-        self._state = state
+    def __init__(self, state: SessionState, orders: Orders) -> None:
+        self._state, self._orders = state, orders
         self._began = time.monotonic()
-        self._control_read = 0.0
 
     def check(self) -> None:
         """Kill processes that are overdue; stop the session at its deadline, or by order."""
@@ -38,12 +38,8 @@ class TimeLimits:
         if state.stop is None and now - self._began > max_s:
             text = f"the session's limit of {max_s / 60:g} minutes was reached"
             state.end(StopReason.LIMIT, text)
-        local = state.record.store.is_local
-        if now - self._control_read > (CONTROL_LOCAL_S if local else CONTROL_REMOTE_S):
-            self._control_read = now
-            with contextlib.suppress(HarnessError):  # the store is away: the next look may succeed
-                if (reason := state.record.stop_order()) is not None:
-                    state.end(reason, ORDERS.get(reason, f"stopped by order: {reason}"))
+        if (reason := self._orders()) is not None:
+            state.end(reason, ORDERS.get(reason, f"stopped by order: {reason}"))
 
     def _check_worker(self, worker: Worker, now: float) -> None:
         elapsed_s = now - worker.since

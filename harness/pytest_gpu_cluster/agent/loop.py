@@ -25,7 +25,7 @@ from pytest_gpu_cluster.agent.arrivals import (
     ReservationLost,
 )
 from pytest_gpu_cluster.agent.cases import Resources
-from pytest_gpu_cluster.agent.limits import TimeLimits
+from pytest_gpu_cluster.agent.limits import Orders, TimeLimits
 from pytest_gpu_cluster.agent.masking import JournalMask
 from pytest_gpu_cluster.agent.node_answer import ask_head
 from pytest_gpu_cluster.agent.outputs import store_outputs
@@ -38,10 +38,16 @@ from pytest_gpu_cluster.agent.state import SessionState
 from pytest_gpu_cluster.agent.worker import Worker
 from pytest_gpu_cluster.agent.workers import Workers
 from pytest_gpu_cluster.contract import events
+from pytest_gpu_cluster.contract.background import Background
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.events import Message
 from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
-from pytest_gpu_cluster.contract.record import SessionRecord, durations, put_durations
+from pytest_gpu_cluster.contract.record import (
+    AGENT_WRITER,
+    SessionRecord,
+    durations,
+    put_durations,
+)
 from pytest_gpu_cluster.contract.specs import SPOOL, AgentSpec
 from pytest_gpu_cluster.contract.store import Store
 
@@ -52,23 +58,22 @@ TOLD_S = 1.0  # a tree that takes longer to unpack has a line of its own
 class Agent:
     """One session: collects once, hands out tests, and leaves the cluster clean."""
 
-    def __init__(self, spec: AgentSpec) -> None:
+    def __init__(self, spec: AgentSpec, orders: Orders) -> None:
         os.environ.update(spec.credentials)  # of the store; no test process gets them
         store = Store.open(spec.store, base=Path("/"))
         record = SessionRecord(store, spec.session)
         self._mask = JournalMask(spec.passed.masker())
-        journal = record.writer("agent", spool=spec.scratch / SPOOL, mask=self._mask)
+        journal = record.writer(AGENT_WRITER, spool=spec.scratch / SPOOL, mask=self._mask)
         self.spec = spec
         self._held: list[Message] = []  # of the selection, until all nodes have joined
-        self._history = durations(store)
-        history = self._mask.by_real_id(self._history)
-        self.state = SessionState(record, journal, spec.request.limits, history)
+        self._history = Background(lambda: durations(store))  # while the selection starts
+        self.state = SessionState(record, journal, spec.request.limits)
         self._arrivals: Arrivals = queue.SimpleQueue()
         self._cluster = Cluster(spec, store, self._arrivals)
         self._launcher = Launcher(spec, self.state, self._cluster, self._arrivals)
         self._selection = Selection(self.state, self._launcher)
         self._workers = Workers(spec, self.state, self._cluster, self._launcher)
-        self._limits = TimeLimits(self.state)
+        self._limits = TimeLimits(self.state, orders)
 
     def run(self) -> Cleanup:
         """Run the whole session; return the state in which it leaves the cluster."""
@@ -76,6 +81,7 @@ class Agent:
         if self._launcher.can_select_here:
             self._selection.start()
         self._cluster.connect()
+        self.state.history = self._mask.by_real_id(self._history.result())
         self._cluster.reservations.prestart()
         opened_early = False
         while not self._finished():
@@ -291,7 +297,7 @@ class Agent:
         measured = {t.nodeid: seconds[t.index] for t in state.tests if t.index in seconds}
         if measured:
             with contextlib.suppress(HarnessError):
-                history = self._mask.by_masked_id(self._history)
+                history = self._mask.by_masked_id(self._history.result())
                 measured = self._mask.by_masked_id(measured)
                 put_durations(state.record.store, plan.merged(history, measured))
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pytest_gpu_cluster.agent.outcomes import Outcomes
 from pytest_gpu_cluster.agent.plan import Backlog, Case, Durations
 from pytest_gpu_cluster.agent.worker import Worker
+from pytest_gpu_cluster.contract.event_log import EventWriter
 from pytest_gpu_cluster.contract.events import Notice
 from pytest_gpu_cluster.contract.failures import FailureClass, StopReason
 from pytest_gpu_cluster.contract.fields import JsonValue
 from pytest_gpu_cluster.contract.messages import Finished
-from pytest_gpu_cluster.contract.record import EventWriter, SessionRecord
+from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.records import TestRecord
 from pytest_gpu_cluster.contract.request import Limits
 from pytest_gpu_cluster.contract.selection import SelectionOptions
@@ -30,10 +31,9 @@ class ProcessEnds:
 class SessionState:
     """A session as its agent knows it. Only the agent's loop changes it."""
 
-    def __init__(
-        self, record: SessionRecord, journal: EventWriter, limits: Limits, history: Durations
-    ) -> None:
-        self.record, self.journal, self.limits, self.history = record, journal, limits, history
+    def __init__(self, record: SessionRecord, journal: EventWriter, limits: Limits) -> None:
+        self.record, self.journal, self.limits = record, journal, limits
+        self.history: Durations = {}  # seconds of earlier sessions, once they are read
         self.outcomes = Outcomes(journal.append)
         self.options = SelectionOptions()
         self.selected = False  # collected, and the selecting process waits for the end

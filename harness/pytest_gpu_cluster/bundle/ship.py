@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from pytest_gpu_cluster.bundle.index import (
     survey_of,
     unreadable,
 )
+from pytest_gpu_cluster.contract.background import Background
 from pytest_gpu_cluster.contract.bounded import DOCUMENT_BYTES
 from pytest_gpu_cluster.contract.errors import RequestError, UnreadableRecordError
 from pytest_gpu_cluster.contract.frozen import dataclass
@@ -47,7 +49,7 @@ from pytest_gpu_cluster.contract.trees import (
 
 LIMIT_BYTES = 1 << 30
 ATTEMPTS = 3  # for a tree that changes while it is read
-LIST_ABOVE = 100  # blobs; fewer are sent without listing all blobs of the store first
+ASK_ABOVE = 100  # blobs; fewer are sent without asking whether the store has them
 
 Contents = Mapping[str, Callable[[], bytes]]  # by digest: reads the file
 
@@ -288,11 +290,12 @@ def _send(store: Store, tree: StoredTree, contents: Contents, *, previous: str) 
     document = tree.to_bytes()
     digest = hashlib.sha256(document).hexdigest()
     sent: list[int] = []
+    last = Background(lambda: _stored(store, previous))
     is_stored = _stored(store, digest) is not None
     if not is_stored:
-        missing = contents.keys() - blobs_in(_stored(store, previous) or b"")
-        if len(missing) > LIST_ABOVE:
-            missing -= {key.rpartition("/")[2] for key in store.list(BLOBS)}
+        missing = contents.keys() - blobs_in(last.result() or b"")
+        if len(missing) > ASK_ABOVE:
+            missing -= _held(store, missing)
 
         def put(blob: str) -> int:
             packed = pack_blob(contents[blob]())
@@ -310,6 +313,23 @@ def _send(store: Store, tree: StoredTree, contents: Contents, *, previous: str) 
         sent_blobs=len(sent),
         sent_bytes=sum(sent),
     )
+
+
+def _held(store: Store, blobs: Set[str]) -> set[str]:
+    """Return the blobs that the store has. A bucket, of any size, is asked for each, not listed.
+
+    Digests are random: where it has none of the first 100, it is taken to have none.
+    """
+    if store.is_local:
+        return {key.rpartition("/")[2] for key in store.list(BLOBS)}
+
+    def having(some: Sequence[str]) -> set[str]:
+        answers = pool.map(store.holds, map(blob_key, some))
+        return {*itertools.compress(some, answers)}
+
+    with ThreadPoolExecutor(REMOTE_THREADS) as pool:
+        first = having(sorted(blobs)[:ASK_ABOVE])
+        return first | having(sorted(blobs)[ASK_ABOVE:]) if first else first
 
 
 def _renew(store: Store, tree: str) -> bool:

@@ -7,8 +7,10 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
 from pytest_gpu_cluster.clusters.held_cluster import HeldCluster, hand_over, state_of
+from pytest_gpu_cluster.contract.background import Background
 from pytest_gpu_cluster.contract.cluster_record import (
     Announcement,
     ClusterDescription,
@@ -16,7 +18,12 @@ from pytest_gpu_cluster.contract.cluster_record import (
     ClusterRecord,
     clusters,
 )
-from pytest_gpu_cluster.contract.errors import InfrastructureError, UnreadableRecordError
+from pytest_gpu_cluster.contract.errors import (
+    InfrastructureError,
+    RequestError,
+    StoreError,
+    UnreadableRecordError,
+)
 from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.sealing import check_sealing
 from pytest_gpu_cluster.contract.specs import BootSpec
@@ -25,27 +32,44 @@ from pytest_gpu_cluster.contract.waits import WAITS
 from pytest_gpu_cluster.environment import own_code
 from pytest_gpu_cluster.providers import BootScript, ClusterRef, LaunchPlan, Provider
 
-PROTOCOL = 5  # of the keeper: a warm cluster must speak it
+PROTOCOL = 6  # of the keeper: a warm cluster must speak it
+FRESH_S = 2.0  # for which the store's list of clusters is taken as it was read
+
+Listed: TypeAlias = list[tuple[ClusterDescription, Announcement]]
 
 
 def new_id() -> str:
     return f"c{secrets.token_hex(3)}"
 
 
+def listed_clusters(store: Store) -> Background[Listed]:
+    """Begin to read which clusters there are; `acquire` comes to it later."""
+    return Background(lambda: [*clusters(store)])
+
+
 def acquire(
-    store: Store, provider: Provider, plan: LaunchPlan, session: str, values: Mapping[str, str]
+    store: Store,
+    provider: Provider,
+    plan: LaunchPlan,
+    session: str,
+    values: Mapping[str, str],
+    listed: Background[Listed],
 ) -> HeldCluster:
     """Return a warm cluster of this shape that has taken the session, else one to be launched.
 
     Raises InfrastructureError, RequestError.
     """
-    busy = ""
-    for description, state in interchangeable(store, provider, plan):
+    busy, known = "", listed.result()
+    if listed.age_s > FRESH_S:
+        known = [*clusters(store)]
+    for description, state in interchangeable(known, provider, plan):
         ref = ClusterRef(provider=provider.name, id=description.id, where=description.where)
         record = ClusterRecord(store, ref.id)
         if state_of(provider, ref).state == "gone":
             strike_off(record)
-        elif soon_idle(store, state) and offer_session(plan, record, session, values):
+        elif soon_idle(store, state) and offer_session(
+            plan, record, session, values, first=state.inbox
+        ):
             return HeldCluster(store, provider, plan, "warm", warm=ref.id)
         else:
             serves = f"serves session {state.session}" if state.session else f"is {state.state}"
@@ -65,10 +89,10 @@ def strike_off(record: ClusterRecord) -> bool:
 
 
 def interchangeable(
-    store: Store, provider: Provider, plan: LaunchPlan
+    listed: Listed, provider: Provider, plan: LaunchPlan
 ) -> Iterator[tuple[ClusterDescription, Announcement]]:
     """Return the clusters that may stand in for a new one."""
-    for description, state in clusters(store):
+    for description, state in listed:
         ours = (description.provider, description.protocol) == (provider.name, PROTOCOL)
         if ours and (description.shape, description.where) == (plan.shape, dict(plan.where)):
             yield description, state
@@ -84,7 +108,12 @@ def soon_idle(store: Store, state: Announcement) -> bool:
 
 
 def offer_session(
-    plan: LaunchPlan, record: ClusterRecord, session: str, values: Mapping[str, str]
+    plan: LaunchPlan,
+    record: ClusterRecord,
+    session: str,
+    values: Mapping[str, str],
+    *,
+    first: int,
 ) -> bool:
     """Ask a warm cluster to serve the session, and return its keeper's decision.
 
@@ -92,7 +121,7 @@ def offer_session(
     """
     with contextlib.suppress(InfrastructureError):
         hand_over(plan, record, session, values)
-        record.offer(session)
+        record.offer(session, first=first)
         patience_s = max(WAITS.decision_s, plan.patience.boot_s / 10)
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
@@ -113,9 +142,11 @@ def launch(
 ) -> None:
     """Put the record first, then rent: whatever happens, the next reader knows what to look for.
 
-    `code` is the digest of the keepers' code. Raises HarnessError.
+    `code` is the digest of the keepers' code. The store is tried before: a warm cluster has shown
+    that it decides between two clients. Raises HarnessError.
     """
     store, plan = cluster.store, cluster.plan
+    check_store(store)
     plan.examine()
     if plan.directory is None:
         check_sealing()
@@ -134,6 +165,14 @@ def launch(
     record.offer(session)
     boot = BootScript(code=own_code(), spec=boot_spec(store, plan, code))
     cluster.launch(boot, session, values, tell)
+
+
+def check_store(store: Store) -> None:
+    """Refuse a store that a cluster could not work with. Raises RequestError."""
+    try:
+        store.check_writable()
+    except StoreError as problem:
+        raise RequestError(problem.what, remedy=problem.remedy) from problem
 
 
 def boot_spec(store: Store, plan: LaunchPlan, code: str) -> BootSpec:

@@ -43,15 +43,23 @@ RETRY_S = (0.2, 5.0)  # first and longest pause after a failed put
 class _Cadence:
     """Seconds, for local stores and for the others."""
 
-    flush: float  # between two segments of a busy writer; an idle one stores at once
+    flush: float  # between two segments of a busy writer
+    linger: float  # for what follows the first event of an idle one: one test ends, the next begins
     active: float  # between two polls when something was just read …
     idle: float  # … and at most; in between a tenth of the silence
-    discover: float  # between two looks for new writers
+    discover: float  # between two looks for new writers in the first minute …
+    discover_late: float  # … and after it
     holes: float  # between two looks beyond a missing segment
 
 
-LOCAL = _Cadence(flush=0.05, active=0.02, idle=0.2, discover=0.2, holes=2.0)
-REMOTE = _Cadence(flush=0.3, active=0.2, idle=0.6, discover=5.0, holes=60.0)
+LOCAL = _Cadence(
+    flush=0.05, linger=0.0, active=0.02, idle=0.2, discover=0.2, discover_late=0.2, holes=2.0
+)
+# The writer's and the reader's part of a result's way are within its budget of 1 s together. What a
+# test costs is one PUT and one or two GET.
+REMOTE = _Cadence(
+    flush=0.3, linger=0.05, active=0.4, idle=0.6, discover=5.0, discover_late=15.0, holes=60.0
+)
 
 
 def segment_key(prefix: str, writer: str, number: int) -> str:
@@ -148,9 +156,9 @@ class JournalWriter:
     ) -> None:
         self._store, self._prefix = store, prefix.rstrip("/")
         self.writer = check_id(writer, "writer")
-        self._interval_s = (
-            interval_s if interval_s is not None else (LOCAL if store.is_local else REMOTE).flush
-        )
+        cadence = LOCAL if store.is_local else REMOTE
+        self._interval_s = cadence.flush if interval_s is None else interval_s
+        self._linger_s = cadence.linger
         self._away_s = away_s
         self._full_bytes = memory_bytes + (spool_bytes if spool else 0)
         self._changed = threading.Condition()  # guards everything below
@@ -259,6 +267,7 @@ class JournalWriter:
         backlog = self._backlog
         with self._changed:
             self._changed.wait_for(lambda: backlog.lines or backlog.segments or self._gives_up)
+            last = max(last, time.monotonic() + self._linger_s - self._interval_s)
             while not (backlog.segments or self._hurry or self._gives_up):
                 pause_s = last + self._interval_s - time.monotonic()
                 if pause_s <= 0:

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from pytest_gpu_cluster.contract.codec import encode_line
 from pytest_gpu_cluster.contract.events import EVENTS, Message
+from pytest_gpu_cluster.contract.failures import StopReason
 from pytest_gpu_cluster.contract.fields import FieldError, JsonValue, Noun, shown
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.records import TestRecord
@@ -117,6 +118,16 @@ class AgentFinished(Message, kind="finished"):
     why: str = ""  # it may not
 
 
+# --- from a keeper to its agent -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndSession(Message, kind="end"):
+    """The client, or who closes its record, wants no further test."""
+
+    reason: StopReason
+
+
 # --- to a test process ----------------------------------------------------------------------------
 
 
@@ -173,7 +184,7 @@ MESSAGES: dict[str, type[Message]] = {
         each.kind: each
         for each in (
             *(Collecting, CaptureFiles, Ready, Started, PhaseStarted, Finished, Done, Raw, Exit),
-            *(RunTests, StopRunning, FinishSession, ShowReports),
+            *(EndSession, RunTests, StopRunning, FinishSession, ShowReports),
         )
     },
 }

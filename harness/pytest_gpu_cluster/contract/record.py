@@ -2,7 +2,7 @@
 
 sessions/<id>/request.json          the request; no secret
 sessions/<id>/events/<writer>/<n>   segments of the journal
-sessions/<id>/control/              heartbeat of the client; stop, with a reason
+sessions/<id>/control/heartbeat     that of the client, with its order to stop
 sessions/<id>/artifacts/ coverage/ logs/<node>/  of the tests, of coverage.py, of a node's processes
 sessions/<id>/outputs/<node>.json   what the tests wrote into the tree; the bytes are in blobs/
 sessions/<id>/summary.json          the report, as its readers were told
@@ -14,20 +14,21 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import cast
 from urllib.parse import quote
 
 from pytest_gpu_cluster.contract.bounded import DOCUMENT_BYTES, SMALL_BYTES, parse_json
-from pytest_gpu_cluster.contract.events import Event, Notice, SessionFinished
+from pytest_gpu_cluster.contract.event_log import EventMask, EventReader, EventWriter
+from pytest_gpu_cluster.contract.events import Notice, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass, StopReason
-from pytest_gpu_cluster.contract.fields import FieldError, JsonObject, Noun, alias, value_of
+from pytest_gpu_cluster.contract.fields import JsonObject, Noun, alias, value_of
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.ids import check_id, check_named, is_id
-from pytest_gpu_cluster.contract.journal import Entry, JournalWriter
+from pytest_gpu_cluster.contract.journal import JournalWriter
 from pytest_gpu_cluster.contract.journal_reader import JournalReader
 from pytest_gpu_cluster.contract.masking import Masker
 from pytest_gpu_cluster.contract.outputs import NodeOutputs, WrittenFile
@@ -37,7 +38,7 @@ from pytest_gpu_cluster.contract.store_errors import damaged
 from pytest_gpu_cluster.contract.stored import get_noun, ids_in, put_noun
 from pytest_gpu_cluster.contract.trees import pack_blob, packed_limit, unpack_blob
 
-EventMask: TypeAlias = Callable[[Event], JsonObject]
+AGENT_WRITER = "agent"  # of the journal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,68 +66,11 @@ class Result(Ending):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StopOrder(Noun):
-    """control/stop: the agent is to end the session."""
+class ClientWord(Noun):
+    """control/heartbeat: that it changes says that the client lives. No clock crosses machines."""
 
-    reason: StopReason
-
-
-class EventWriter:
-    """Appends a writer's events to a session's journal.
-
-    `mask` returns the JSON object of an event as others may read it.
-    """
-
-    def __init__(self, journal: JournalWriter, mask: EventMask | None = None) -> None:
-        self._journal, self._mask = journal, mask
-
-    def append(self, event: Event) -> int:
-        """Add one event and return its seq.
-
-        Raises StoreError when no more fits, ValueError after `close`.
-        """
-        body = event.to_json() if self._mask is None else self._mask(event)
-        return self._journal.append(event.kind, **body)
-
-    @property
-    def stalled(self) -> bool:
-        """True when no new work should start: the spool is full, or the store was away too long."""
-        return self._journal.stalled
-
-    def close(self, timeout_s: float = 30.0) -> None:
-        """Store what was appended, and end. Raises StoreError when that took longer."""
-        self._journal.close(timeout_s)
-
-
-class EventReader:
-    """Follows a session's journal; see JournalReader."""
-
-    def __init__(self, journal: JournalReader) -> None:
-        self._journal = journal
-        self._entries: deque[Entry] = deque()  # read, and not yet returned
-
-    def poll(self) -> list[Event]:
-        """Return the events that are new.
-
-        Raises StoreError: for an event that cannot be read, when all before it have been returned.
-        """
-        if not self._entries:
-            self._entries.extend(self._journal.poll())
-        events: list[Event] = []
-        while self._entries:
-            entry = self._entries[0]
-            try:
-                events.append(Event.of(entry))
-            except FieldError as problem:
-                if events:
-                    break
-                raise self._journal.damaged(entry, problem) from problem
-            self._entries.popleft()
-        return events
-
-    def wait(self) -> None:
-        """Sleep until it is time for the next poll."""
-        self._journal.wait()
+    beat: str
+    stop: StopReason | None = None  # the agent is to end the session
 
 
 class SessionRecord:
@@ -135,6 +79,9 @@ class SessionRecord:
     def __init__(self, store: Store, session: str) -> None:
         self.store, self.session = store, check_id(session, "session")
         self.prefix = f"sessions/{session}"
+        self._client_key = f"{self.prefix}/control/heartbeat"
+        self._stop: StopReason | None = None
+        self._speaking = threading.Lock()  # no beat that has begun before an order comes after it
 
     @property
     def url(self) -> str:
@@ -153,23 +100,28 @@ class SessionRecord:
         return request
 
     def beat(self, text: str) -> None:
-        """Say that the client lives.
-
-        The value only has to differ from the last: no clock crosses machines.
-        """
-        self.store.put(f"{self.prefix}/control/heartbeat", text.encode())
+        """Say that the client lives; the text only has to differ from the last."""
+        with self._speaking:
+            put_noun(self.store, self._client_key, ClientWord(beat=text, stop=self._stop))
 
     def heartbeat(self) -> bytes | None:
-        return self.store.get(f"{self.prefix}/control/heartbeat", limit_bytes=SMALL_BYTES)
+        """Return a value that changes while the client lives: its last word, unread."""
+        return self.store.get(self._client_key, limit_bytes=SMALL_BYTES)
 
     def order_stop(self, reason: StopReason) -> None:
-        """Ask the agent to end the session."""
-        put_noun(self.store, f"{self.prefix}/control/stop", StopOrder(reason=reason))
+        """Ask the agent to end the session; later beats of this object repeat it."""
+        self._stop = reason
+        self.beat(f"stop {secrets.token_hex(4)}")
 
     def stop_order(self) -> StopReason | None:
-        key = f"{self.prefix}/control/stop"
-        order = get_noun(self.store, key, StopOrder, limit_bytes=SMALL_BYTES)
-        return order.reason if order is not None else None
+        return self.stop_order_in(self.heartbeat())
+
+    def stop_order_in(self, heartbeat: bytes | None) -> StopReason | None:
+        """Return the order in a heartbeat. Raises UnreadableRecordError."""
+        try:
+            return None if heartbeat is None else ClientWord.from_json(parse_json(heartbeat)).stop
+        except ValueError as problem:
+            raise damaged(self.store.url, self._client_key, problem) from problem
 
     def writer(
         self,
@@ -182,8 +134,8 @@ class SessionRecord:
         journal = JournalWriter(self.store, f"{self.prefix}/events", name, spool=spool)
         return EventWriter(journal, mask)
 
-    def reader(self) -> EventReader:
-        return EventReader(self.journal())
+    def reader(self, *, expected: Sequence[str] = ()) -> EventReader:
+        return EventReader(JournalReader(self.store, f"{self.prefix}/events", expected=expected))
 
     def journal(self) -> JournalReader:
         """Return a reader of the entries as they are stored."""

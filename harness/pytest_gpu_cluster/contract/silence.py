@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from pytest_gpu_cluster.contract.errors import StoreError
 
-# The most that counts between two looks, which are 5 s apart at most where the store answers.
+# The most that counts between two looks, which are 8 s apart at most where the store answers.
 STEP_S = 10.0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from pytest_gpu_cluster.contract.background import Background
 from pytest_gpu_cluster.contract.bounded import LISTED_KEYS, OBJECT_BYTES
 from pytest_gpu_cluster.contract.errors import StoreError
 from pytest_gpu_cluster.contract.local_files import (
@@ -155,17 +156,25 @@ class Store:
         def get() -> bytes | None:
             if not self._check(key):
                 return None
-            try:
+            with _Absent():
                 answer = obstore.get(self._inner, key)  # its body is not on its way yet
                 if (size := answer.meta["size"]) > limit_bytes:
                     raise damaged(self.url, key, f"it has {size:,} of {limit_bytes:,} bytes")
                 return bytes(answer.bytes())
-            except FileNotFoundError as error:
-                if "NoSuchBucket" in str(error):
-                    raise
-                return None
+            return None
 
         return self._call(f"get {key}", get)
+
+    def holds(self, key: str) -> bool:
+        """Return True where there is an object at `key`, without reading it."""
+        import obstore
+
+        def head() -> bool:
+            with _Absent():
+                return self._check(key) and bool(obstore.head(self._inner, key))
+            return False
+
+        return self._call(f"look for {key}", head)
 
     def list(self, prefix: str, *, after: str | None = None) -> Keys:
         """Return all keys below the folder `prefix`, sorted; with `after`, only the later ones."""
@@ -221,28 +230,31 @@ class Store:
         def delete(batch: Keys) -> None:
             for key in batch:
                 self._check(key)
-            try:
+            with _Absent():
                 obstore.delete(self._inner, batch)
-            except FileNotFoundError as error:
-                if "NoSuchBucket" in str(error):
-                    raise
-                # Some stores stop at the first key that is absent.
-                for key in batch if len(batch) > 1 else ():
-                    delete([key])
+                return
+            for key in batch if len(batch) > 1 else ():  # some stores stop at one that is absent
+                delete([key])
 
         if all_keys := [*keys]:
             self._call(f"delete {all_keys[0]}", lambda: delete(all_keys))
 
     def check_writable(self) -> None:
-        """Put, read back and delete a probe. Raises StoreError with a remedy."""
+        """Create, read back and delete a probe, which must not be created a second time.
+
+        Raises StoreError with a remedy.
+        """
         key, data = f"probe-{os.urandom(8).hex()}", os.urandom(16)
-        self.put(key, data)
-        if self.get(key) != data:
-            raise StoreError(
-                f"{self.url} did not return what was put there",
-                remedy="use a store with read-after-write consistency",
-            )
+        intact = self.create(key, data) and self.get(key) == data
+        overwritten = intact and self.create(key, os.urandom(16))
         self.delete([key])
+        if overwritten or not intact:
+            problem = "overwrites what it has" if overwritten else "did not return what was put"
+            raise StoreError(
+                f"{self.url} {problem}, when a key is to be created",
+                remedy="use a store with read-after-write consistency and conditional writes"
+                " (S3's If-None-Match): they decide whom a cluster serves",
+            )
 
     def local_file(self, key: str) -> Path | None:
         """Return the path of a key of a local store; None for one elsewhere.
@@ -274,28 +286,19 @@ class Store:
             check_there(self.root, f"cannot {action} in {self.url}")
         try:
             on_main = threading.current_thread() is threading.main_thread()
-            return _interruptible(call) if on_main and not self.is_local else call()
+            # In this thread, a slow call would delay Ctrl-C to its end.
+            return Background(call).result() if on_main and not self.is_local else call()
         except (BaseError, OSError, ValueError) as error:
             raise translate_error(f"cannot {action} in {self.url}", error) from redact_error(error)
 
 
-def _interruptible(call: Callable[[], T]) -> T:
-    """Return `call()`, made in a thread: in this one, a slow call would delay Ctrl-C to its end."""
-    answers: list[T] = []
-    failures: list[BaseException] = []
+class _Absent:
+    """Leaves the block where the object is not there; a bucket that is not there is an error."""
 
-    def run() -> None:
-        try:
-            answers.append(call())
-        except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
-            failures.append(error)
+    def __enter__(self) -> None: ...
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return answers[0]
+    def __exit__(self, kind: object, error: object, trace: object) -> bool:
+        return isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error)
 
 
 def _open_local(path: Path) -> Store:

@@ -21,7 +21,7 @@ VARIABLE = "GPU_CLUSTER_INTERNAL_WAITS"
 class Waits(Noun):
     """Seconds by the monotonic clock of the process that waits."""
 
-    heartbeat_s: float = 5.0  # between two beats of a client, and between two of a head node
+    heartbeat_s: float = 5.0  # between two beats of a client
     grace_s: float = 45.0  # of silence, after which a keeper ends the session or closes the node
     # Without a beat, after which another process may speak for a client: one put may take a minute.
     lost_s: float = 60.0
@@ -32,6 +32,11 @@ class Waits(Noun):
     store_gone_s: float = 120.0  # without the store, after which an idle cluster closes
     join_s: float = 180.0  # for the nodes of a new cluster to find each other
     unasked_s: float = 120.0  # for the first session of a new cluster to ask for it
+
+    @property
+    def head_beat_s(self) -> float:
+        """Seconds between two beats of a head node, each of which is a write to the store."""
+        return min(3 * self.heartbeat_s, self.grace_s / 3, self.lost_s / 4)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Waits:

@@ -42,7 +42,7 @@ class Follower:
         if self.ray.state is State.ABSENT and (address := self.cluster.head()) is not None:
             self.ray.start(address)
         now = time.monotonic()
-        if now - self.polled > self.waits.heartbeat_s:
+        if now - self.polled > self.waits.head_beat_s / 2:
             self.polled = now
             self._look_at_head()
             if (visit := self.visits.current) is not None:

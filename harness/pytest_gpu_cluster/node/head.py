@@ -1,7 +1,7 @@
 """The duty of the head node: lend the cluster to one session at a time.
 
-Sessions offer themselves in the cluster's record. The decision about each is created once, by this
-keeper (taken) or by a client that has waited too long (withdrawn).
+Sessions offer themselves in the cluster's record, each under the next number. The decision about
+each is created once, by this keeper (taken) or by a client that has waited too long (withdrawn).
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import os
 import time
 
 from pytest_gpu_cluster.contract import procfs
+from pytest_gpu_cluster.contract.background import Background
 from pytest_gpu_cluster.contract.cluster_record import Announcement, ClusterPhase
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.events import Notice
 from pytest_gpu_cluster.contract.failures import KeeperStop
 from pytest_gpu_cluster.contract.masking import masker
 from pytest_gpu_cluster.contract.record import SessionRecord
+from pytest_gpu_cluster.contract.request import SessionRequest
 from pytest_gpu_cluster.contract.sealing import KeyPair
 from pytest_gpu_cluster.node.context import Node, Shutdown, Stop
 from pytest_gpu_cluster.node.forkserver import SUPERVISOR_NAME
@@ -57,14 +59,29 @@ class Head:
         self.served = False  # a session has been taken
         self.idle_s = node.boot.idle_s  # as the last session wants it
         self.idle_since = time.monotonic()
-        self.beats, self.beaten = 0, 0.0  # heartbeats, and when the last was
-        self.announced: Announcement | None = None
+        self.inbox = 1  # the number of the next offer
+        self.answered: set[int] = set()  # offers after that one
+        self.asked = 0.0  # monotonic: when it was looked for
+        self.beats, self.beaten = 0, 0.0  # announcements, and when the last was
+        self.announced: ClusterPhase | None = None
         self.keys = KeyPair() if node.boot.sealed else None
         self.sealed: dict[str, dict[str, str]] = {}  # values that have come, by session
 
     @property
     def busy(self) -> bool:
         return self.session is not None
+
+    @property
+    def phase(self) -> ClusterPhase:
+        if self.session is not None:
+            return ClusterPhase.BUSY
+        return ClusterPhase.IDLE if self.ray.state is State.READY else ClusterPhase.STARTING
+
+    @property
+    def _pause_s(self) -> float:
+        """Seconds between two looks for an offer."""
+        is_local = self.node.store.is_local
+        return 0.0 if is_local else offer_pause_s(time.monotonic() - self.idle_since)
 
     def begin(self) -> None:
         """Start Ray. Raises InfrastructureError: no free port; EnvironmentBuildError."""
@@ -80,16 +97,13 @@ class Head:
     def tick(self) -> None:
         """Watch the session, or take one, or close an idle cluster. Raises HarnessError."""
         now = time.monotonic()
-        if now - self.beaten > self.node.boot.waits.heartbeat_s:
-            self.beaten, self.beats = now, self.beats + 1
-            self.cluster.beat(self.beats)
-            if self.session is None:
-                ready = self.ray.state is State.READY
-                self._enter(ClusterPhase.IDLE if ready else ClusterPhase.STARTING)
+        if now - self.beaten > self.node.boot.waits.head_beat_s or self.phase != self.announced:
+            self._announce()
             self.logs.store()
         if self.session is not None:
             self._watch(self.session)
-        elif self.fork_server.state is State.READY:
+        elif self.fork_server.state is State.READY and now >= self.asked + self._pause_s:
+            self.asked = now
             self._take_session()
         idle_limit_s = self.idle_s if self.served else self.node.boot.waits.unasked_s
         if self.session is None and now - self.idle_since > idle_limit_s:
@@ -105,20 +119,31 @@ class Head:
                     self._watch(self.session)
                 time.sleep(0.02)
         with contextlib.suppress(HarnessError):
-            for name in self.cluster.offers():
+            for _, name in self.cluster.offers(self.inbox):
                 self._reject(name)
 
     def _take_session(self) -> None:
         """Lend the cluster to the first session that offers itself."""
-        for name in filter(self._has_values, self.cluster.offers()):
+        for number, name in self.cluster.offers(self.inbox):
+            if number in self.answered or not self._has_values(number, name):
+                continue
+            record = SessionRecord(self.node.store, name)
+            request = Background(record.request)  # while the decision is made
             decided = self.cluster.decide(name, taken=True)
-            self.cluster.remove_offer(name)
+            self._answer(number)
             if decided:
-                self._begin(SessionRecord(self.node.store, name))
+                self._begin(record, request)
                 return
             self.sealed.pop(name, None)
 
-    def _has_values(self, name: str) -> bool:
+    def _answer(self, number: int) -> None:
+        """Note that an offer is decided. The next one to look for is the first that is not."""
+        self.answered.add(number)
+        while self.inbox in self.answered:
+            self.answered.remove(self.inbox)
+            self.inbox += 1
+
+    def _has_values(self, number: int, name: str) -> bool:
         """Return False while the client has not sealed the values of a session yet."""
         if self.keys is None or name in self.sealed:
             return True
@@ -127,7 +152,7 @@ class Head:
         try:
             self.sealed[name] = self.keys.open(content, name)
         except HarnessError as problem:
-            self.cluster.remove_offer(name)
+            self._answer(number)
             stop = Stop(kind=KeeperStop.NOT_BEGUN, message=problem.what)
             self._record_lost(SessionRecord(self.node.store, name), stop)
             return False
@@ -138,10 +163,10 @@ class Head:
             return self.sealed.pop(name, {})
         return take_passed(self.node.directory / "handoff" / name)
 
-    def _begin(self, record: SessionRecord) -> None:
+    def _begin(self, record: SessionRecord, reading: Background[SessionRequest | None]) -> None:
         self.served = True
         try:
-            request = record.request()
+            request = reading.result()
             if request is None:
                 return
             values = self._take_values(record.session)
@@ -151,7 +176,7 @@ class Head:
             message = f"the keeper could not begin it: {problem}"
             self._record_lost(record, Stop(kind=KeeperStop.NOT_BEGUN, message=message))
             raise
-        self._enter(ClusterPhase.BUSY)
+        self._announce()
 
     def _watch(self, session: ActiveSession) -> None:
         if session.watch():
@@ -186,7 +211,7 @@ class Head:
         self.idle_since, self.idle_s = time.monotonic(), limits.idle_s
         with contextlib.suppress(OSError):
             (self.node.directory / SESSION_FILE).unlink()
-        self._enter(ClusterPhase.IDLE)
+        self._announce()
         self.logs.end()
 
     def _reject(self, name: str) -> None:
@@ -200,19 +225,24 @@ class Head:
         else:
             self._record_lost(SessionRecord(self.node.store, name), self.shutdown.stop)
 
-    def _enter(self, phase: ClusterPhase) -> None:
-        """Announce what the cluster does now. Raises StoreError."""
+    def _announce(self) -> None:
+        """Say that this keeper lives, and what the cluster does now. Raises StoreError.
+
+        One that fails is made good by the next.
+        """
+        self.beats, self.beaten, self.announced = self.beats + 1, time.monotonic(), self.phase
         idle_left_s = max(0.0, self.idle_s - (time.monotonic() - self.idle_since))
-        announcement = Announcement(
-            state=phase,
-            session=self.session.record.session if self.session is not None else None,
-            idle_left_s=idle_left_s if phase is ClusterPhase.IDLE else None,
-            ready=self.ray.state is State.READY,
-            why=self.shutdown.message,
+        self.cluster.announce(
+            Announcement(
+                state=self.phase,
+                session=self.session.record.session if self.session is not None else None,
+                idle_left_s=idle_left_s if self.phase is ClusterPhase.IDLE else None,
+                ready=self.ray.state is State.READY,
+                why=self.shutdown.message,
+                inbox=self.inbox,
+                beats=self.beats,
+            )
         )
-        if announcement != self.announced:
-            self.announced = announcement
-            self.cluster.announce(announcement)
 
     @staticmethod
     def _store_files(session: ActiveSession) -> list[Notice]:
@@ -233,6 +263,14 @@ class Head:
         append_lost_end(record, stop, mask=masker({}), timeout_s=timeout_s)
         self.logs.begin(Served(session=record.session))
         self.logs.end()
+
+
+def offer_pause_s(idle_s: float) -> float:
+    """Return the seconds between two looks for an offer in a distant store: a tenth of `idle_s`.
+
+    A minute has at most 68 of them: 10 in the first 5 s, 8 in the next 5, then one a second.
+    """
+    return min(max(0.5, 0.1 * idle_s), 1.0)
 
 
 def unfit_because(session: ActiveSession) -> str:

@@ -66,7 +66,7 @@ def tell_failed_boot(spec: KeeperSpec, problem: HarnessError) -> None:
                 directory=spec.directory,
             )
             cluster.put_node(ended)
-        for session in cluster.offers() if spec.head else ():
+        for _, session in cluster.offers() if spec.head else ():
             append_lost_end(
                 SessionRecord(store, session),
                 Stop(kind=KeeperStop.NOT_BEGUN, message=text),

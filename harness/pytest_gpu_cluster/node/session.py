@@ -16,7 +16,7 @@ from pytest_gpu_cluster.contract.events import Notice, SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, KeeperStop, StopReason
 from pytest_gpu_cluster.contract.fields import value_of
 from pytest_gpu_cluster.contract.masking import Masker, PassedValues
-from pytest_gpu_cluster.contract.messages import AgentFinished, Exit, Raw
+from pytest_gpu_cluster.contract.messages import AgentFinished, EndSession, Exit, Raw, encode
 from pytest_gpu_cluster.contract.outputs import HEAD, OutputsOrder
 from pytest_gpu_cluster.contract.record import Ending, SessionRecord
 from pytest_gpu_cluster.contract.request import SessionRequest
@@ -36,6 +36,7 @@ from pytest_gpu_cluster.node.working_trees import WorkingTrees
 
 SESSION_FILE = "session"  # in the node's directory, while a session is served: its id
 OVERTIME_S = 60.0  # an agent has this long to end a session whose deadline has passed
+CLIENT_LOCAL_S, CLIENT_REMOTE_S = 0.25, 2.0  # between two looks at the client's word
 TAIL_CHARS = 4000  # of a lost agent's output
 KEEPER = "keeper"  # the writer of a session's journal
 SILENT_BECAUSE = (
@@ -55,7 +56,8 @@ class ActiveSession:
         self.client = HeartbeatMonitor()
         self.stopped = Stopwatch()  # its agent, as by SIGSTOP
         self.began = time.monotonic()
-        self.polled = 0.0  # monotonic; the client's heartbeat, and the agent
+        self.polled = 0.0  # monotonic; the client's word, and the agent
+        self.ordered = False  # the client's order to stop was passed on to the agent
         self.stop: Stop | None = None  # the keeper ends the session
         self.report: AgentFinished | None = None  # the agent has ended it
         self.exit: Exit | None = None  # no process of the session is left
@@ -74,10 +76,10 @@ class ActiveSession:
         for line in self.lease.receive(0):
             self._on_message(line)
         now = time.monotonic()
-        if now - self.polled > (0.5 if self.node.store.is_local else 5.0):
+        if now - self.polled > (CLIENT_LOCAL_S if self.node.store.is_local else CLIENT_REMOTE_S):
             self.polled = now
             self.stopped.look(procfs.is_stopped(self.lease.pid))
-            self.client.poll(self.record.heartbeat)
+            self.client.poll(self._client_word)
         if self.stop is None and (stop := self._overdue()) is not None:
             self.end(stop)
         return self.exit is not None
@@ -125,6 +127,15 @@ class ActiveSession:
         log = path.read_text(errors="replace") if path.exists() else ""
         whole = log + (self.exit.err if self.exit is not None else "")
         return self.mask(whole)[-TAIL_CHARS:]  # a cut may halve a secret
+
+    def _client_word(self) -> bytes | None:
+        """Return the client's heartbeat; its order to stop, which is in it, goes to the agent."""
+        word = self.record.heartbeat()
+        order = self.record.stop_order_in(word)
+        if order is not None and not self.ordered:
+            self.ordered = True
+            self.lease.send(encode(EndSession(reason=order)))
+        return word
 
     def _on_message(self, line: bytes) -> None:
         body = json.loads(line)

@@ -20,6 +20,7 @@ from pytest_gpu_cluster.contract.bounded import OBJECT_BYTES
 from pytest_gpu_cluster.contract.errors import RequestError
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.node.unpack import unpack
+from tests.traffic import by_kind
 from tests.working_trees import paths, read, write
 
 # --- there and back ---
@@ -127,6 +128,28 @@ def test_a_checkout_without_an_index_sends_only_what_the_store_lacks(
     write(tmp_path / "clone", {"new.py": "new = True\n"})
 
     assert ship(store, tmp_path / "clone").sent_blobs == 1
+
+
+@pytest.mark.parametrize("stored", [0, 150, 200])
+def test_a_bucket_is_asked_for_the_blobs_of_a_tree_and_never_listed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: int
+) -> None:
+    """It may have millions, of other trees. One that has none of the first 100 has none."""
+    write(root, {f"f{n}.py": f"n = {n}\n" for n in range(200)})
+    with S3Server() as server:
+        server.make_bucket("bucket")
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        store = Store.open("s3://bucket/prefix", base=tmp_path)
+        ship_files(store, {f"g{n}.py": f"n = {n}\n".encode() for n in range(stored)})
+        before = len(server.answers())
+
+        tree = ship(store, root)
+
+        kinds = by_kind(server.answers()[before:])
+    assert tree.sent_blobs == 200 - stored
+    assert kinds["LIST"] == 0
+    assert kinds["HEAD"] == (200 if stored else 100)
 
 
 @pytest.mark.parametrize("count", [5, 300])

@@ -134,6 +134,17 @@ def test_requests_are_counted(store: Store) -> None:
     assert store.requests - before == 3
 
 
+def test_a_store_that_overwrites_what_it_should_create_is_refused(s3: S3Server) -> None:
+    """Keeper and client would both have decided, and both be right: a session runs twice, or not
+    at all.
+    """
+    s3.ignore_conditions()
+    with pytest.raises(StoreError, match="overwrites what it has, when a key is to be created"):
+        open_s3("careless").check_writable()
+
+    assert open_s3("careless").list("") == []
+
+
 def test_check_writable_leaves_nothing_behind(store: Store) -> None:
     """The doctor asks before money is spent."""
     store.check_writable()
