@@ -20,7 +20,12 @@ import pytest
 
 from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.contract.cluster_directory import make_directory
-from pytest_gpu_cluster.contract.cluster_record import ClusterPhase, ClusterRecord, NodePhase
+from pytest_gpu_cluster.contract.cluster_record import (
+    Announcement,
+    ClusterPhase,
+    ClusterRecord,
+    NodePhase,
+)
 from pytest_gpu_cluster.contract.events import SessionFinished
 from pytest_gpu_cluster.contract.failures import Closer, FailureClass
 from pytest_gpu_cluster.contract.record import SessionRecord
