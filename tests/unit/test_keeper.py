@@ -271,6 +271,24 @@ def test_a_session_waits_for_its_sealed_values_and_no_reader_of_the_store_sees_t
     assert booted.cluster.take_sealed("s1") is None
 
 
+def test_an_offer_whose_values_do_not_come_holds_up_no_other(boot: Boot) -> None:
+    """Its client may be dead. Each is taken once, whichever number comes first."""
+    booted = boot("clean", sealed=True)
+    store = booted.cluster.store
+    request = replace(REQUEST, session="s2", agent="agent:clean")
+    SessionRecord(store, "s2").put_request(request)
+    public = until(booted.cluster.key)
+    booted.cluster.put_sealed("s2", seal(public, "s2", {}))
+    ClusterRecord(store, "c1").offer("s2")
+
+    assert until(lambda: booted.cluster.decision("s2"))
+    assert booted.cluster.decision("s1") is None
+    booted.cluster.put_sealed("s1", seal(public, "s1", {}))
+    assert until(lambda: booted.cluster.decision("s1"))
+    until(lambda: booted.phase() is ClusterPhase.IDLE)
+    assert booted.cluster.announcement().inbox == 3
+
+
 @pytest.mark.parametrize(("lives_s", "remains"), [(0.4, False), (30, True)])
 def test_a_supervisor_on_its_way_out_does_not_cost_the_cluster(
     lives_s: float, remains: bool
