@@ -26,8 +26,12 @@ class Job(NamedTuple):
     """A driver that is, or was, connected to Ray."""
 
     id: str
-    process: str  # the test process that started it; "" for any other
+    process: str  # the `process_name` of who started it; "" for no test process
     ended: bool
+
+    def is_of(self, session: str) -> bool:
+        """Return True for a job of a test process of this session."""
+        return self.process.startswith(process_name(session, ""))
 
 
 class Actor(NamedTuple):
@@ -77,6 +81,10 @@ class Remains:
             groups=tuple(group for group in self.groups if group.job in names),
         )
 
+    def of_session(self, session: str, jobs: Iterable[Job], agent: str) -> Remains:
+        """Return the part of a session on a Ray that others use: of its `agent` and its tests."""
+        return self.of_jobs([agent, *(job.id for job in jobs if job.is_of(session))])
+
     def of_tests(self) -> Remains:
         """Return what a test is to be told of.
 
@@ -111,7 +119,7 @@ class Remains:
             elif actor.node == ray.util.get_node_ip_address():
                 _kill_worker(actor.pid)
         for group in self.groups:
-            _remove(group)
+            ray.util.remove_placement_group(placement_group(group.id))
 
 
 class Books:
@@ -191,6 +199,11 @@ def end_remains_of(
     return found
 
 
+def process_name(session: str, worker: str) -> str:
+    """Return the name of a test process that no other session's has, on whatever Ray."""
+    return f"{session}/{worker}"
+
+
 def job_config(process: str, runtime_env: Mapping[str, object]) -> Mapping[str, object]:
     """Return what every job of a test process has, as Ray takes it from the environment."""
     return {"runtime_env": runtime_env, "metadata": {MARK: process}}
@@ -202,11 +215,12 @@ def _kill_worker(pid: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _remove(group: Group) -> None:
+def placement_group(group: str) -> Any:
+    """Return Ray's handle of a placement group by its id."""
     from ray._raylet import PlacementGroupID
     from ray.util.placement_group import PlacementGroup  # there is a function of that name, too
 
-    _ray().util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group.id))))
+    return PlacementGroup(PlacementGroupID(bytes.fromhex(group)))
 
 
 def _ray() -> Any:

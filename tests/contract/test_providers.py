@@ -32,11 +32,14 @@ from pytest_gpu_cluster.providers import (
     provider_class,
 )
 from pytest_gpu_cluster.providers.local import LocalProvider
+from pytest_gpu_cluster.providers.ray import RayProvider
 from tests.acceptance.processes import eventually
 from tests.conftest import RunPython
 from tests.contract.directories import DirectoryProvider
+from tests.rigs.ray_cluster import ray_rig
 
-CLASSES: tuple[type[Provider], ...] = (LocalProvider, DirectoryProvider)  # for mypy to check
+# For mypy to check.
+CLASSES: tuple[type[Provider], ...] = (LocalProvider, RayProvider, DirectoryProvider)
 OUTSIDE = DirectoryProvider.name
 HEAVY = ("boto3", "botocore", "obstore", "pynvml", "ray", "torch")
 START_S = 60.0  # for a node to be ready
@@ -62,11 +65,11 @@ def new_token() -> str:
 
 
 def new_spec() -> ClusterSpec:
-    """Return the spec of a cluster of one node."""
+    """Return the spec of a cluster of one node with one GPU."""
     return ClusterSpec(
         token=new_token(),
         nodes=1,
-        gpus_per_node="auto",
+        gpus_per_node=1,
         pytest_version=pytest.__version__,
         deadline_s=300.0,
         idle_s=60.0,
@@ -112,16 +115,35 @@ def launched(
 ) -> Iterator[Launched]:
     """One cluster of each provider, in a store of its own."""
     folder = tmp_path_factory.mktemp("provider")
-    table = {"folder": str(folder / "clusters")} if request.param == OUTSIDE else {}
-    settings = Settings(provider=request.param, provider_settings={request.param: table})
-    provider = load_provider(request.param, settings, os.environ)
+    with table_of(request.param, folder) as table:
+        yield from launch(request.param, table, folder)
+
+
+@contextlib.contextmanager
+def table_of(name: str, folder: Path) -> Iterator[dict[str, object]]:
+    """Give the settings with which a provider finds what it is to use."""
+    if name != RayProvider.name:
+        yield {"folder": str(folder / "clusters")} if name == OUTSIDE else {}
+        return
+    with (
+        ray_rig(Path(f"/tmp/gpu-rig-{os.getpid()}-c"), nodes=1) as rig,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_AUTH_TOKEN", rig.token)
+        yield {"address": rig.address}
+
+
+def launch(name: str, table: dict[str, object], folder: Path) -> Iterator[Launched]:
+    """Launch a cluster in a store of its own, and close it."""
+    settings = Settings(provider=name, provider_settings={name: table})
+    provider = load_provider(name, settings, os.environ)
     store = Store.open("store", base=folder)
     plan = provider.plan(new_spec())
     boot = boot_script(plan, store)
     ref = ClusterRef(provider=provider.name, id=plan.spec.token, where=plan.where)
     try:
         provider.launch(plan, boot, quietly)
-        if request.param in REGISTRY:
+        if name in REGISTRY:
             assert eventually(lambda: is_idle(store, ref.id), within_s=START_S), provider.state(ref)
         yield Launched(provider=provider, plan=plan, boot=boot, ref=ref)
     finally:
@@ -138,7 +160,7 @@ def test_a_provider_goes_by_the_name_that_settings_and_records_have(name: str) -
 def test_each_key_of_a_table_refuses_what_is_not_expected(tmp_path: Path, name: str) -> None:
     """A provider's settings cost money too; they are checked before anything is asked of it."""
     for key, rule in provider_class(name).keys.items():
-        toml = f'[tool.gpu-cluster]\nprovider = "{name}"\n"{name}".{key} = {{ a = 1 }}\n'
+        toml = f'[tool.gpu-cluster]\nprovider = "{name}"\n"{name}".{key} = [{{ a = 1 }}]\n'
         (tmp_path / "pyproject.toml").write_text(toml)
 
         with pytest.raises(RequestError) as caught:
@@ -177,7 +199,7 @@ def test_what_was_launched_is_found_again(launched: Launched) -> None:
     """A killed client leaves machines behind; the next client finds them without its memory."""
     stranger = load_provider(
         launched.ref.provider,
-        Settings(provider_settings={OUTSIDE: dict(launched.plan.where)}),
+        Settings(provider_settings={launched.ref.provider: dict(launched.plan.where)}),
         os.environ,
     )
 
@@ -215,12 +237,12 @@ def test_every_error_is_ours_and_has_a_remedy(launched: Launched, tmp_path: Path
     broken = BootScript(code={"absent.py": tmp_path / "absent.py"}, spec=launched.boot.spec)
     errors: list[HarnessError] = []
 
-    with pytest.raises(RequestError) as caught:
-        provider.plan(replace(spec, gpus_per_node=10_000)).examine()
-    errors.append(caught.value)
-    with pytest.raises(RequestError) as caught:
-        provider.plan(replace(spec, pytest_version="0.1"))
-    errors.append(caught.value)
+    # What a Ray that is there has, and with which versions, its own nodes say.
+    impossible = replace(spec, gpus_per_node=10_000), replace(spec, pytest_version="0.1")
+    for wrong in impossible if name != RayProvider.name else ():
+        with pytest.raises(RequestError) as caught:
+            provider.plan(wrong).examine()
+        errors.append(caught.value)
     with pytest.raises(InfrastructureError) as failure:
         provider.launch(provider.plan(spec), broken, quietly)
     errors.append(failure.value)

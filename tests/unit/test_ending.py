@@ -113,6 +113,7 @@ def test_every_reason_to_stop_says_what_follows() -> None:
         StopReason.CRASH,
         StopReason.LIMIT,
         StopReason.INFRASTRUCTURE,
+        StopReason.CAPACITY,
     }
     assert [stop for stop in KeeperStop if stop.closes_record] == [KeeperStop.CLIENT_SILENT]
     assert KeeperStop.DEADLINE.failure_class is FailureClass.LIMIT

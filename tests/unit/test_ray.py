@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_gpu_cluster.contract.loopback import is_loopback
-from pytest_gpu_cluster.ray_remains import SERVE, Actor, Group, Remains
+from pytest_gpu_cluster.ray_remains import SERVE, Actor, Group, Job, Remains, process_name
 from pytest_gpu_cluster.worker import task_entry
 from pytest_gpu_cluster.worker.ray_output import PrintedFile
 
@@ -96,3 +96,22 @@ def test_an_address_beyond_this_machine_is_no_loopback() -> None:
     assert is_loopback("127.0.0.1:6379")
     assert not is_loopback("10.0.0.7:6379")
     assert not is_loopback("")
+
+
+def test_on_a_ray_of_others_only_what_our_jobs_made_is_ours() -> None:
+    """A detached actor of a stranger was killed there, and then the supervisor of our own job."""
+    jobs = [
+        Job("01", "", False),  # the stranger's
+        Job("02", "", False),  # our agent's
+        Job("03", process_name("s-1", "gw0"), True),
+        Job("04", process_name("s-10", "gw0"), True),  # of another session there
+    ]
+    remains = Remains(
+        actors=(actor("01", "trainer"), actor("02", "slot"), actor("03", "left"), actor("04", "x")),
+        groups=(Group("aa", "01", "theirs"), Group("bb", "03", "left too"), Group("cc", "04", "y")),
+    )
+
+    ours = remains.of_session("s-1", jobs, agent="02")
+
+    assert [each.name for each in ours.actors] == ["slot", "left"]
+    assert [each.name for each in ours.groups] == ["left too"]

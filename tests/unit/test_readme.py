@@ -15,6 +15,7 @@ from pytest_gpu_cluster import cli, options
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.providers import REGISTRY, provider_class
+from pytest_gpu_cluster.providers.ray import DEFAULTS
 from tests.benchmarks.bench import load, table, with_table
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
@@ -107,9 +108,11 @@ def test_every_setting_is_in_the_table() -> None:
 
 def test_defaults_are_those_of_the_code() -> None:
     """Only a value that TOML can write is compared; words stand for one of the machine."""
+    values = default_values()
+    values |= {f"ray.{key}".replace("-", "_"): value for key, value in DEFAULTS.items()}
     for key, default, _ in rows_below("Settings"):
         if literal := re.match(r"`(.+?)`", default):
-            value = default_values()[key.strip("`").replace("-", "_")]
+            value = values[key.strip("`").replace("-", "_")]
             shown = tomllib.loads(f"value = {literal[1]}")["value"]
             assert (key, shown) == (key, list(value) if isinstance(value, tuple) else value)
 

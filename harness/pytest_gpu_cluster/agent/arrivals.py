@@ -6,6 +6,7 @@ import queue
 from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_gpu_cluster.contract.events import Message, NodeReady
+from pytest_gpu_cluster.contract.failures import StopReason
 from pytest_gpu_cluster.contract.frozen import dataclass
 
 if TYPE_CHECKING:
@@ -21,9 +22,10 @@ class ClusterReady:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterFailed:
-    """Ray could not be joined."""
+    """Ray could not be joined, or does not give our devices back."""
 
     message: str
+    reason: StopReason = StopReason.INFRASTRUCTURE
 
 
 @dataclass(frozen=True, kw_only=True)

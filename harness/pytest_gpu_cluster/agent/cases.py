@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from pytest_gpu_cluster.agent import distribution, plan
@@ -28,6 +29,7 @@ class Resources:
     default_gpus: float  # of an unmarked test
     cpus: int = 1  # per node
     has_ray: bool = True  # tests may drive it
+    shared: bool = False  # Ray has other users: a test that drives it gets its devices from Ray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,12 @@ def _demand(item: ItemRow, resources: Resources) -> tuple[Demand, str | None]:
         return Demand(), str(problem)
     if demand.drives and not resources.has_ray:
         return demand, NO_RAY
-    return demand, plan.impossible(demand, resources.nodes) or too_small
+    refusal = plan.impossible(demand, resources.nodes) or too_small
+    if demand.drives and resources.shared and refusal is None:
+        # Our devices go back to Ray for it, all at once: no other test may hold one.
+        rest = sum(resources.nodes.values()) - demand.gpus
+        demand = replace(demand, ray_gpus=rest, ray_nodes=len(resources.nodes))
+    return demand, refusal
 
 
 def _too_little_memory(item: ItemRow, gpus: Sequence[Gpu]) -> str | None:

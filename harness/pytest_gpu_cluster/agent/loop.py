@@ -78,7 +78,7 @@ class Agent:
     def run(self) -> Cleanup:
         """Run the whole session; return the state in which it leaves the cluster."""
         self._prepare()
-        if self._launcher.can_select_here:
+        if not self._selects_late:
             self._selection.start()
         self._cluster.connect()
         self.state.history = self._mask.by_real_id(self._history.result())
@@ -98,6 +98,11 @@ class Agent:
                 self._admit()  # with a stalled journal results could be lost: nothing new starts
             self._limits.check()
         return self._finish()
+
+    @property
+    def _selects_late(self) -> bool:
+        """True where the selection waits for Ray: for a node with a GPU, or for devices of ours."""
+        return self._cluster.shared or not self._launcher.can_select_here
 
     def fail(self, message: str) -> None:
         """Write down that the agent itself failed, unless the session's end is written already."""
@@ -176,6 +181,7 @@ class Agent:
             default_gpus=cluster.default_gpus(),
             cpus=self._cluster.cpus(),
             has_ray=not self.spec.test_user,
+            shared=cluster.shared,
         )
 
     def _on_change(self, change: ClusterChange) -> None:
@@ -186,7 +192,7 @@ class Agent:
             case NodeJoined():
                 state.journal.append(change.node)
             case ClusterReady():
-                if not self._launcher.can_select_here and state.stop is None:
+                if self._selects_late and state.stop is None:
                     self._selection.start()
                 nodes = self.spec.nodes
                 detail = f"{nodes} node{'s' if nodes > 1 else ''}"
@@ -197,7 +203,7 @@ class Agent:
                 state.damage = f"node {change.node[:SHOWN_ID]} is lost: {change.message}"
                 state.journal.append(events.NodeLost(node=change.node, message=state.damage))
             case ClusterFailed():
-                state.end(StopReason.INFRASTRUCTURE, change.message)
+                state.end(change.reason, change.message)
 
     # -- deciding ----------------------------------------------------------------------------------
 

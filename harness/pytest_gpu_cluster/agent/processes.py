@@ -7,13 +7,15 @@ import threading
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pytest_gpu_cluster.agent.arrivals import Arrivals, ReservationLost
+from pytest_gpu_cluster.agent.arrivals import Arrivals, ClusterFailed, ReservationLost
 from pytest_gpu_cluster.agent.node_answer import NodeAnswer, ask_head
 from pytest_gpu_cluster.agent.ray_cluster import Cluster
 from pytest_gpu_cluster.agent.reservations import ENTRY, Reservation
 from pytest_gpu_cluster.agent.state import SessionState
 from pytest_gpu_cluster.agent.worker import Transport, Worker
+from pytest_gpu_cluster.contract.errors import CapacityError
 from pytest_gpu_cluster.contract.events import InternalError, Message
+from pytest_gpu_cluster.contract.failures import StopReason
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.masking import PassedValues
 from pytest_gpu_cluster.contract.messages import Exit, Finished, decode
@@ -80,7 +82,8 @@ class Launcher:
             thread = threading.Thread(target=self._select_on, args=(home, opening), daemon=True)
             thread.start()
             return opening
-        body = self._specification(Role.SELECT, SELECTING, spec.gpus).to_json()
+        gpus = self._cluster.reservations.gpus_of_head()
+        body = self._specification(Role.SELECT, SELECTING, gpus).to_json()
         lease = Lease(str(spec.node), code=str(spec.code), entry=ENTRY, specification=body)
         self._listen(None, lease)
         opening.open(lease)
@@ -126,6 +129,10 @@ class Launcher:
                 reservation,
                 lambda message: self._arrivals.put(ReservationLost(worker=worker, message=message)),
             )
+        except CapacityError as problem:
+            failed = ClusterFailed(message=problem.what, reason=StopReason.CAPACITY)
+            self._arrivals.put(failed)
+            self._arrivals.put((worker, [Exit(status=None, why=problem.what)]))
         except Exception as problem:  # noqa: BLE001
             # Whatever fails there is the end of that process.
             message = f"{type(problem).__name__}: {problem}".splitlines()[0]

@@ -15,12 +15,15 @@ from pytest_gpu_cluster.agent.arrivals import Arrivals, ClusterFailed, ClusterRe
 from pytest_gpu_cluster.agent.members import join_members
 from pytest_gpu_cluster.agent.plan import Demand
 from pytest_gpu_cluster.agent.relay import the_ray
-from pytest_gpu_cluster.agent.reservations import NAMESPACE, Reservation, Reservations
+from pytest_gpu_cluster.agent.reservations import Reservation, Reservations
 from pytest_gpu_cluster.contract.cluster_record import NodeRecord
 from pytest_gpu_cluster.contract.cpus import usable_cpus
+from pytest_gpu_cluster.contract.errors import CapacityError
+from pytest_gpu_cluster.contract.failures import StopReason
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.loopback import follow_address
+from pytest_gpu_cluster.contract.ray_place import RayPlace, Scope
 from pytest_gpu_cluster.contract.specs import AgentSpec, RayAccess
 from pytest_gpu_cluster.contract.store import Store
 from pytest_gpu_cluster.ray_remains import Books
@@ -52,6 +55,9 @@ class Cluster:
         self._cpus = usable_cpus()
         self.reservations = Reservations(spec, arrivals)
         self.address = ""
+        # Of a shared Ray it is there before any session.
+        self._file = spec.node / "ray.json"
+        self._scope = self._place().scope if self._file.exists() else Scope()
         self._books: Books  # of Ray, once it was joined
         self._joining = Joining.WAITING
         self._members: dict[str, NodeRecord] = {}  # by Ray's ids; empty until all have joined
@@ -62,6 +68,11 @@ class Cluster:
     @property
     def ready(self) -> bool:
         return self._joining is Joining.READY
+
+    @property
+    def shared(self) -> bool:
+        """True where Ray was there before us."""
+        return self._scope.shared
 
     @property
     def joining(self) -> bool:
@@ -77,6 +88,11 @@ class Cluster:
         began = time.monotonic()
         try:
             self._join(began + self._spec.join_s)
+        except CapacityError as problem:
+            self._joining = Joining.FAILED
+            failed = ClusterFailed(message=problem.what, reason=StopReason.CAPACITY)
+            self._arrivals.put(failed)
+            return
         except Exception as problem:  # noqa: BLE001 - told as the failure of the cluster
             self._joining = Joining.FAILED
             message = f"Ray could not be joined: {type(problem).__name__}: {problem}"
@@ -88,26 +104,32 @@ class Cluster:
 
     def _join(self, deadline: float) -> None:
         ray = the_ray()
-        path = self._spec.node / "ray.json"
-        while not path.exists():
+        while not self._file.exists():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"Ray was not up after {self._spec.join_s:.0f} s")
             time.sleep(0.02)
-        self.address = json.loads(path.read_text())["address"]
+        place = self._place()
+        self.address, self._scope = place.address, place.scope
         follow_address(self.address)
-        os.environ["RAY_AUTH_TOKEN"] = self._spec.ray_token  # no test process inherits it
+        if self._spec.ray_token:
+            os.environ["RAY_AUTH_TOKEN"] = self._spec.ray_token  # no test process inherits it
         ray.init(
             address=self.address,
-            namespace=NAMESPACE,
+            namespace=self._scope.namespace,
             log_to_driver=False,
             configure_logging=False,
         )
         self._books = Books(self.address)
-        head = ray.get_runtime_context().get_node_id()
+        shared = self._scope.shared
+        head = self._scope.nodes[0].id if shared else ray.get_runtime_context().get_node_id()
         members = join_members(self._spec, self._store, head, _alive, deadline=deadline)
-        self.reservations.join(head, self.address, members)
+        self.reservations.join(head, place, members)
+        members[head] = replace(members[head], gpus=self.reservations.gpus_of_head())
         self._free = {node: float(len(each.gpus)) for node, each in members.items()}
         self._members = members
+
+    def _place(self) -> RayPlace:
+        return RayPlace.from_json(json.loads(self._file.read_text()))
 
     def _watch_nodes(self) -> None:
         told: set[str] = set()
@@ -225,13 +247,15 @@ class Cluster:
     def leave(self, *, idle_gpus: float) -> Cleanup:
         """End what the session left in Ray.
 
-        Idle reservations of `idle_gpus` devices stay for the next session; 0: none.
+        Idle reservations of `idle_gpus` devices stay for the next session; 0: none. None stays on a
+        Ray that others use too.
         """
         deadline = time.monotonic() + self._spec.join_s
         while self.joining and time.monotonic() < deadline:
             time.sleep(0.05)  # a session may end before a cold Ray is up
         if not self.ready:
             return Cleanup(clean=False, message="Ray was never joined")
+        idle_gpus = 0.0 if self._scope.shared else idle_gpus
         self.reservations.end(idle_gpus=idle_gpus)
         deadline = time.monotonic() + RELEASE_LIMIT_S
         while remains := self._end_remains(self.reservations.idle_ids()):
@@ -243,8 +267,14 @@ class Cluster:
         return Cleanup(clean=True)
 
     def _end_remains(self, idle: set[str]) -> list[str]:
-        """End living actors, but those of the ids `idle`, and placement groups; return them."""
+        """End living actors, but those of the ids `idle`, and placement groups; return them.
+
+        They are all where Ray is our own, else those of this session.
+        """
         found = self._books.remains()
+        if self._scope.shared:
+            agent = the_ray().get_runtime_context().get_job_id()
+            found = found.of_session(self._spec.session, self._books.jobs(), agent)
         remains = replace(found, actors=tuple(a for a in found.actors if a.id not in idle))
         remains.end()
         return remains.lines()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pytest_gpu_cluster.agent.arrivals import Arrivals, NodeJoined, NodeLost
+from pytest_gpu_cluster.agent.device_group import DeviceGroup, devices_named
 from pytest_gpu_cluster.agent.node_answer import NodeAnswer, ask_head, signed
 from pytest_gpu_cluster.agent.plan import Demand
 from pytest_gpu_cluster.agent.relay import Relay, the_ray
@@ -19,13 +20,13 @@ from pytest_gpu_cluster.contract.cluster_record import NodeRecord
 from pytest_gpu_cluster.contract.events import NodeReady
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
+from pytest_gpu_cluster.contract.ray_place import NAMESPACE, RayPlace
 from pytest_gpu_cluster.contract.specs import AgentSpec, WorkerSpec
 from pytest_gpu_cluster.contract.trees import code_directory
 from pytest_gpu_cluster.node import lease as leases
-from pytest_gpu_cluster.ray_remains import end_remains_of
+from pytest_gpu_cluster.ray_remains import end_remains_of, process_name
 
 ENTRY = "pytest_gpu_cluster.worker.main:main"
-NAMESPACE = "gpu-cluster"
 GIVE_BACK_LIMIT_S = 2.0
 SHOWN_ID = 12  # characters of a node id in events
 KEEPER_GONE = "its keeper is gone"
@@ -51,6 +52,7 @@ class Reservations:
         self._name = f"idle-{code_directory(spec.request.code)}"
         self._head = ""  # Ray's id of this node
         self._address = ""  # of Ray
+        self._group: DeviceGroup | None = None  # None: all of Ray is ours
         self._nodes: dict[str, NodeRecord] = {}  # by Ray's ids; a lost one is forgotten
         self._ended_drivers: set[str] = set()  # whose processes are gone
         self._secrets = spec.passed.compact().to_json()
@@ -61,11 +63,20 @@ class Reservations:
         self._prestarted: leases.Lease | None = None
         self._active: list[Reservation] = []  # whose processes live
 
-    def join(self, head: str, address: str, nodes: Mapping[str, NodeRecord]) -> None:
-        """Take over the idle reservations of the last session; other named actors are killed."""
+    def join(self, head: str, place: RayPlace, nodes: Mapping[str, NodeRecord]) -> None:
+        """Take over the idle reservations of the last session; other named actors are killed.
+
+        On a Ray that others use too there is none of either that is ours, and our devices are taken
+        where no session has held them. Raises CapacityError.
+        """
         ray = the_ray()
-        self._head, self._address, self._nodes = head, address, dict(nodes)
+        self._head, self._address, self._nodes = head, place.address, dict(nodes)
         self._devices[head] = self._spec.gpus
+        if place.scope.shared:
+            self._group = DeviceGroup(place.scope)
+            if self._group.hold():
+                self._devices[head] = devices_named(self._spec.gpus, self._group.ids(head))
+            return
         for named in ray.util.list_named_actors(all_namespaces=True):
             actor = ray.get_actor(named["name"], namespace=named["namespace"])
             if named["name"].startswith(self._name):
@@ -74,6 +85,10 @@ class Reservations:
                 self._idle.setdefault((home, float(gpus)), []).append(reservation)
             else:
                 ray.kill(actor)
+
+    def gpus_of_head(self) -> tuple[Gpu, ...]:
+        """Return the devices of this node, which may be others than it began with."""
+        return self._devices.get(self._head, self._spec.gpus)
 
     def prestart(self) -> None:
         """Start a process on this node before its reservation is made.
@@ -97,23 +112,23 @@ class Reservations:
                 self.drop_idle()
                 self._end_remains()
             # A driving test is to find no actor that is not its own.
-            reservation = self._create(home, demand.gpus, process if demand.drives else "")
+            if demand.drives and self._group is not None:
+                self._group.drop()
+            driver = process_name(self._spec.session, process) if demand.drives else ""
+            reservation = self._create(home, demand.gpus, driver)
         self._active.append(reservation)
         try:
-            ids = set(the_ray().get(reservation.actor.gpu_ids.remote(), timeout=60))
+            ids = the_ray().get(reservation.actor.gpu_ids.remote(), timeout=60)
             self._prepare(reservation)
             if demand.drives:
                 self._prepare_nodes()
         except BaseException:
             self.release(reservation, reusable=False)  # else Ray would hold its devices for ever
             raise
-        held = (gpu for gpu in self._devices[home] if demand.gpus and gpu.id in ids)
-        return reservation, tuple(held)
+        return reservation, devices_named(self._devices[home], ids if demand.gpus else ())
 
     def _create(self, home: str, gpus: float, driver: str = "") -> Reservation:
         """Return a new reservation. A session of the same code finds it by name, but a driver's."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         ray = the_ray()
         ray.cloudpickle.register_pickle_by_value(leases)
         groups = {"send": 1, "receive": 1, "hold": 1}
@@ -122,11 +137,18 @@ class Reservations:
         )
         name = f"{self._name}:{home}:{gpus:g}:{secrets.token_hex(4)}"
         lasting = {"name": name, "namespace": NAMESPACE, "lifetime": "detached"}
-        options = lasting if not driver else {}
-        strategy = NodeAffinitySchedulingStrategy(home, soft=False)
+        options = lasting if not driver and self._group is None else {}
+        strategy = self._strategy(home, gpus, driver)
         directory = str(self._nodes[home].directory)
         actor = kind.options(scheduling_strategy=strategy, **options).remote(directory)
         return Reservation(actor=actor, home=home, gpus=gpus, driver=driver)
+
+    def _strategy(self, home: str, gpus: float, driver: str) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        if self._group is not None and gpus and not driver:
+            return self._group.strategy(home)
+        return NodeAffinitySchedulingStrategy(home, soft=False)
 
     def _prepare_nodes(self) -> None:
         """Have the trees on every node: the tasks of a driving test may run on any."""
@@ -316,3 +338,5 @@ class Reservations:
         self.drop_idle(but=idle_gpus)
         for reservation in list(self._active):
             the_ray().kill(reservation.actor)
+        if self._group is not None:
+            self._group.drop()

@@ -68,6 +68,7 @@ class StopReason(StrEnum):
     CRASH = "crash"  # the selecting process died
     LIMIT = "limit"  # the session's deadline
     INFRASTRUCTURE = "infrastructure"
+    CAPACITY = "capacity"  # Ray did not give devices back that a test had been given
     CLIENT_DONE = "client_done"  # the client needs no more results
     CANCELLED = "cancelled"  # the user's Ctrl-C
     CLIENT_LOST = "client_lost"  # nobody is left to want a result
@@ -91,6 +92,7 @@ _STOP_CLASSES = {
     StopReason.CRASH: FailureClass.CRASH,
     StopReason.LIMIT: FailureClass.LIMIT,
     StopReason.INFRASTRUCTURE: FailureClass.INFRASTRUCTURE,
+    StopReason.CAPACITY: FailureClass.CAPACITY,
 }
 
 

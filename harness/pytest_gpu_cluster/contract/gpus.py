@@ -5,7 +5,7 @@ A simulated GPU exists only in Ray's resources and in CUDA_VISIBLE_DEVICES.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from pytest_gpu_cluster.contract.errors import InfrastructureError
@@ -100,7 +100,28 @@ def node_gpus(
     if real:
         return (real if requested == "auto" else real[:requested]), driver
     count = simulated if requested == "auto" or not may_simulate else requested
-    return [
-        Gpu(id=str(number), name="simulated GPU", memory_gib=0.0, simulated=True)
-        for number in range(count)
-    ], None
+    return [_simulated(str(number)) for number in range(count)], None
+
+
+# Of the processes of a Ray of our own tests, which has no real devices; no setting leads to it.
+SIMULATED = "GPU_CLUSTER_INTERNAL_SIMULATED"
+
+
+def given_gpus(environ: Mapping[str, str], ids: Sequence[str]) -> tuple[list[Gpu], str | None]:
+    """Return the devices that Ray has given by their ids, and the driver's version.
+
+    Raises InfrastructureError where NVML does not find them: then they are none.
+    """
+    real, driver = by_nvml({**environ, "CUDA_VISIBLE_DEVICES": ",".join(ids)})
+    if len(real) == len(ids):
+        return real, driver
+    if SIMULATED in environ and not real:
+        return [_simulated(each) for each in ids], None
+    raise InfrastructureError(
+        f"Ray has given the GPUs {', '.join(ids)}, and NVML finds {len(real)} of them on this node",
+        remedy="look at `nvidia-smi` there, and at what `ray start --num-gpus` was told",
+    )
+
+
+def _simulated(identifier: str) -> Gpu:
+    return Gpu(id=identifier, name="simulated GPU", memory_gib=0.0, simulated=True)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 ADDRESS = "127.0.0.1"
 # Of Ray's processes, and of each that connects to them.
-VARIABLES: Mapping[str, str] = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+VARIABLES: Mapping[str, str] = {VARIABLE: "0"}
 
 
 def is_loopback(address: str) -> bool:

@@ -16,6 +16,7 @@ from pytest_gpu_cluster.contract.fields import Noun
 from pytest_gpu_cluster.contract.frozen import dataclass
 from pytest_gpu_cluster.contract.gpus import Gpu
 from pytest_gpu_cluster.contract.masking import PassedValues
+from pytest_gpu_cluster.contract.ray_place import RayPlace
 from pytest_gpu_cluster.contract.request import PytestFacts, SessionRequest
 from pytest_gpu_cluster.contract.selection import Distribution
 from pytest_gpu_cluster.contract.trees import tree_directory
@@ -76,6 +77,20 @@ class KeeperSpec(Noun):
     # The name of the user that tests run as; "": the keeper's. Another one needs a keeper of root,
     # and a way for that user to `directory` and to the interpreter, but none to `ray_directory`.
     test_user: str = ""
+    # A Ray that is there, for a keeper that starts none. It ends when its guard's stdin does, which
+    # is held by the node actor.
+    ray: RayPlace | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriverSpec(Noun):
+    """The entrypoint of a job on a Ray that is there. All tenants of that Ray can read it."""
+
+    boot: BootSpec
+    bundle: Mapping[str, float]  # what each node gives, as Ray names it: GPU, CPU, memory, …
+    labels: Mapping[str, str] = field(default_factory=dict)  # of Ray, that each node has to have
+    wait_s: float  # for the bundles; then there is no capacity
+    pytest: str  # version of the client's
 
 
 # Of a session, in the node's directory: TMPDIR of its tests. Short, for below it a test may have

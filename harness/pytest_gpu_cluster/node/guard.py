@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -55,6 +56,8 @@ def guard(spec: KeeperSpec) -> int:
     if pid == 0:
         _keep(spec, parent, legacy)
     signal.signal(signal.SIGTERM, lambda *_: _ask_to_end(pid))
+    if spec.ray is not None:
+        threading.Thread(target=_end_with_stdin, args=(pid,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     status, why = wait_for_keeper(pid, spec.boot.waits.grace_s)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -67,7 +70,7 @@ def guard(spec: KeeperSpec) -> int:
         # A SIGTERM comes from a client, which will close the record itself.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         close_record(record, heartbeat_s=spec.boot.waits.heartbeat_s)
-    return 0
+    return status if spec.ray is not None else 0
 
 
 def _tried(step: Callable[[], T]) -> T | None:
@@ -83,6 +86,14 @@ def _ask_to_end(pid: int) -> None:
     """Have the keeper end in order, also one that is stopped."""
     os.kill(pid, signal.SIGTERM)
     os.kill(pid, signal.SIGCONT)
+
+
+def _end_with_stdin(pid: int) -> None:
+    """Have the keeper end when the node actor, which holds the other end of stdin, is gone."""
+    while os.read(0, 4096):
+        pass
+    with contextlib.suppress(ProcessLookupError):
+        _ask_to_end(pid)
 
 
 def wait_for_keeper(pid: int, grace_s: float) -> tuple[int, str]:
@@ -123,6 +134,9 @@ def _keep(spec: KeeperSpec, parent: int, legacy: Legacy) -> NoReturn:
                 with contextlib.suppress(HarnessError):
                     leave_record(spec, 0, "")
                 remove_node(spec.directory)
+    except HarnessError as problem:
+        print(f"keeper: {problem}", flush=True)
+        code = problem.exit_code
     except BaseException:  # noqa: BLE001 - printed, and the exit code says so
         traceback.print_exc()
     finally:
@@ -216,6 +230,8 @@ def main(path: Path) -> int:
         raise
     path.unlink()  # before there is a test that could read it
     os.environ.update(spec.credentials)
+    if spec.ray is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray blocks SIGINT in its processes
     return guard(spec)
 
 

@@ -24,6 +24,7 @@ from pytest_gpu_cluster.contract import procfs
 from pytest_gpu_cluster.contract.cluster_record import NodePhase
 from pytest_gpu_cluster.contract.errors import HarnessError
 from pytest_gpu_cluster.contract.failures import KeeperStop
+from pytest_gpu_cluster.contract.ray_place import RayPlace
 from pytest_gpu_cluster.contract.specs import KeeperSpec
 from pytest_gpu_cluster.node.context import Node, Shutdown
 from pytest_gpu_cluster.node.follower import Follower
@@ -41,6 +42,7 @@ from pytest_gpu_cluster.node.logs import Legacy, NodeLogs
 from pytest_gpu_cluster.node.processes import (
     RAY_DAEMONS,
     ForkServer,
+    GivenRay,
     NodeProcess,
     Ray,
     State,
@@ -97,7 +99,9 @@ class Keeper:
         self.shutdown = Shutdown()
         self.progress = Progress(node)
         logs = NodeLogs(node.store, node.directory, legacy)
-        self.ray, self.fork_server = Ray(node), ForkServer(node)
+        given = node.spec.ray
+        self.ray = GivenRay(node, given) if given is not None else Ray(node)
+        self.fork_server = ForkServer(node)
         self.trees = WorkingTrees(node.store, node.directory, cache=node.cache, guest=node.guest)
         self.visits = None if node.spec.head else Visits(node, self.trees, logs)
         self.duty: Duty = (
@@ -166,7 +170,8 @@ class Keeper:
         """Give Ray's address to the processes of this node, and to the other nodes."""
         path = self.node.directory / "ray.json"
         fresh = path.with_name("ray.json.new")
-        fresh.write_text(json.dumps({"address": self.ray.address}))
+        place = RayPlace(address=self.ray.address, scope=self.ray.scope)
+        fresh.write_text(json.dumps(place.to_json()))
         fresh.rename(path)
         self.duty.on_ray_ready()
         self.progress.tell(NodePhase.READY, "is in Ray", ray_node=self.ray.node_id())

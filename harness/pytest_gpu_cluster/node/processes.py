@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pytest_gpu_cluster.contract import loopback, procfs
 from pytest_gpu_cluster.contract.errors import InfrastructureError
+from pytest_gpu_cluster.contract.ray_place import RayPlace, Scope
 from pytest_gpu_cluster.contract.silence import Stopwatch
 from pytest_gpu_cluster.contract.store import STORE_CREDENTIALS
 from pytest_gpu_cluster.contract.trees import code_directory
@@ -43,6 +44,14 @@ RAY_IS_UP = "Ray runtime started"
 FIRST_PORT = 20_000  # Ray gives those below to its workers
 
 
+# Of a Ray that is there: how processes on its nodes connect to it.
+GIVEN_ACCESS = (
+    "RAY_USE_TLS",
+    "RAY_TLS_SERVER_CERT",
+    "RAY_TLS_SERVER_KEY",
+    "RAY_TLS_CA_CERT",
+    loopback.VARIABLE,
+)
 NODE_ID = re.compile(rb"--node[-_]id=([0-9a-f]+)")  # among the arguments of a raylet
 RAY_DAEMONS = ("raylet", "gcs_server")  # names in the kernel of what `ray start` starts
 
@@ -130,10 +139,11 @@ class ForkServer(NodeProcess):
 
 
 class Ray(NodeProcess):
-    """Ray on this node. Its address is "" until it was started."""
+    """Ray on this node, and all ours. Its address is "" until it was started."""
 
     name = "ray"
     address = ""
+    scope = Scope()
 
     def start(self, head_address: str | None = None) -> None:
         """Start Ray as the head of a cluster, or join one. Raises InfrastructureError."""
@@ -143,7 +153,7 @@ class Ray(NodeProcess):
         # Ray's own monitor would end actors for what a test takes, and those hold reservations.
         # Without it the kernel ends the biggest test process, whose test is known.
         variables = {
-            "RAY_AUTH_TOKEN": self.node.spec.secrets.ray_token,
+            "RAY_AUTH_TOKEN": self.node.ray_token,
             "RAY_memory_monitor_refresh_ms": "0",
         }
         self.spawn(
@@ -187,6 +197,26 @@ class Ray(NodeProcess):
         ]
 
 
+class GivenRay(Ray):
+    """A Ray that was there before the keeper, and stays: no process of the node's."""
+
+    def __init__(self, node: Node, place: RayPlace) -> None:
+        super().__init__(node)
+        self.address, self.scope = place.address, place.scope
+        self.state = State.STARTING
+
+    def start(self, head_address: str | None = None) -> None:
+        """Start nothing."""
+
+    def answers(self) -> bool:
+        return True
+
+    def node_id(self) -> str:
+        """Return Ray's id of this node, as the driver has found it."""
+        here = str(self.node.directory)
+        return next(node.id for node in self.scope.nodes if node.directory == here)
+
+
 class StoppedProcesses:
     """Notices processes that are stopped for too long: no exit code and no broken pipe says so."""
 
@@ -217,8 +247,8 @@ def environment(node: Node, environ: Mapping[str, str]) -> dict[str, str]:
     meant for a Ray of the user's.
     """
     result = {name: value for name, value in environ.items() if not name.startswith(HIDDEN)}
+    result |= ray_access(node, environ)
     result |= {
-        "RAY_AUTH_MODE": "token",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
@@ -227,6 +257,13 @@ def environment(node: Node, environ: Mapping[str, str]) -> dict[str, str]:
     if any(device.simulated for device in node.gpus):
         result.pop("CUDA_VISIBLE_DEVICES", None)
     return result
+
+
+def ray_access(node: Node, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables by which processes connect to Ray, but for the token."""
+    mode = {"RAY_AUTH_MODE": "token" if node.ray_token else "disabled"}
+    given = GIVEN_ACCESS if node.spec.ray is not None else ()
+    return mode | {name: environ[name] for name in given if name in environ}
 
 
 def free_ports(count: int) -> list[int]:

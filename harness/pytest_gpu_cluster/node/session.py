@@ -191,7 +191,7 @@ def start_session(
         request=request,
         env=values,
         credentials=credentials(os.environ),
-        ray_token=node.spec.secrets.ray_token,
+        ray_token=node.ray_token,
         keeper_key=session_key(node.spec.secrets.keeper_secret, request.session),
         test_user=node.spec.test_user,
         nodes=node.boot.nodes,

@@ -23,7 +23,10 @@ from pytest_gpu_cluster.contract.settings import Settings
 from pytest_gpu_cluster.contract.specs import BootSpec
 from pytest_gpu_cluster.settings_keys import Key
 
-REGISTRY = {"local": "pytest_gpu_cluster.providers.local:LocalProvider"}
+REGISTRY = {
+    "local": "pytest_gpu_cluster.providers.local:LocalProvider",
+    "ray": "pytest_gpu_cluster.providers.ray:RayProvider",
+}
 ENTRY_POINTS = "pytest_gpu_cluster.providers"  # the group in which other packages name theirs
 VERBS = ("plan", "launch", "state", "close", "owned")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")

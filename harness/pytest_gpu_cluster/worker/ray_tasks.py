@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pytest_gpu_cluster.contract.specs import WorkerSpec
-from pytest_gpu_cluster.ray_remains import job_config
+from pytest_gpu_cluster.ray_remains import job_config, process_name
 from pytest_gpu_cluster.worker import task_entry
 
 HOOK = f"{task_entry.__name__}.{task_entry.enter_tree.__name__}"
@@ -46,8 +46,9 @@ def variables(spec: WorkerSpec, code: Path) -> Mapping[str, str]:
             task_entry.VARIABLES: str(_file(spec)),
         },
     }
+    process = process_name(spec.testrun, spec.worker)
     return {
-        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job_config(spec.worker, runtime_env)),
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job_config(process, runtime_env)),
         "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # what the user gives himself comes first
     }
 

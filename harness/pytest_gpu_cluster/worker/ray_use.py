@@ -13,7 +13,7 @@ import pytest
 
 from pytest_gpu_cluster.contract import loopback
 from pytest_gpu_cluster.contract.specs import RayAccess, WorkerSpec
-from pytest_gpu_cluster.ray_remains import Books, Job, end_remains_of
+from pytest_gpu_cluster.ray_remains import Books, Job, end_remains_of, process_name
 from pytest_gpu_cluster.worker import ray_tasks
 from pytest_gpu_cluster.worker.ray_output import PrintedByTasks
 
@@ -80,6 +80,7 @@ class Driver:
 
     def __init__(self, spec: WorkerSpec, access: RayAccess) -> None:
         self._spec, self._access = spec, access
+        self._process = process_name(spec.testrun, spec.worker)
         self._kept: set[str] = set()  # jobs of fixtures that outlive their test
         self._known: dict[str, bool] = {}  # is a job of this process, by its id
         self._books: Books | None = None  # of Ray, once something was asked
@@ -112,7 +113,7 @@ class Driver:
         mine = str(sys.modules["ray"].get_runtime_context().get_job_id()) if disconnects else ""
 
         def belongs(job: Job) -> bool:
-            of_test = job.process == self._spec.worker and job.id not in self._kept
+            of_test = job.process == self._process and job.id not in self._kept
             return of_test and (job.ended or job.id == mine)
 
         with contextlib.ExitStack() as connection:
@@ -130,7 +131,7 @@ class Driver:
 
     def _is_mine(self, job: str) -> bool:
         if job not in self._known:
-            self._known |= {each.id: each.process == self._spec.worker for each in self._jobs()}
+            self._known |= {each.id: each.process == self._process for each in self._jobs()}
         return self._known.get(job, False)
 
     def _jobs(self) -> list[Job]:
@@ -148,7 +149,7 @@ def access_variables(access: RayAccess) -> dict[str, str]:
     """Return the variables by which Ray finds the cluster."""
     variables = {
         "RAY_ADDRESS": access.address,
-        "RAY_AUTH_MODE": "token" if access.token else "",
+        "RAY_AUTH_MODE": "token" if access.token else "disabled",
         "RAY_AUTH_TOKEN": access.token,
         **(loopback.VARIABLES if loopback.is_loopback(access.address) else {}),
     }
