@@ -28,6 +28,7 @@ from pytest_gpu_cluster.contract.record import session_ids
 from pytest_gpu_cluster.contract.store import Store
 from tests import traffic
 from tests.benchmarks.drive import BenchError, Lab, Run, test_properties
+from tests.benchmarks.given_ray import SETTINGS, bare_job_s, ray_lab
 
 IDLE_WATCH_S = 60.0
 FAR_S = 0.05  # of a request to a store that is not near
@@ -122,6 +123,31 @@ def cold(lab: Lab, rounds: int) -> list[Row]:
             baseline=bare,
             note="baseline: bare `ray start --head`",
         )
+    ]
+
+
+def given_ray(lab: Lab, rounds: int) -> list[Row]:
+    """First result of a session that is a job on a Ray cluster that is there: of a new job, beside
+    a bare one in the same round, and of one that is warm, beside plain pytest.
+    """
+    project = lab.project("given", trivial(10), SETTINGS)
+    bare, cold, plain, over = [], [], [], []
+    with ray_lab(lab) as (there, rig):
+        for _ in range(rounds):
+            bare.append(bare_job_s(rig))
+            cold.append(there.pytest(project, "-v", "--gpu-cluster").first_s)
+            plain.append(there.pytest(project, "-v").first_s)
+            over.append(there.pytest(project, "-v", "--gpu-cluster").first_s - plain[-1])
+            there.down(project)
+    return [
+        row(
+            "ray_submit_first_result_s",
+            "s",
+            cold,
+            baseline=bare,
+            note="baseline: a job that does nothing, to its end",
+        ),
+        row("ray_warm_first_result_s", "s", over, baseline=plain, note="baseline: plain pytest"),
     ]
 
 
@@ -578,6 +604,8 @@ WORDS = {
     "warm_first_result_over_plain_s": "first result later than with plain pytest, cluster warm",
     "torch_warm_vs_plain": "one test that imports torch, cluster warm, over plain pytest",
     "cold_first_result_over_ray_s": "first result later than Ray's own start, no cluster there",
+    "ray_submit_first_result_s": "first result of a new job on a Ray that is there",
+    "ray_warm_first_result_s": "first result later than with plain pytest, that job warm",
     "trivial_1000_vs_xdist": "1,000 trivial tests, over pytest-xdist",
     "event_bytes_per_test": "size of a test in the record",
     "masking_share_1000": "the part of a run of 1,000 tests that masking takes",
@@ -607,6 +635,7 @@ FIGURES: dict[Callable[[Lab, int], list[Row]], tuple[str, ...]] = {
     warm: ("warm_first_result_over_plain_s",),
     torch_test: ("torch_warm_vs_plain",),
     cold: ("cold_first_result_over_ray_s",),
+    given_ray: ("ray_submit_first_result_s", "ray_warm_first_result_s"),
     thousand: ("trivial_1000_vs_xdist", "event_bytes_per_test"),
     masking: ("masking_share_1000",),
     heavy_tail: ("heavy_tail_vs_bound",),

@@ -33,6 +33,7 @@ from pytest_gpu_cluster.node.processes import private
 GUARD = "pytest_gpu_cluster.node.guard"
 CLOSE_LIMIT_S = 20.0  # for a guard whose life line has ended
 KILL_LIMIT_S = 5.0  # for processes to go after SIGKILL
+MARK_S = 10.0  # for the directory of a cluster, which nodes of one machine share, to be marked
 TAIL_CHARS = 4000
 # Of the actor's process. Ray would have it and its children run at a lower priority than others,
 # and would kill the guard with it, which has to clean up.
@@ -154,9 +155,12 @@ def _make_node(directory: Path) -> None:
     cluster.parent.mkdir(mode=0o700, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         make_directory(cluster.parent, cluster.name)
+    deadline = time.monotonic() + MARK_S
+    while not is_own(cluster):  # another node has made it, and marks it next
+        if time.monotonic() > deadline:
+            raise PermissionError(f"{cluster} is not ours")
+        time.sleep(0.02)
     (directory / "handoff").mkdir(parents=True, mode=0o700)
-    if not is_own(cluster):
-        raise PermissionError(f"{cluster} is not ours")
 
 
 def _end_processes(directory: Path) -> None:
