@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,11 @@ from pytest_gpu_cluster import liveness
 from pytest_gpu_cluster.clusters.acquire import PROTOCOL, acquire, listed_clusters
 from pytest_gpu_cluster.clusters.held_cluster import Hold
 from pytest_gpu_cluster.clusters.sweep import sweep
-from pytest_gpu_cluster.contract.cluster_record import ClusterDescription, ClusterRecord
+from pytest_gpu_cluster.contract.cluster_record import (
+    Announcement,
+    ClusterDescription,
+    ClusterRecord,
+)
 from pytest_gpu_cluster.contract.record import SessionRecord
 from pytest_gpu_cluster.contract.request import Limits, SessionRequest
 from pytest_gpu_cluster.contract.settings import Settings
@@ -184,3 +190,37 @@ def test_the_record_of_a_cluster_that_never_started_goes_with_its_client(store: 
     assert f"cluster {PENDING}: struck off the store's list" in swept
     assert any(line.startswith(f"session {SESSION}: its client was lost") for line in swept)
     assert store.list("clusters/") == []
+
+
+def test_a_cluster_whose_keeper_beats_is_not_gone_because_its_provider_says_so(
+    store: Store,
+) -> None:
+    """Such an answer has to be given again to be believed; and a record names what may live."""
+    record, ended = ClusterRecord(store, PENDING), threading.Event()
+    SessionRecord(store, SESSION).put_request(request(SESSION))
+
+    def beat() -> None:
+        for count in itertools.count(1):
+            record.announce(Announcement(beats=count))
+            if ended.wait(0.1):
+                return
+
+    keeper = threading.Thread(target=beat)
+    keeper.start()
+    try:
+        assert eventually(record.heartbeat)
+        acquire(
+            store,
+            PROVIDER,
+            PROVIDER.plan(spec("c2")),
+            "20260101-000000-abcd",
+            {},
+            listed_clusters(store),
+        )
+        swept = sweep(store, PROVIDER)
+    finally:
+        ended.set()
+        keeper.join()
+
+    assert not any(PENDING in line for line in swept), swept
+    assert record.description() is not None

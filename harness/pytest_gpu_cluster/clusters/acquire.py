@@ -66,7 +66,8 @@ def acquire(
         ref = ClusterRef(provider=provider.name, id=description.id, where=description.where)
         record = ClusterRecord(store, ref.id)
         if state_of(provider, ref).state == "gone":
-            strike_off(record)
+            if plan.patience.sure_s == 0:
+                strike_off(record)
         elif soon_idle(store, state) and offer_session(
             plan, record, session, values, first=state.inbox
         ):
@@ -77,15 +78,13 @@ def acquire(
     return HeldCluster(store, provider, plan, f"{busy}starting a new one")
 
 
-def strike_off(record: ClusterRecord) -> bool:
-    """Delete the record of a cluster that its provider calls gone, if it has ever been there.
+def strike_off(record: ClusterRecord) -> None:
+    """Delete the record of a cluster that is gone for certain, if it has ever been there.
 
     One that nobody has heard of may still be about to start; the sweep knows when it is not.
     """
-    was_there = record.heartbeat() is not None
-    if was_there:
+    if record.heartbeat() is not None:
         record.delete()
-    return was_there
 
 
 def interchangeable(

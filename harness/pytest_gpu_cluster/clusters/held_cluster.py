@@ -94,9 +94,8 @@ class HeldCluster:
             self._seen = state_of(self._provider, self.ref)
         self._gone.look(self._seen.state == "gone")
         self._silent.look(not self._spoken)
-        with contextlib.suppress(
-            StoreError
-        ):  # who follows the journal notices a store that is away
+        # Whoever follows the journal notices a store that is away.
+        with contextlib.suppress(StoreError):
             self._deliver()
             self._listen()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from pytest_gpu_cluster.clusters.acquire import strike_off
 from pytest_gpu_cluster.clusters.held_cluster import state_of
 from pytest_gpu_cluster.contract.cluster_record import (
     ClusterDescription,
@@ -66,7 +65,7 @@ def _end_orphan(store: Store, provider: Provider, cluster: ClusterDescription, h
     if state in ("starting", "running") and not held:
         line = _closed(provider, ref, "its keeper was silent; it is ended and removed")
         state = state_of(provider, ref).state
-    if state == "gone" and (strike_off(record) or not held):
+    if state == "gone" and not held:
         record.delete()
         line = line or f"cluster {ref.id}: struck off the store's list"
     return line
